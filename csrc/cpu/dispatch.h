@@ -1,0 +1,23 @@
+// Which instruction set runs: the best that this CPU has, or the one that was forced.
+#pragma once
+
+#include "kernels.h"
+
+namespace secateur::cpu {
+
+// Seen from outside libsecateur (the library hides everything else).
+#define SECATEUR_EXPORT __attribute__((visibility("default")))
+
+enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3 };
+inline constexpr int kIsaCount = 4;
+
+SECATEUR_EXPORT const char* isa_name(Isa isa);
+SECATEUR_EXPORT bool isa_available(Isa isa);  // compiled in and supported by this CPU
+
+SECATEUR_EXPORT Isa current_isa();
+SECATEUR_EXPORT void force_isa(Isa isa);  // must be available
+SECATEUR_EXPORT void reset_isa();         // back to the best one
+
+SECATEUR_EXPORT const Kernels& kernels();  // the current table
+
+}  // namespace secateur::cpu

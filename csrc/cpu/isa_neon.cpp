@@ -1,0 +1,9 @@
+#include "vec_neon.h"
+// The algorithms speak the vocabulary above, so it comes first.
+#include "algorithms/table.h"
+
+namespace secateur::cpu {
+
+extern const Kernels kernels_neon = make_table("neon");
+
+}  // namespace secateur::cpu

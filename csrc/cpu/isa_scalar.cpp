@@ -1,0 +1,9 @@
+#include "vec_scalar.h"
+// The algorithms speak the vocabulary above, so it comes first.
+#include "algorithms/table.h"
+
+namespace secateur::cpu {
+
+extern const Kernels kernels_scalar = make_table("scalar");
+
+}  // namespace secateur::cpu

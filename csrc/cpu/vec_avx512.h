@@ -1,0 +1,138 @@
+// The 16-lane vocabulary for AVX-512 (F, BW, DQ, VL): one register of floats, two of doubles. Words as in vec_scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace secateur::cpu {
+namespace {
+
+struct f32x16 {
+  __m512 v;
+};
+struct f64x16 {
+  __m512d lo, hi;
+};
+struct r16x16 {
+  __m256i v;
+};
+struct r32x16 {
+  __m512i v;
+};
+struct r64x16 {
+  __m512i lo, hi;
+};
+
+template <int Size>
+struct raw_of;
+template <>
+struct raw_of<2> {
+  using type = r16x16;
+};
+template <>
+struct raw_of<4> {
+  using type = r32x16;
+};
+template <>
+struct raw_of<8> {
+  using type = r64x16;
+};
+template <class T>
+using raw = typename raw_of<sizeof(T)>::type;
+
+template <class T>
+inline raw<T> load_raw(const T* p) {
+  if constexpr (sizeof(T) == 2) return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
+  if constexpr (sizeof(T) == 4) return {_mm512_loadu_si512(p)};
+  if constexpr (sizeof(T) == 8) return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + 8)};
+}
+template <class T>
+inline raw<T> splat_raw(T value) {
+  if constexpr (sizeof(T) == 2) return {_mm256_set1_epi16(__builtin_bit_cast(int16_t, value))};
+  if constexpr (sizeof(T) == 4) return {_mm512_set1_epi32(__builtin_bit_cast(int32_t, value))};
+  if constexpr (sizeof(T) == 8) {
+    __m512i v = _mm512_set1_epi64(__builtin_bit_cast(int64_t, value));
+    return {v, v};
+  }
+}
+template <class T>
+inline void store_raw(T* p, r16x16 r) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r.v);
+}
+template <class T>
+inline void store_raw(T* p, r32x16 r) {
+  _mm512_storeu_si512(p, r.v);
+}
+template <class T>
+inline void store_raw(T* p, r64x16 r) {
+  _mm512_storeu_si512(p, r.lo);
+  _mm512_storeu_si512(p + 8, r.hi);
+}
+inline r16x16 keep(r16x16 r, uint32_t bits) { return {_mm256_maskz_mov_epi16(__mmask16(bits), r.v)}; }
+inline r32x16 keep(r32x16 r, uint32_t bits) { return {_mm512_maskz_mov_epi32(__mmask16(bits), r.v)}; }
+inline r64x16 keep(r64x16 r, uint32_t bits) {
+  return {_mm512_maskz_mov_epi64(__mmask8(bits), r.lo), _mm512_maskz_mov_epi64(__mmask8(bits >> 8), r.hi)};
+}
+inline r16x16 blend(r16x16 off, r16x16 on, uint32_t bits) {
+  return {_mm256_mask_mov_epi16(off.v, __mmask16(bits), on.v)};
+}
+inline r32x16 blend(r32x16 off, r32x16 on, uint32_t bits) {
+  return {_mm512_mask_mov_epi32(off.v, __mmask16(bits), on.v)};
+}
+inline r64x16 blend(r64x16 off, r64x16 on, uint32_t bits) {
+  return {_mm512_mask_mov_epi64(off.lo, __mmask8(bits), on.lo),
+          _mm512_mask_mov_epi64(off.hi, __mmask8(bits >> 8), on.hi)};
+}
+
+inline f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline f32x16 load(const bf16* p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline f32x16 load(const f16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline f64x16 load(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+inline void store(float* p, f32x16 v) { _mm512_storeu_ps(p, v.v); }
+inline void store(double* p, f64x16 v) {
+  _mm512_storeu_pd(p, v.lo);
+  _mm512_storeu_pd(p + 8, v.hi);
+}
+inline f32x16 splat(float v) { return {_mm512_set1_ps(v)}; }
+inline f64x16 splat(double v) { return {_mm512_set1_pd(v), _mm512_set1_pd(v)}; }
+inline f64x16 widen(f32x16 a) {
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))};
+}
+inline f64x16 widen(f64x16 a) { return a; }
+
+inline f32x16 add(f32x16 a, f32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline f32x16 sub(f32x16 a, f32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline f32x16 mul(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline f32x16 abs_of(f32x16 a) { return {_mm512_abs_ps(a.v)}; }
+inline f64x16 add(f64x16 a, f64x16 b) { return {_mm512_add_pd(a.lo, b.lo), _mm512_add_pd(a.hi, b.hi)}; }
+inline f64x16 sub(f64x16 a, f64x16 b) { return {_mm512_sub_pd(a.lo, b.lo), _mm512_sub_pd(a.hi, b.hi)}; }
+inline f64x16 mul(f64x16 a, f64x16 b) { return {_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)}; }
+inline f64x16 abs_of(f64x16 a) { return {_mm512_abs_pd(a.lo), _mm512_abs_pd(a.hi)}; }
+
+inline uint32_t less(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+inline uint32_t less_equal(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
+inline uint32_t less(f64x16 a, f64x16 b) {
+  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LT_OQ)} |
+         uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LT_OQ)} << 8;
+}
+inline uint32_t less_equal(f64x16 a, f64x16 b) {
+  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LE_OQ)} |
+         uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LE_OQ)} << 8;
+}
+
+inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+
+inline uint32_t bits_of_bytes(const uint8_t* p) {
+  __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm_test_epi8_mask(v, v);
+}
+inline void bytes_of_bits(uint8_t* p, uint32_t bits) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_maskz_set1_epi8(__mmask16(bits), 1));
+}
+
+}  // namespace
+}  // namespace secateur::cpu

@@ -1,0 +1,13 @@
+// Every operator, one line each, nothing else.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(secateur, m) {
+  m.def("mask_apply(Tensor weight, Tensor mask) -> Tensor");
+  m.def("mask_apply_(Tensor(a!) weight, Tensor mask) -> ()");
+  m.def("statistics_threshold(Tensor weight, float k, bool signed=False) -> (Tensor weight, Tensor mask, Tensor theta)");
+  m.def("statistics_threshold_(Tensor(a!) weight, float k, bool signed=False) -> (Tensor mask, Tensor theta)");
+  m.def("threshold_relu(Tensor x, Tensor theta, float? max=None) -> (Tensor y, Tensor mask)");
+  m.def("threshold_relu_(Tensor(a!) x, Tensor theta, float? max=None) -> Tensor mask");
+  m.def("mask_pack(Tensor keep) -> Tensor mask");
+  m.def("mask_unpack(Tensor mask, int[] shape) -> Tensor keep");
+}

@@ -1,0 +1,120 @@
+"""The operators: what each takes, gives and refuses.
+
+``secateur.ops.X`` is ``torch.ops.secateur.X`` with errors as :class:`secateur.Error`. Functional forms carry gradients;
+in-place forms (trailing underscore) are for no-grad use. Dims as in the glossary of ``csrc/README.md``.
+
+Every operator runs on CPU tensors (scalar, AVX2, AVX-512 or NEON, chosen at run time, see :mod:`secateur.cpu`) and, where
+the CUDA library was built, on CUDA tensors. Its plain-torch twin of the same name is in :mod:`secateur.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (loads the operators)
+from . import _register  # noqa: F401  (fake kernels and gradients)
+from ._errors import Error
+
+_ops = torch.ops.secateur
+
+
+def _call(op: Callable[..., Any], *args: Any) -> Any:
+    """Call an operator; its complaints about arguments are the caller's errors."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        name = op.__name__.removesuffix(".default")
+        text = str(error)
+        if f"{name}: " in text and not isinstance(error, torch.OutOfMemoryError):
+            raise Error(text[text.index(f"{name}: ") :].split("\nException raised from")[0]) from None
+        raise
+
+
+def mask_apply(weight: Tensor, mask: Tensor) -> Tensor:
+    """``weight`` where the mask's bit is set, +0 elsewhere.
+
+    Args:
+        weight: any shape, float32, float64, float16 or bfloat16, any strides.
+        mask: packed bits, uint8 ``[rows, ceil(columns / 8)]`` as :func:`mask_pack` makes them; rows = ``shape[0]``.
+
+    Returns:
+        A new tensor like ``weight``. A pruned Inf or NaN becomes 0: values are selected, not multiplied.
+
+    The gradient of ``weight`` is the incoming one under the same mask.
+
+    Raises:
+        Error: wrong dtype, shape or device.
+    """
+    return _call(_ops.mask_apply.default, weight, mask)  # type: ignore[no-any-return]
+
+
+def mask_apply_(weight: Tensor, mask: Tensor) -> None:
+    """:func:`mask_apply` in place: one read and one write of the weights."""
+    _call(_ops.mask_apply_.default, weight, mask)
+
+
+def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune each neuron (row) by its own statistics: theta_j = mean(|w_j|) - k * std(|w_j|), keep |w| >= theta_j.
+
+    The standard deviation is the biased one (divided by n). A neuron whose std is 0 keeps all its weights.
+
+    Args:
+        weight: ``[K, ...]``, float32, float64, float16 or bfloat16; a neuron is an index of dim 0.
+        k: how many standard deviations below the mean theta lies; negative prunes more.
+        signed: take mean and std of w instead of |w| (what is compared stays |w|).
+
+    Returns:
+        ``(weight, mask, theta)``: the zeroed weight; the packed mask; theta ``[K]``, float64 for float64 weights and
+        float32 otherwise. The comparison uses theta as returned. Gradients reach only ``weight``, under the mask.
+
+    Raises:
+        Error: non-finite weights or k (and, for float64, squares beyond its range), wrong dtype.
+    """
+    return _call(_ops.statistics_threshold.default, weight, k, signed)  # type: ignore[no-any-return]
+
+
+def statistics_threshold_(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`statistics_threshold` in place; returns ``(mask, theta)``. On an error ``weight`` is as it was."""
+    return _call(_ops.statistics_threshold_.default, weight, k, signed)  # type: ignore[no-any-return]
+
+
+def threshold_relu(x: Tensor, theta: Tensor, max: float | None = None) -> tuple[Tensor, Tensor]:
+    """ReLU with a threshold (FATReLU, Kurtz et al. 2020, with one theta a channel): y = 0 where x < theta, else x.
+
+    Args:
+        x: ``[N, C, ...]`` (contiguous, channels_last or strided), ``[N, C]`` or ``[C]``; the channel is dim 1, or the
+            last dim of a 1-d or 2-d tensor.
+        theta: one value, or ``[C]``; float32 or float64, finite and >= 0. Compared in float32 (float64 for float64 x).
+        max: upper clamp, as in ReLU6; > 0.
+
+    Returns:
+        ``(y, mask)``: y like ``x``; the packed mask (rows = dim 0 of ``x``) of what passes a gradient, which is all
+        that the backward keeps. NaN stays NaN and passes; x == 0 and x >= max do not, as in ``torch.relu`` and
+        ``relu6``.
+
+    Raises:
+        Error: theta negative, NaN, Inf (checked on the CPU) or of another length; max <= 0; wrong dtype.
+    """
+    return _call(_ops.threshold_relu.default, x, theta, max)  # type: ignore[no-any-return]
+
+
+def threshold_relu_(x: Tensor, theta: Tensor, max: float | None = None) -> Tensor:
+    """:func:`threshold_relu` in place; returns the mask."""
+    return _call(_ops.threshold_relu_.default, x, theta, max)  # type: ignore[no-any-return]
+
+
+def mask_pack(keep: Tensor) -> Tensor:
+    """Pack a bool tensor into bits: uint8 ``[rows, ceil(columns / 8)]``, bit i of a row (least significant first) =
+    element i of ``keep[row]`` in row-major order, unused bits zero."""
+    return _call(_ops.mask_pack.default, keep)  # type: ignore[no-any-return]
+
+
+def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """Unpack bits into a bool tensor of ``shape``; the inverse of :func:`mask_pack`."""
+    return _call(_ops.mask_unpack.default, mask, list(shape))  # type: ignore[no-any-return]
