@@ -1,6 +1,7 @@
 // Every operator, one line each, nothing else.
 #include <torch/csrc/stable/library.h>
 
+// clang-format off: one line each, however long.
 STABLE_TORCH_LIBRARY(secateur, m) {
   m.def("mask_apply(Tensor weight, Tensor mask) -> Tensor");
   m.def("mask_apply_(Tensor(a!) weight, Tensor mask) -> ()");

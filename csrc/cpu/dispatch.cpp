@@ -7,19 +7,14 @@ namespace {
 
 const Kernels* table_of(Isa isa) {
   switch (isa) {
-    case Isa::kScalar:
-      return &kernels_scalar;
+    case Isa::kScalar: return &kernels_scalar;
 #if defined(__x86_64__)
-    case Isa::kAvx2:
-      return &kernels_avx2;
-    case Isa::kAvx512:
-      return &kernels_avx512;
+    case Isa::kAvx2: return &kernels_avx2;
+    case Isa::kAvx512: return &kernels_avx512;
 #elif defined(__aarch64__)
-    case Isa::kNeon:
-      return &kernels_neon;
+    case Isa::kNeon: return &kernels_neon;
 #endif
-    default:
-      return nullptr;
+    default: return nullptr;
   }
 }
 
@@ -40,8 +35,7 @@ const char* isa_name(Isa isa) {
 
 bool isa_available(Isa isa) {
   switch (isa) {
-    case Isa::kScalar:
-      return true;
+    case Isa::kScalar: return true;
 #if defined(__x86_64__)
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -49,11 +43,9 @@ bool isa_available(Isa isa) {
       return isa_available(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #elif defined(__aarch64__)
-    case Isa::kNeon:
-      return true;
+    case Isa::kNeon: return true;
 #endif
-    default:
-      return false;
+    default: return false;
   }
 }
 

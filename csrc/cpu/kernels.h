@@ -1,7 +1,7 @@
 // The kernel table: everything that one instruction set offers. Raw pointers and plain integers only.
 //
-// Each instruction set compiles the same algorithms (algorithms/*.h) over its own 16-lane vocabulary (vec_*.h) and fills
-// one table (isa_*.cpp). dispatch.h chooses a table once, at run time.
+// Each instruction set compiles the same algorithms (algorithms/*.h) over its own 16-lane vocabulary (vec_*.h) and
+// fills one table (isa_*.cpp). dispatch.h chooses a table once, at run time.
 #pragma once
 
 #include <cstdint>

@@ -44,8 +44,7 @@ using raw = typename raw_of<sizeof(T)>::type;
 template <class T>
 inline raw<T> load_raw(const T* p) {
   raw<T> r;
-  for (unsigned i = 0; i < sizeof r.v / 32; ++i)
-    r.v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + i);
+  for (unsigned i = 0; i < sizeof r.v / 32; ++i) r.v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + i);
   return r;
 }
 template <class T, class R>
@@ -179,8 +178,8 @@ inline uint32_t bits_of_bytes(const uint8_t* p) {
   return uint32_t(~_mm_movemask_epi8(zero)) & 0xffff;
 }
 inline void bytes_of_bits(uint8_t* p, uint32_t bits) {
-  const __m128i own = _mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, static_cast<char>(0x80), 1, 2, 4, 8, 16, 32, 64,
-                                    static_cast<char>(0x80));
+  const __m128i own =
+      _mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, static_cast<char>(0x80), 1, 2, 4, 8, 16, 32, 64, static_cast<char>(0x80));
   __m128i both = _mm_set1_epi16(static_cast<int16_t>(bits));
   __m128i half = _mm_shuffle_epi8(both, _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
   __m128i on = _mm_cmpeq_epi8(_mm_and_si128(half, own), own);

@@ -116,12 +116,12 @@ inline f64x16 abs_of(f64x16 a) { return {_mm512_abs_pd(a.lo), _mm512_abs_pd(a.hi
 inline uint32_t less(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline uint32_t less_equal(f32x16 a, f32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 inline uint32_t less(f64x16 a, f64x16 b) {
-  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LT_OQ)} |
-         uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LT_OQ)} << 8;
+  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LT_OQ)} | uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LT_OQ)}
+                                                                    << 8;
 }
 inline uint32_t less_equal(f64x16 a, f64x16 b) {
-  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LE_OQ)} |
-         uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LE_OQ)} << 8;
+  return uint32_t{_mm512_cmp_pd_mask(a.lo, b.lo, _CMP_LE_OQ)} | uint32_t{_mm512_cmp_pd_mask(a.hi, b.hi, _CMP_LE_OQ)}
+                                                                    << 8;
 }
 
 inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }

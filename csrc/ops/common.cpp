@@ -127,7 +127,8 @@ Tensor reordered(const Tensor& mask, const Tensor& t, const Rows& view, Layout l
   if (layout != Layout::kChannelsLast) return mask;
   Tensor out = new_mask(t, view);
   const int64_t channels = t.size(1), inner = channels ? view.columns / channels : 0;
-  if (to_memory) transpose_bits(mask.const_data_ptr<uint8_t>(), out.mutable_data_ptr<uint8_t>(), view.rows, channels, inner);
+  if (to_memory)
+    transpose_bits(mask.const_data_ptr<uint8_t>(), out.mutable_data_ptr<uint8_t>(), view.rows, channels, inner);
   else transpose_bits(mask.const_data_ptr<uint8_t>(), out.mutable_data_ptr<uint8_t>(), view.rows, inner, channels);
   return out;
 }

@@ -1,5 +1,5 @@
-#include "common.h"
 #include "../cpu/dispatch.h"
+#include "common.h"
 
 namespace secateur::ops {
 namespace {

@@ -1,6 +1,6 @@
 // mask_pack, mask_unpack: bools to bits and back.
-#include "common.h"
 #include "../cpu/dispatch.h"
+#include "common.h"
 
 namespace secateur::ops {
 namespace {

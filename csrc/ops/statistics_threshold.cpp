@@ -1,8 +1,8 @@
 #include <atomic>
 #include <cmath>
 
-#include "common.h"
 #include "../cpu/dispatch.h"
+#include "common.h"
 
 namespace secateur::ops {
 namespace {
@@ -88,8 +88,7 @@ Result threshold_dense(const char* op, const Tensor& from, const Tensor& to, con
     case ScalarType::BFloat16:
       bad = run(table.statistics_bf16, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
       break;
-    default:
-      bad = run(table.statistics_f16, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
+    default: bad = run(table.statistics_f16, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
   }
   check_row(op, bad);
   return {mask_in_logical_order(mask, from, view, layout), theta};

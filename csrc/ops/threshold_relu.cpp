@@ -1,8 +1,8 @@
 #include <cmath>
 #include <optional>
 
-#include "common.h"
 #include "../cpu/dispatch.h"
+#include "common.h"
 
 namespace secateur::ops {
 namespace {
@@ -32,8 +32,8 @@ Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const 
   const int64_t channels = x.dim() == 0 ? 1 : x.dim() > 2 ? x.size(1) : x.size(x.dim() - 1);
   check(theta.numel() == 1 || theta.numel() == channels, op, ": theta must have 1 value or one for each of the ",
         channels, " channels of x ", show(x.sizes()), ", got ", theta.numel());
-  Tensor values = torch::stable::contiguous(
-      torch::stable::to(theta, is_double ? ScalarType::Double : ScalarType::Float));
+  Tensor values =
+      torch::stable::contiguous(torch::stable::to(theta, is_double ? ScalarType::Double : ScalarType::Float));
   if (is_double) check_values<double>(op, values);
   else check_values<float>(op, values);
   if (theta.numel() == 1) return {values, 1, INT64_MAX / 2};
@@ -43,13 +43,21 @@ Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const 
 template <class T, class C>
 T stored_max(C max);
 template <>
-float stored_max(float max) { return max; }
+float stored_max(float max) {
+  return max;
+}
 template <>
-double stored_max(double max) { return max; }
+double stored_max(double max) {
+  return max;
+}
 template <>
-cpu::bf16 stored_max(float max) { return {torch::headeronly::BFloat16(max).x}; }
+cpu::bf16 stored_max(float max) {
+  return {torch::headeronly::BFloat16(max).x};
+}
 template <>
-cpu::f16 stored_max(float max) { return {torch::headeronly::Half(max).x}; }
+cpu::f16 stored_max(float max) {
+  return {torch::headeronly::Half(max).x};
+}
 
 template <class T, class C>
 void run(cpu::ThresholdReluFn<T, C> kernel, const Tensor& from, const Tensor& to, uint8_t* mask, const Theta& theta,

@@ -84,8 +84,8 @@ template <class T>
 RowStatistics statistics_threshold(const T* w, T* y, uint8_t* mask, int64_t columns, double k, bool is_signed) {
   if (columns == 0) return {0, true};
   bool constant = false;
-  RowStatistics row = is_signed ? row_statistics<true>(w, columns, k, &constant)
-                                : row_statistics<false>(w, columns, k, &constant);
+  RowStatistics row =
+      is_signed ? row_statistics<true>(w, columns, k, &constant) : row_statistics<false>(w, columns, k, &constant);
   if (!row.finite) return row;
   const uint32_t all = constant ? 0xffff : 0;  // std 0: the neuron keeps all its weights
   const auto theta = splat_theta<T>(row.theta);
