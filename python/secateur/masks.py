@@ -1,0 +1,348 @@
+"""How masks live: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each optimizer step.
+
+``prune`` gives a module a uint8 buffer ``<parameter>_mask`` (packed as :func:`secateur.ops.mask_pack` does) and marks the
+module. Two hooks on torch's optimizers, global ones, do the rest: after every step of whatever optimizer, made
+whenever, the fused mask-apply zeroes what the step brought back; before it, a state older than the pruning is reported.
+The module's forward is untouched, so compile, export and every subclass keep working.
+
+Why the registry holds modules and not parameters: a module keeps its parameter by name, whatever object that is after
+``.to()``, ``load_state_dict(assign=True)`` or a swap; and ``torch.utils.swap_tensors`` refuses tensors that somebody holds
+weak references to. The mark is a small object in the module's ``__dict__`` that goes along with deepcopy and pickle and
+enters its new owner into the registry from ``__setstate__``.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from . import ops
+from ._errors import Error
+from .reference import rows_and_columns
+
+_MARK = "_secateur_masks"
+_SUFFIX = "_mask"
+
+#: Modules that carry masks and are alive.
+_marked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+#: Optimizers that have been reported as stale once.
+_reported: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+Theta = tuple[float, float, float]  # min, mean, max over the neurons
+
+
+class Mark:
+    """What a masked module carries: the names of its masked parameters, and what the report says about them."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = weakref.ref(owner)  # weak: a cycle would keep a dropped model in memory until the next collection
+        self.thetas: dict[str, Theta | None] = {}  # the masked parameters, in the order in which they were masked
+        self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
+        self.lost: set[str] = set()  # reported as out of reach
+        self.load_hook = owner.register_load_state_dict_post_hook(_after_load)
+        _marked.add(owner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": self.owner()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Both deepcopy and pickle make the new module before its state, so the owner here is the new one.
+        self.__dict__.update(state)
+        owner = state["owner"]
+        self.owner = weakref.ref(owner)
+        _marked.add(owner)
+
+
+def _mark(module: nn.Module) -> Mark | None:
+    mark = module.__dict__.get(_MARK)
+    return mark if isinstance(mark, Mark) else None
+
+
+def buffer_name(parameter: str) -> str:
+    """``weight`` -> ``weight_mask``, ``weight_ih_l0`` -> ``weight_ih_l0_mask``."""
+    return parameter + _SUFFIX
+
+
+def masked_parameters(module: nn.Module) -> dict[str, Theta | None]:
+    """The names of this very module's masked parameters (not its children's), with their theta (min, mean, max)."""
+    mark = _mark(module)
+    return {} if mark is None else dict(mark.thetas)
+
+
+def get_mask(module: nn.Module, parameter: str) -> Tensor | None:
+    """The packed mask uint8 [rows, bytes] of a masked parameter, or None."""
+    mark = _mark(module)
+    if mark is None or parameter not in mark.thetas:
+        return None
+    mask = module._buffers.get(buffer_name(parameter))
+    if mask is not None and mask.dtype != torch.uint8:
+        # module.type(dtype) casts every buffer; 0..255 are exact in every float type down to bfloat16.
+        mask = mask.to(torch.uint8)
+        module._buffers[buffer_name(parameter)] = mask
+    return mask
+
+
+def check_room(module: nn.Module, parameter: str, where: str, caller: str = "prune") -> None:
+    """Raise an Error if the name of the mask's buffer is taken by something else."""
+    name = buffer_name(parameter)
+    mark = _mark(module)
+    if (mark is None or parameter not in mark.thetas) and getattr(module, name, None) is not None:
+        raise Error(f"{caller}: {where} must leave the name {name!r} free for its mask, but the module has such an attribute")
+
+
+def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None = None) -> None:
+    """Give a parameter its packed mask [rows, bytes]; the weight itself is not touched (see :func:`apply`)."""
+    mark = _mark(module)
+    if mark is None:
+        mark = Mark(module)
+        module.__dict__[_MARK] = mark
+    name = buffer_name(parameter)
+    if name in module._buffers:
+        module._buffers[name] = mask
+    else:
+        module.register_buffer(name, mask)
+    mark.thetas[parameter] = theta
+    mark.unchecked.add(parameter)
+    mark.lost.discard(parameter)
+
+
+def detach(module: nn.Module, parameter: str) -> None:
+    """Take a parameter's mask away; its zeros stay."""
+    mark = _mark(module)
+    if mark is None or parameter not in mark.thetas:
+        return
+    name = buffer_name(parameter)
+    if getattr(module, "owns_mask", False):  # secateur.nn.MaskedLinear and its kin read None as "no mask"
+        module._buffers[name] = None
+    else:
+        del module._buffers[name]
+    del mark.thetas[parameter]
+    mark.unchecked.discard(parameter)
+    if not mark.thetas:
+        mark.load_hook.remove()
+        del module.__dict__[_MARK]
+        _marked.discard(module)
+
+
+def masked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``(name, module)`` of every module in ``model`` that carries masks."""
+    for name, module in model.named_modules():
+        if _mark(module) is not None:
+            yield name, module
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """Take the masks away and leave the zeros: the state_dict loads strictly into the plain classes again.
+
+    In place; from here on an optimizer may bring the zeros back. A model without masks is left as it is.
+
+    Returns:
+        The model given.
+    """
+    for _, module in list(masked_modules(model)):
+        for parameter in masked_parameters(module):
+            detach(module, parameter)
+    return model
+
+
+def apply(model: nn.Module) -> nn.Module:
+    """Zero every pruned weight again: for updates that go by no ``torch.optim`` optimizer (averaging, copying by hand)."""
+    for _, module in masked_modules(model):
+        _apply_to(module, masked_parameters(module))
+    return model
+
+
+def adopt(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Take zeros that are there for pruned: every weight of a known layer that holds zeros gets a mask.
+
+    For a model whose zeros came from elsewhere (a stripped checkpoint, another library): from here on fine-tuning
+    leaves them zero, and pruning again takes its statistics from the survivors. A layer that has a mask keeps it.
+
+    Args:
+        model: changed in place. parameters: masks to use instead of the zeros, by state_dict key of the mask
+            (``"fc.weight_mask"``), for the parameters that these keys name alone: what
+            :func:`match_state_dict` calls.
+
+    Returns:
+        The model given.
+    """
+    from .selection import weights_of
+
+    for weight in weights_of(model, caller="adopt"):
+        if weight.problem is not None:
+            continue
+        value = weight.value
+        if parameters is not None:
+            given = parameters.get(buffer_name(weight.key))
+            if given is None:
+                continue
+            mask = given.detach().to(value.device, copy=True)
+        elif get_mask(weight.module, weight.parameter) is None and bool((value == 0).any()):
+            check_room(weight.module, weight.parameter, weight.label, "adopt")
+            mask = ops.mask_pack(value.detach() != 0)
+        else:
+            continue
+        for module, parameter in weight.places:
+            attach(module, parameter, mask)
+    return model
+
+
+def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
+    """Give ``model`` the masks that a pruned model's ``state_dict`` holds, so that it loads strictly.
+
+    A plain model has no ``*_mask`` buffers, and torch rightly calls the pruned state_dict's keys unexpected::
+
+        secateur.masks.match_state_dict(model, state).load_state_dict(state)
+
+    Raises:
+        Error: a mask in the state_dict that fits no weight of the model. Then the model is as it was.
+    """
+    from .selection import weights_of
+
+    found: dict[str, Tensor] = {}
+    weights = {buffer_name(weight.key): weight for weight in weights_of(model, caller="match_state_dict")}
+    for key, value in state_dict.items():
+        if not (key.endswith(_SUFFIX) and isinstance(value, Tensor) and key[: -len(_SUFFIX)] in state_dict):
+            continue
+        if key not in weights:
+            raise Error(f"match_state_dict: the state_dict's {key!r} must name a weight of the model, which has none such")
+        weight = weights[key]
+        if weight.problem is not None:
+            raise Error(f"match_state_dict: {weight.label} cannot take a mask: {weight.problem}")
+        rows, columns = rows_and_columns(weight.value.shape)
+        if value.dtype != torch.uint8 or tuple(value.shape) != (rows, -(-columns // 8)):
+            raise Error(
+                f"match_state_dict: {key!r} must be a packed mask, uint8 [{rows}, {-(-columns // 8)}] for a weight of "
+                f"{list(weight.value.shape)}, got {value.dtype} {list(value.shape)}"
+            )
+        check_room(weight.module, weight.parameter, weight.label, "match_state_dict")
+        found[key] = value
+    return adopt(model, found)
+
+
+def clear_state(optimizer: Optimizer, pruned: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Zero what an optimizer remembers of pruned weights: momentum, averages, and the pending gradient.
+
+    Args:
+        optimizer: any ``torch.optim`` optimizer. pruned: (parameter, packed mask) pairs.
+
+    Returns:
+        How many of the parameters the optimizer holds. LBFGS's flat history mixes all weights: it is dropped whole.
+    """
+    held = _held(optimizer)
+    hits = 0
+    with torch.no_grad():
+        for parameter, mask in pruned:
+            if id(parameter) not in held:
+                continue
+            hits += 1
+            if parameter.grad is not None and parameter.grad.layout == torch.strided:
+                _apply_mask(parameter.grad, mask)
+            for value in _elementwise(optimizer, parameter):
+                _apply_mask(value, mask)
+        if hits:
+            for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
+                del optimizer.state[key]
+    return hits
+
+
+def _elementwise(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
+    """The optimizer's tensors that hold one value per weight of ``parameter``."""
+    state = optimizer.state.get(parameter, {})
+    return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0]
+
+
+def _held(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _apply_mask(value: Tensor, mask: Tensor) -> None:
+    if value.device.type == "meta":
+        return
+    ops.mask_apply_(value, mask if mask.device == value.device else mask.to(value.device))
+
+
+def _apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
+    with torch.no_grad():
+        for parameter in parameters:
+            value = module._parameters.get(parameter)
+            mask = get_mask(module, parameter)
+            if value is not None and mask is not None:
+                _apply_mask(value, mask)
+
+
+def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
+    """A state_dict without masks (``strict=False``) must not bring pruned weights back."""
+    _apply_to(module, masked_parameters(module))
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _marked:
+        return
+    held = _held(optimizer)
+    for module in tuple(_marked):
+        mark = _mark(module)
+        if mark is None:
+            continue
+        mine = []
+        for parameter in mark.thetas:
+            value = module._parameters.get(parameter)
+            if value is not None and id(value) in held:
+                mine.append(parameter)
+            elif value is None and parameter not in mark.lost:
+                mark.lost.add(parameter)
+                warnings.warn(
+                    f"secateur: the pruned {parameter!r} of a {type(module).__name__} is no parameter any more (another "
+                    "library took its place): its mask is not applied after optimizer steps",
+                    stacklevel=2,
+                )
+        _apply_to(module, mine)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Report, once an optimizer, a state that is older than the pruning: the earliest moment at which it can be known."""
+    if not _marked:
+        return
+    held: set[int] | None = None
+    for module in tuple(_marked):
+        mark = _mark(module)
+        if mark is None or not mark.unchecked:
+            continue
+        held = _held(optimizer) if held is None else held
+        for parameter in tuple(mark.unchecked):
+            value = module._parameters.get(parameter)
+            if value is None or id(value) not in held:
+                continue
+            mark.unchecked.discard(parameter)
+            mask = get_mask(module, parameter)
+            if mask is not None and optimizer not in _reported and _remembers(optimizer, value, mask):
+                _reported.add(optimizer)
+                warnings.warn(
+                    f"secateur: this {type(optimizer).__name__} is older than the pruning and still holds momentum of "
+                    "weights that are pruned now. They stay zero all the same; pass optimizer= to prune to clear it",
+                    stacklevel=2,
+                )
+
+
+def _remembers(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> bool:
+    with torch.no_grad():
+        for value in _elementwise(optimizer, parameter):
+            if value.device.type != "meta":
+                here = mask.to(value.device)
+                if not torch.equal(ops.mask_apply(value, here), value):
+                    return True
+    return False
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

@@ -1,0 +1,118 @@
+"""Where zeros may lie: single weights ("1x1"), blocks along the input channels ("1xN"), whole neurons ("neuron").
+
+A pattern turns a weight into the :class:`~secateur.criteria.Field` that a rule works on, and the rule's decision back
+into one bool a weight. Glossary: J neurons (output units), C input channels of one neuron (within its group), T kernel
+taps, N the block's length, P = ceil(C / N) blocks along the channels.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._errors import Error
+from .criteria import Field
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """``block``: how many consecutive input channels go together; 0 for whole neurons."""
+
+    block: int
+
+    def __str__(self) -> str:
+        return f"1x{self.block}" if self.block else "neuron"
+
+
+def parse(pattern: Any, caller: str = "prune") -> Pattern:
+    """``"1x1"``, ``"1x4"``, ... or ``"neuron"`` as a :class:`Pattern`."""
+    if isinstance(pattern, str):
+        if pattern == "neuron":
+            return Pattern(0)
+        match = re.fullmatch(r"1x([1-9][0-9]*)", pattern)
+        if match:
+            return Pattern(int(match[1]))
+    raise Error(f'{caller}: pattern must be "1x1", "1xN" (N a whole number, as in "1x4") or "neuron", got {pattern!r}')
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stored weight holds its neurons.
+
+    ``groups`` = 0: neuron = dim 0 (Linear, Conv, the rows of an LSTM). ``groups`` > 0: a transposed convolution's
+    [C_in, K / groups, taps], where neuron = dim 1 within a group.
+    """
+
+    groups: int = 0
+
+    def neurons(self, weight: Tensor) -> Tensor:
+        """weight as [J, C, T] (a view where dim 0 is the neuron)."""
+        if self.groups:
+            taps = weight.shape[2:].numel()
+            return (
+                weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], taps)
+                .transpose(1, 2)
+                .reshape(self.groups * weight.shape[1], weight.shape[0] // self.groups, taps)
+            )
+        if weight.dim() < 2:
+            return weight.reshape(weight.shape[0] if weight.dim() else 1, 1, 1)
+        return weight.reshape(weight.shape[0], weight.shape[1], weight.shape[2:].numel())
+
+    def stored(self, neurons: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of :meth:`neurons`: [J, C, T] back to the stored shape."""
+        if self.groups:
+            split = neurons.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
+            return split.transpose(1, 2).reshape(shape)
+        return neurons.reshape(shape)
+
+
+def field(weight: Tensor, alive: Tensor | None, layout: Layout, pattern: Pattern, *, signed: bool, precise: bool) -> Field:
+    """What a rule sees of ``weight`` under ``pattern``.
+
+    Args:
+        weight: the stored weight, any float dtype. alive: bool of its shape, or None where every weight lives.
+        layout: where its neurons are. signed: statistics of w instead of |w|. precise: scores in float64 (rules that
+            compute with them); else single weights stay in float32, where ranking them is exact.
+    """
+    w = layout.neurons(weight.detach())  # [J, C, T]
+    wide = torch.float64 if precise or weight.dtype == torch.float64 or pattern.block != 1 else torch.float32
+    w = w.to(wide)
+    live = torch.ones(w.shape, dtype=torch.bool, device=w.device) if alive is None else layout.neurons(alive)
+    gone = weight.numel() - int(live.sum())
+    if pattern.block == 1:
+        score = w.abs().reshape(w.shape[0], -1)
+        sample = w.reshape(w.shape[0], -1) if signed else score
+        return Field(score, sample, live.reshape(w.shape[0], -1), None, weight.numel(), gone)
+    size = _sums(torch.ones_like(w), pattern)
+    score = _sums(w.abs(), pattern) / size
+    sample = _sums(w, pattern) / size if signed else score
+    cost = _sums(live.to(torch.int64), pattern)
+    return Field(score, sample, cost > 0, cost, weight.numel(), gone)
+
+
+def keep_weights(keep: Tensor, alive: Tensor | None, shape: torch.Size, layout: Layout, pattern: Pattern) -> Tensor:
+    """A decision [R, B] as one bool a weight, in the stored shape; what was pruned before stays pruned."""
+    like = layout.neurons(torch.empty(shape, dtype=torch.bool, device="meta"))
+    J, C, T = like.shape
+    if pattern.block == 0:
+        whole = keep.reshape(J, 1, 1).expand(J, C, T)
+    elif pattern.block == 1:
+        whole = keep.reshape(J, C, T)
+    else:
+        whole = keep.reshape(J, -1, T).repeat_interleave(pattern.block, 1)[:, :C]
+    stored = layout.stored(whole, shape)
+    return stored if alive is None else stored & alive
+
+
+def _sums(values: Tensor, pattern: Pattern) -> Tensor:
+    """Sums of [J, C, T] over each block: [J, P * T] for blocks of channels, [1, J] for neurons."""
+    J, C, T = values.shape
+    if pattern.block == 0:
+        return values.sum((1, 2)).reshape(1, J)
+    padded = F.pad(values, (0, 0, 0, -C % pattern.block))  # the last block may be shorter
+    return padded.reshape(J, -1, pattern.block, T).sum(2).reshape(J, -1)

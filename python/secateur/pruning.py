@@ -1,0 +1,449 @@
+"""The calls: :func:`prune` zeroes weights in place, :func:`sparsity` counts the zeros that are there.
+
+Nothing is written before every layer has been looked at, so an error leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from . import masks, ops, patterns, selection
+from ._errors import Error
+from .criteria import Criterion, Decision, Field, Magnitude, MeanStd, Random, decide
+from .patterns import Pattern
+from .reference import rows_and_columns
+from .report import WEIGHT_COLUMNS, Report
+from .selection import Entry, Weight
+
+#: What an override may say of the layers that its key names.
+Override = Criterion | str | tuple[Criterion, str] | None
+
+
+@dataclass
+class _Task:
+    """One weight on its way through :func:`prune`."""
+
+    weight: Weight
+    rule: Criterion
+    pattern: Pattern
+    alive: Tensor | None = None  # bool, the weight's shape; None: every weight lives
+    gone: int = 0  # weights that were zero before
+    fused: bool = False  # the in-place operator decides and writes in one pass
+    step: int = 1  # the most weights that go together
+    k: float | None = None
+    theta: Tensor | None = None  # [R]
+    mask: Tensor | None = None  # packed
+    zeros: int = 0  # afterwards
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return self.weight.label
+
+
+def prune(
+    model: nn.Module,
+    criterion: Criterion,
+    *,
+    pattern: str = "1x1",
+    exclude: Iterable[Entry] = (),
+    include: Iterable[Entry] = (),
+    overrides: Mapping[Entry, Override] | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+) -> Report:
+    """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
+
+    Pruned are the weights of Linear, Conv1d-3d and ConvTranspose1d-3d (grouped and depthwise too), RNN, LSTM and GRU (and
+    their cells) and MultiheadAttention; never biases; Embedding only by ``include``. A neuron is one output unit: dim 0
+    of the weight, dim 1 within a group of a transposed convolution, a row of an LSTM's weight, a token's vector in an
+    embedding. Pruning again takes its statistics from the survivors (what no mask has pruned).
+
+    Each pruned parameter stays a plain Parameter with zeros in it; its module gets a buffer ``<name>_mask`` (one bit a
+    weight), which is re-applied after each step of any ``torch.optim`` optimizer (:mod:`secateur.masks`).
+
+    Args:
+        model: any module, a bare layer included.
+        criterion: :class:`MeanStd`, :class:`Magnitude` or :class:`Random`.
+        pattern: ``"1x1"`` zeros anywhere; ``"1xN"``, such as ``"1x4"``, blocks of N consecutive input channels at one
+            kernel tap; ``"neuron"`` whole output units (their biases stay).
+        exclude: layers to leave alone, by name (of a layer, a weight, or a module around it), glob pattern or type.
+        include: layers to prune that are left out by default (embeddings), named alike.
+        overrides: another criterion, pattern (``"1x4"``), ``(criterion, pattern)`` or None (leave alone) for some
+            layers. A name counts more than a glob pattern, that more than a type; among equals the last counts.
+        optimizer: the optimizer (or several) that goes on training the model: its momentum of pruned weights is zeroed.
+
+    Returns:
+        A report, one row a weight: layer, shape, weights, zeros, theta over the neurons, bytes dense and packed.
+
+    Raises:
+        Error: a bad argument, an entry that names no layer, a layer that cannot hold a mask, weights that are NaN or
+            infinite. The model is then exactly as it was.
+
+    Warns:
+        UserWarning: a rule that prunes nothing, a layer emptied whole, a share of zeros not reached, a tied weight, a
+            layer that cannot be pruned, MultiheadAttention's ``out_proj``. The report's notes repeat it.
+    """
+    report, said = _prune(model, criterion, pattern, exclude, include, overrides, optimizer)
+    for text in said:
+        warnings.warn(f"prune: {text}", UserWarning, stacklevel=2)
+    return report
+
+
+def _prune(
+    model: nn.Module,
+    criterion: Criterion,
+    pattern: str,
+    exclude: Iterable[Entry],
+    include: Iterable[Entry],
+    overrides: Mapping[Entry, Override] | None,
+    optimizer: Optimizer | Sequence[Optimizer] | None,
+) -> tuple[Report, list[str]]:
+    """:func:`prune`, with what is to be warned about returned instead."""
+    optimizers = _check_optimizers(optimizer)
+    tasks, said, notes = _plan(model, criterion, pattern, exclude, include, overrides)
+    with torch.no_grad():
+        _decide(tasks)
+        for task in tasks:  # from here on nothing that the caller did can fail
+            _write(task)
+        said += _clear(optimizers, tasks)
+    said += _outcome(tasks)
+    notes += [note for task in tasks for note in task.notes]
+    rows = [_row(task.weight, task) for task in tasks]
+    return Report(f"prune: {criterion!r}, pattern {pattern}", WEIGHT_COLUMNS, rows, [*said, *notes], _total(rows)), said
+
+
+def sparsity(model: nn.Module) -> Report:
+    """Count the zeros of a model's weights, whoever put them there.
+
+    Returns:
+        A report like :func:`prune`'s, one row a weight (embeddings too). theta is known where ``prune`` set it.
+    """
+    rows = []
+    notes = []
+    for weight in selection.weights_of(model, caller="sparsity"):
+        if weight.problem is not None:
+            notes.append(f"{weight.label} is not counted: {weight.problem}")
+            continue
+        rows.append(_row(weight))
+        if weight.aliases:
+            notes.append(f"{weight.label} is also {', '.join(w.label for w in weight.aliases)} (counted once)")
+    return Report("zeros", WEIGHT_COLUMNS, rows, notes, _total(rows))
+
+
+def _check_optimizers(optimizer: Any) -> list[Optimizer]:
+    if optimizer is None:
+        return []
+    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    if not all(isinstance(each, Optimizer) for each in given):
+        raise Error(f"prune: optimizer must be a torch.optim.Optimizer or a list of them, got {type(optimizer).__name__}")
+    return given
+
+
+def _plan(
+    model: nn.Module,
+    criterion: Any,
+    pattern: str,
+    exclude: Iterable[Entry],
+    include: Iterable[Entry],
+    overrides: Mapping[Entry, Override] | None,
+) -> tuple[list[_Task], list[str], list[str]]:
+    """Which weights are pruned by which rule; what must be warned about; what is only noted."""
+    _check_rule(criterion, "criterion")
+    default = patterns.parse(pattern)
+    _check_pair(criterion, default)
+    weights = selection.weights_of(model)
+    if not weights:
+        raise Error(f"prune: model must hold a layer that can be pruned, got a {type(model).__name__} without any")
+    said: list[str] = []
+    notes: list[str] = []
+    wanted = {id(w) for w in weights if w.default or any(alias.default for alias in w.aliases)}
+
+    for entry in selection.check_entries(include, "include"):
+        hits = selection.matches(entry, weights, "include")
+        if all(id(w) in wanted and w.default for w in hits):
+            raise Error(
+                f"prune: include must name layers that are left out by default, but {entry!r} is pruned anyway (to "
+                "prune nothing else, exclude the others or prune the layer itself)"
+            )
+        wanted |= {id(w) for w in hits}
+    rules: dict[int, tuple[Criterion, Pattern]] = {}
+    strength: dict[int, int] = {}
+    for entry, override in dict(overrides or {}).items():
+        selection.check_entries([entry], "overrides")
+        for w in selection.matches(entry, weights, "overrides"):
+            force = max(selection.match(entry, each) for each in (w, *w.aliases))
+            if force < strength.get(id(w), 0):
+                continue
+            strength[id(w)] = force
+            if override is None:
+                wanted.discard(id(w))
+                rules.pop(id(w), None)
+            else:
+                wanted.add(id(w))
+                rules[id(w)] = _override(override, criterion, default)
+    for entry in selection.check_entries(exclude, "exclude"):
+        for w in selection.matches(entry, weights, "exclude"):
+            wanted.discard(id(w))
+            if w.aliases and not all(selection.match(entry, each) for each in (w, *w.aliases)):
+                names = ", ".join(each.label for each in (w, *w.aliases))
+                said.append(f"{names} are one tied weight: excluding one leaves it alone under every name")
+
+    tasks = []
+    for w in weights:
+        if id(w) not in wanted:
+            if not w.default and not w.aliases:
+                notes.append(f"{w.label} ({type(w.module).__name__}) is left out by default; include= prunes it")
+            continue
+        if w.problem is not None and w.refuse:
+            raise Error(f"prune: {w.label} cannot be pruned: {w.problem} (or exclude it)")
+        if w.problem is not None:
+            said.append(f"{w.label} is left as it is: {w.problem}")
+            continue
+        if w.foreign is None:
+            for place, (module, parameter) in enumerate(w.places):
+                masks.check_room(module, parameter, (w, *w.aliases)[place].label)
+        if w.aliases:
+            names = ", ".join(each.label for each in (w, *w.aliases))
+            said.append(f"{names} are one tied weight: it is pruned once, and all of them change")
+        tasks.append(_Task(w, *rules.get(id(w), (criterion, default))))
+    if not tasks:
+        raise Error("prune: exclude and overrides must leave a layer to prune, but none is left")
+    bypassed = [t.label for t in tasks if _is_out_proj(t.weight)]
+    if bypassed:
+        said.append(
+            f"{_names(bypassed)}: MultiheadAttention reads this weight without calling the layer. The zeros count all the "
+            "same, for they are in the weight; but a hook on the layer, or another layer in its place, would never run"
+        )
+    quantized, other = selection.unknown_weights(model)
+    if quantized:
+        said.append(f"{_names(quantized)}: quantized already, left as it is; prune before quantizing")
+    if other:
+        notes.append(f"not pruned, for their layer types are unknown here: {_names(other)}")
+    return tasks, said, notes
+
+
+def _is_out_proj(weight: Weight) -> bool:
+    around = weight.owners[-2] if len(weight.owners) > 1 else None
+    return isinstance(around, nn.MultiheadAttention) and around.out_proj is weight.module
+
+
+def _check_rule(rule: Any, argument: str) -> None:
+    if not isinstance(rule, MeanStd | Magnitude | Random):
+        hint = f" (write {rule.__name__}(...))" if isinstance(rule, type) else ""
+        raise Error(f"prune: {argument} must be a MeanStd, Magnitude or Random, got {rule!r}{hint}")
+
+
+def _check_pair(rule: Criterion, pattern: Pattern) -> None:
+    if isinstance(rule, Random) and rule.unit == "neuron" and pattern.block > 1:
+        raise Error(f'prune: pattern must be "1x1" or "neuron" for {rule!r}, which drops whole neurons, got "{pattern}"')
+
+
+def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criterion, Pattern]:
+    if isinstance(override, str):
+        pattern = patterns.parse(override)
+    elif isinstance(override, tuple):
+        if len(override) != 2:
+            raise Error(f"prune: overrides must map to (criterion, pattern), got {override!r}")
+        rule, pattern = override[0], patterns.parse(override[1])
+    else:
+        rule = override
+    _check_rule(rule, "a criterion in overrides")
+    _check_pair(rule, pattern)
+    return rule, pattern
+
+
+def _decide(tasks: list[_Task]) -> None:
+    """Look at every weight and fill in the tasks' masks; the fused tasks' come with the writing."""
+    fields: dict[int, Field] = {}
+    pools: dict[Any, list[_Task]] = {}
+    for task in tasks:
+        value = task.weight.value
+        # Through a sum first: one pass without a bool tensor (NaN and Inf survive it; a finite sum may still overflow).
+        if not bool(torch.isfinite(value.sum(dtype=torch.float64))) and not bool(torch.isfinite(value).all()):
+            raise Error(f"prune: {task.label} must hold finite weights, got {_first_bad(value)}")
+        rule = task.rule
+        task.alive = _alive(task.weight)
+        task.gone = 0 if task.alive is None else value.numel() - int(task.alive.sum())
+        if isinstance(rule, MeanStd) and rule.k is not None:
+            task.fused = task.alive is None and task.pattern.block == 1 and not task.weight.layout.groups
+            zeros = 0 if task.alive is not None else int((value == 0).sum())
+            if zeros:
+                task.gone = zeros
+                task.notes.append(
+                    f"{task.label} held {zeros:,} zeros without a mask: they count as weights in its mean and std "
+                    "(secateur.masks.adopt makes them count as pruned)"
+                )
+            if task.fused:
+                continue
+        elif task.alive is None and bool((value == 0).any()):
+            # A share of zeros means zeros of the total, whoever made them.
+            task.alive = value != 0
+            task.gone = value.numel() - int(task.alive.sum())
+        whole = isinstance(rule, Random) and rule.unit == "neuron"
+        if whole:
+            task.pattern = Pattern(0)
+        signed = isinstance(rule, MeanStd) and rule.of == "signed"
+        fields[id(task)] = patterns.field(
+            value, task.alive, task.weight.layout, task.pattern, signed=signed, precise=isinstance(rule, MeanStd)
+        )
+        task.step = fields[id(task)].largest
+        pooled = isinstance(rule, Magnitude) and rule.scope == "global"
+        if pooled:
+            pools.setdefault(rule, []).append(task)
+        else:  # decide now, so that only one layer's scores are in memory
+            _settle([task], decide([fields.pop(id(task))], [task.weight.key], rule))
+    for rule, pool in pools.items():
+        _settle(pool, decide([fields.pop(id(t)) for t in pool], [t.weight.key for t in pool], rule))
+
+
+def _settle(tasks: Sequence[_Task], decisions: Sequence[Decision]) -> None:
+    for task, decision in zip(tasks, decisions, strict=True):
+        shape = task.weight.value.shape
+        keep = patterns.keep_weights(decision.keep, task.alive, shape, task.weight.layout, task.pattern)
+        task.mask = ops.mask_pack(keep)
+        task.theta, task.k = decision.theta, decision.k
+
+
+def _first_bad(value: Tensor) -> str:
+    bad = (~torch.isfinite(value)).nonzero()
+    where = [int(i) for i in bad[0]]
+    return f"{float(value[tuple(where)])} at {where} ({len(bad)} such)"
+
+
+def _alive(weight: Weight) -> Tensor | None:
+    """What earlier pruning left, by our mask or torch.nn.utils.prune's; None where there was none."""
+    if weight.foreign is not None:
+        return weight.foreign.to(torch.bool)
+    mask = masks.get_mask(weight.module, weight.parameter)
+    if mask is None:
+        return None
+    value = weight.value
+    rows, columns = rows_and_columns(value.shape)
+    if tuple(mask.shape) != (rows, -(-columns // 8)):
+        raise Error(f"prune: {weight.label} has a mask {list(mask.shape)} that does not fit its weight {list(value.shape)}")
+    return ops.mask_unpack(mask.to(value.device), value.shape)
+
+
+def _write(task: _Task) -> None:
+    """Zero the weight, give it its mask, count."""
+    weight = task.weight
+    if weight.foreign is not None:
+        selection.take_over(weight)
+        task.notes.append(f"{task.label}: took over the mask of torch.nn.utils.prune and removed its hook")
+    value = weight.value
+    if task.fused:
+        rule = task.rule
+        assert isinstance(rule, MeanStd) and rule.k is not None
+        task.k = rule.k
+        task.mask, task.theta = ops.statistics_threshold_(value.detach(), rule.k, rule.of == "signed")
+    else:
+        assert task.mask is not None
+        ops.mask_apply_(value.detach(), task.mask)
+    theta = _summary(task.theta)
+    for module, parameter in weight.places:
+        masks.attach(module, parameter, task.mask, theta)
+    task.zeros = int((value == 0).sum())
+
+
+def _summary(theta: Tensor | None) -> masks.Theta | None:
+    """Min, mean and max of theta over the neurons that have one (those with nothing left have none)."""
+    if theta is None:
+        return None
+    known = theta[torch.isfinite(theta)].to(torch.float64)
+    if known.numel() == 0:
+        return None
+    return float(known.min()), float(known.mean()), float(known.max())
+
+
+def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[_Task]) -> list[str]:
+    said = []
+    for optimizer in optimizers:
+        pairs = [(task.weight.value, task.mask) for task in tasks if task.mask is not None]
+        if not masks.clear_state(optimizer, pairs):
+            said.append(f"optimizer= was given a {type(optimizer).__name__} that holds none of the pruned weights")
+    return said
+
+
+def _outcome(tasks: Sequence[_Task]) -> list[str]:
+    """What must not go unsaid about the result."""
+    said = []
+    nothing = [t for t in tasks if t.zeros <= t.gone and not _pooled(t)]
+    for rule in dict.fromkeys(t.rule for t in nothing):
+        names = [t.label for t in nothing if t.rule == rule]
+        if isinstance(rule, MeanStd) and rule.k is not None:
+            why = "no weight lies below theta = mean - k * std (a lower k prunes more; sparsity= solves k for you)"
+        elif all(t.gone >= round((rule.sparsity or 0) * t.weight.value.numel()) for t in nothing if t.rule == rule):
+            why = "that many zeros are there already"
+        else:
+            why = "its weights tie, or each neuron's are all alike (std 0), which keeps them"
+        said.append(f"{rule!r} pruned nothing in {_names(names)}: {why}")
+    pools: dict[Any, list[_Task]] = {}
+    for task in tasks:
+        if _pooled(task):
+            pools.setdefault(task.rule, []).append(task)
+    for rule, pool in pools.items():
+        if all(t.zeros <= t.gone for t in pool):
+            said.append(f"{rule!r} pruned nothing: that many zeros are there already")
+    empty = [t.label for t in tasks if t.zeros == t.weight.value.numel()]
+    if empty:
+        said.append(f"no weight is left in {_names(empty)}: emptied whole, its output is its bias alone")
+    missed = []
+    for task in tasks:
+        share, total = task.rule.sparsity, task.weight.value.numel()
+        if share is None or _pooled(task) or task.label in empty:
+            continue
+        if task.zeros > task.gone and abs(task.zeros - round(share * total)) > task.step:
+            missed.append(f"{task.label} has {100 * task.zeros / total:.1f} %, not {100 * share:.1f} %")
+    if missed:
+        said.append(f"{_names(missed)}: weights that tie, or neurons whose weights are all alike, go or stay together")
+    return said
+
+
+def _pooled(task: _Task) -> bool:
+    return isinstance(task.rule, Magnitude) and task.rule.scope == "global"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
+    """Bytes of a bit mask and the values that are kept; never more than dense, which is then what is stored."""
+    rows, columns = rows_and_columns(shape)
+    return min(rows * columns * itemsize, rows * -(-columns // 8) + kept * itemsize)
+
+
+def _row(weight: Weight, task: _Task | None = None) -> dict[str, Any]:
+    value = weight.value
+    zeros = int((value == 0).sum()) if task is None else task.zeros
+    known = masks.masked_parameters(weight.module).get(weight.parameter)
+    theta = known if known is not None else (None, None, None)
+    count = value.numel()
+    row: dict[str, Any] = {
+        "layer": weight.label,
+        "kind": type(weight.module).__name__,
+        "shape": tuple(value.shape),
+        "weights": count,
+        "zeros": zeros,
+        "sparsity": zeros / count if count else 0.0,
+        "theta_min": theta[0],
+        "theta_mean": theta[1],
+        "theta_max": theta[2],
+        "bytes_dense": count * value.element_size(),
+        "bytes_packed": packed_bytes(value.shape, count - zeros, value.element_size()),
+    }
+    if task is not None:
+        row |= {"pruned": zeros - task.gone, "k": task.k, "criterion": repr(task.rule), "pattern": str(task.pattern)}
+    return row
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    sums = {key: sum(row[key] for row in rows) for key in ("weights", "zeros", "bytes_dense", "bytes_packed")}
+    return {"layer": "total", **sums, "sparsity": sums["zeros"] / sums["weights"] if sums["weights"] else 0.0}
