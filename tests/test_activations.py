@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from secateur import Error, prune_activations
+from secateur import Error, prune, prune_activations
 from secateur.calibration import ChannelStatistics
 from secateur.criteria import Magnitude, MeanStd, Random
 from secateur.nn import ThresholdReLU
@@ -285,6 +285,38 @@ def test_everything_else_of_a_traced_module_is_kept(batches):
     new = {name + ".theta" for name in NAMES[Functional]}
     assert set(thin.state_dict()) - new == set(model.state_dict())
     assert type(thin).__name__ == "Functional"
+
+
+def test_pruned_weights_stay_pruned(batches):
+    model = make(Functional)
+    prune(model, MeanStd(sparsity=0.8))
+    thin = prune_activations(model, batches, MeanStd(k=0.0), progress=False)
+    zeros = {n: p == 0 for n, p in thin.named_parameters() if n.endswith("weight") and "norm" not in n}
+    assert sum(int(z.sum()) for z in zeros.values()) > 300
+    for net in (thin, copy.deepcopy(thin), pickle.loads(pickle.dumps(thin))):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net.train()(batches[0]).square().sum().backward()
+            optimizer.step()
+        for name, was_zero in zeros.items():
+            weight = net.get_parameter(name)
+            assert not weight[was_zero].any()
+            assert weight[~was_zero].any()
+
+
+def test_a_pruned_layer_that_computes_its_own_relu_is_named(batches):
+    class LinearReLU(nn.Linear):
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    model = nn.Sequential(nn.Flatten(), LinearReLU(64, 8), nn.Linear(8, 8), nn.ReLU())
+    thin = prune_activations(model, batches, MeanStd(k=0.0), progress=False)
+    assert [row["layer"] for row in thin.report] == ["1.relu", "3"]
+    prune(model, MeanStd(k=0.0))
+    with pytest.warns(UserWarning, match="it is a pruned layer that computes its own ReLU"):
+        thin = prune_activations(model, batches, MeanStd(k=0.0), progress=False)
+    assert [row["layer"] for row in thin.report] == ["3"]
 
 
 def test_functional_dropout_still_follows_the_mode(batches):

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .calibration import Calibrator
+from .masks import masked_parameters
 from .nn.threshold_relu import ThresholdReLU
 
 #: what counts as a functional ReLU -> (upper clamp, works in place whatever its arguments)
@@ -194,6 +195,9 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
     ``path`` is the module's own name in the model, the prefix of the names that ``make`` is given.
     Whatever keeps fx from tracing it is raised.
     """
+    if masked_parameters(module):
+        # Its masks are kept by its class; a graph of the same name would let the pruned weights come back.
+        raise NotImplementedError("it is a pruned layer that computes its own ReLU")
     graph = _trace(module, calls)
     used: set[str] = set()
     for node in list(graph.nodes):
