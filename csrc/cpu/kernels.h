@@ -37,18 +37,19 @@ struct ThresholdRelu {
   T max_stored;  // `max` in the element type: what a clamped element becomes
 };
 
-// Statistics of one row and what they decide. Returned theta is already rounded to the type that the caller sees.
+// Statistics of one row and what they decide. theta is already rounded to the type that the caller sees.
 struct RowStatistics {
   double theta;
-  bool finite;  // false: the row holds NaN or Inf (or overflows the sum of squares); the row was left as it is
+  bool finite;    // false: the row holds NaN or Inf (or overflows the sum of squares)
+  bool constant;  // std is 0: every weight is kept, whatever the rounding of theta
 };
 
 template <class T>
 using MaskApplyFn = void (*)(const T* w, T* y, const uint8_t* mask, int64_t rows, int64_t columns, int64_t mask_stride);
 template <class T>
-using StatisticsFn = RowStatistics (*)(const T* w, T* y, uint8_t* mask, int64_t columns, double k, bool is_signed);
+using RowStatisticsFn = RowStatistics (*)(const T* w, int64_t columns, double k, bool is_signed);
 template <class T>
-using AllFiniteFn = bool (*)(const T* w, int64_t n);
+using ThresholdRowFn = void (*)(const T* w, T* y, uint8_t* mask, int64_t columns, const RowStatistics& row);
 template <class T, class C>
 using ThresholdReluFn = void (*)(const ThresholdRelu<T, C>& row);
 
@@ -60,16 +61,15 @@ struct Kernels {
   MaskApplyFn<uint32_t> mask_apply_32;
   MaskApplyFn<uint64_t> mask_apply_64;
 
-  // One row: mean and std of |w| (or w), theta, mask, zeroed weights; y may be w.
-  StatisticsFn<float> statistics_f32;
-  StatisticsFn<double> statistics_f64;
-  StatisticsFn<bf16> statistics_bf16;
-  StatisticsFn<f16> statistics_f16;
-
-  AllFiniteFn<float> all_finite_f32;
-  AllFiniteFn<double> all_finite_f64;
-  AllFiniteFn<bf16> all_finite_bf16;
-  AllFiniteFn<f16> all_finite_f16;
+  // statistics_threshold, one row: mean and std of |w| (or w) and theta; then mask and zeroed weights; y may be w.
+  RowStatisticsFn<float> row_statistics_f32;
+  RowStatisticsFn<double> row_statistics_f64;
+  RowStatisticsFn<bf16> row_statistics_bf16;
+  RowStatisticsFn<f16> row_statistics_f16;
+  ThresholdRowFn<float> threshold_row_f32;
+  ThresholdRowFn<double> threshold_row_f64;
+  ThresholdRowFn<bf16> threshold_row_bf16;
+  ThresholdRowFn<f16> threshold_row_f16;
 
   ThresholdReluFn<float, float> threshold_relu_f32;
   ThresholdReluFn<double, double> threshold_relu_f64;

@@ -1,7 +1,7 @@
 #include "common.h"
 
-#include <cstring>
-#include <limits>
+#include <algorithm>
+#include <utility>
 
 namespace secateur::ops {
 
@@ -62,6 +62,22 @@ void check_floating(const char* op, const char* argument, const Tensor& t) {
         op, ": ", argument, " must be float32, float64, float16 or bfloat16, got ", name(dtype));
 }
 
+void check_writable(const char* op, const char* argument, const Tensor& t) {
+  if (t.is_contiguous()) return;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) == 0) return;
+    if (t.size(d) > 1) dims.emplace_back(t.stride(d), t.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t reach = 0;  // the furthest element of the dims so far
+  for (auto [stride, size] : dims) {
+    check(stride > reach, op, ": ", argument, " must not overlap itself in memory (clone an expanded tensor first), got shape ",
+          show(t.sizes()), " with strides ", show(t.strides()));
+    reach += stride * (size - 1);
+  }
+}
+
 Layout layout_of(const Tensor& t) {
   if (t.is_contiguous()) return Layout::kContiguous;
   const int64_t dims = t.dim();
@@ -81,48 +97,6 @@ Layout layout_of(const Tensor& t) {
 
 namespace {
 
-// 8 bits at any bit offset; `limit` is the first byte that may not be touched.
-inline uint32_t read_8(const uint8_t* row, int64_t bit, int64_t bytes) {
-  const int64_t at = bit >> 3;
-  uint32_t two = row[at];
-  if (at + 1 < bytes) two |= uint32_t{row[at + 1]} << 8;
-  return two >> (bit & 7) & 0xff;
-}
-
-inline void or_8(uint8_t* row, int64_t bit, int64_t bytes, uint32_t value) {
-  const int64_t at = bit >> 3;
-  value <<= bit & 7;
-  row[at] |= static_cast<uint8_t>(value);
-  if (at + 1 < bytes) row[at + 1] |= static_cast<uint8_t>(value >> 8);
-}
-
-// Transpose of an 8x8 bit matrix held in a word, one row a byte (Warren, Hacker's Delight, 7-3).
-inline uint64_t transpose_8x8(uint64_t x) {
-  uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aaull;
-  x ^= t ^ (t << 7);
-  t = (x ^ (x >> 14)) & 0x0000cccc0000ccccull;
-  x ^= t ^ (t << 14);
-  t = (x ^ (x >> 28)) & 0x00000000f0f0f0f0ull;
-  return x ^ t ^ (t << 28);
-}
-
-// Rows [b0, b0 + 8) of the result, which are whole bytes of it: b0 is a multiple of 8.
-void transpose_band(const uint8_t* from, uint8_t* to, int64_t a, int64_t b, int64_t b0, int64_t bytes) {
-  const int64_t height = b - b0 < 8 ? b - b0 : 8;
-  const int64_t begin = b0 * a / 8, end = ((b0 + height) * a + 7) / 8;
-  std::memset(to + begin, 0, end - begin);
-  for (int64_t a0 = 0; a0 < a; a0 += 8) {
-    const int64_t width = a - a0 < 8 ? a - a0 : 8;
-    uint64_t block = 0;
-    for (int64_t i = 0; i < width; ++i) block |= uint64_t{read_8(from, (a0 + i) * b + b0, bytes)} << (8 * i);
-    block = transpose_8x8(block);
-    for (int64_t j = 0; j < height; ++j) {
-      const uint32_t value = block >> (8 * j) & ((1u << width) - 1);
-      or_8(to, (b0 + j) * a + a0, bytes, value);
-    }
-  }
-}
-
 Tensor reordered(const Tensor& mask, const Tensor& t, const Rows& view, Layout layout, bool to_memory) {
   if (layout != Layout::kChannelsLast) return mask;
   Tensor out = new_mask(t, view);
@@ -134,17 +108,6 @@ Tensor reordered(const Tensor& mask, const Tensor& t, const Rows& view, Layout l
 }
 
 }  // namespace
-
-void transpose_bits(const uint8_t* from, uint8_t* to, int64_t rows, int64_t a, int64_t b) {
-  const int64_t bytes = (a * b + 7) / 8, bands = (b + 7) / 8;
-  if (rows == 0 || bytes == 0) return;
-  torch::stable::parallel_for(0, rows * bands, kGrain / (8 * a) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / bands;
-      transpose_band(from + row * bytes, to + row * bytes, a, b, unit % bands * 8, bytes);
-    }
-  });
-}
 
 Tensor mask_in_memory_order(const Tensor& mask, const Tensor& t, const Rows& view, Layout layout) {
   return reordered(mask, t, view, layout, true);

@@ -41,13 +41,15 @@ Rows rows_of(Sizes shape, const char* op);
 Tensor checked_mask(const char* op, const Tensor& mask, const Rows& view, const Tensor& like);
 Tensor new_mask(const Tensor& like, const Rows& view);
 void check_floating(const char* op, const char* argument, const Tensor& t);
+// For in-place forms: two elements in one place would make the result depend on the order of the writes.
+void check_writable(const char* op, const char* argument, const Tensor& t);
 
 // How the elements lie. kChannelsLast: [N][inner][C] in memory for a logical [N, C, inner...].
 enum class Layout { kContiguous, kChannelsLast, kStrided };
 Layout layout_of(const Tensor& t);
 
 // Bits of a logical [rows, a, b] mask -> bits of [rows, b, a], row starts on a byte: how a mask in logical order meets
-// channels_last memory, and back.
+// channels_last memory, and back (transpose_bits.cpp).
 void transpose_bits(const uint8_t* from, uint8_t* to, int64_t rows, int64_t a, int64_t b);
 
 // The mask in the order of memory, given in logical order (contiguous layouts share the tensor).

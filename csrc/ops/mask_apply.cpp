@@ -52,7 +52,10 @@ Tensor mask_apply(const Tensor& weight, const Tensor& mask) {
   return out;
 }
 
-void mask_apply_(Tensor weight, const Tensor& mask) { apply("mask_apply_", weight, weight, mask); }
+void mask_apply_(Tensor weight, const Tensor& mask) {
+  check_writable("mask_apply_", "weight", weight);
+  apply("mask_apply_", weight, weight, mask);
+}
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include <atomic>
 #include <cmath>
+#include <vector>
 
 #include "../cpu/dispatch.h"
 #include "common.h"
@@ -15,50 +16,55 @@ void lower(std::atomic<int64_t>& least, int64_t value) {
   }
 }
 
-// Rows are whole for a thread, so theta does not depend on how many there are.
+template <class T>
+struct RowKernels {
+  cpu::RowStatisticsFn<T> statistics;
+  cpu::ThresholdRowFn<T> threshold;
+};
+
+// Statistics of a row are whole for a thread, so theta does not depend on how many there are. Gives the first row that
+// holds NaN or Inf, or kNone.
 template <class T, class Theta>
-int64_t run(cpu::StatisticsFn<T> kernel, const Tensor& from, const Tensor& to, uint8_t* mask, Theta* theta,
-            const Rows& view, double k, bool is_signed) {
+int64_t run(RowKernels<T> kernel, const Tensor& from, const Tensor& to, uint8_t* mask, Theta* theta, const Rows& view,
+            double k, bool is_signed) {
   const T* w = static_cast<const T*>(from.const_data_ptr());
   T* y = static_cast<T*>(to.mutable_data_ptr());
+  const int64_t columns = view.columns, bytes = view.bytes();
+  const int64_t grain = kGrain / (columns + 1) + 1;
   std::atomic<int64_t> bad{kNone};
-  const int64_t grain = kGrain / (view.columns + 1) + 1;
+  std::vector<cpu::RowStatistics> rows(view.rows);
+  auto statistics = [&](int64_t r) {
+    rows[r] = kernel.statistics(w + r * columns, columns, k, is_signed);
+    theta[r] = static_cast<Theta>(rows[r].theta);
+    if (!rows[r].finite) lower(bad, r);
+  };
+  if (from.const_data_ptr() != to.const_data_ptr()) {  // the threshold finds the row in cache
+    torch::stable::parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
+      for (int64_t r = r0; r < r1; ++r) {
+        statistics(r);
+        if (rows[r].finite) kernel.threshold(w + r * columns, y + r * columns, mask + r * bytes, columns, rows[r]);
+      }
+    });
+    return bad.load();
+  }
+  // In place all rows are judged before any is written: an error loses no weight, at the price of a second read where
+  // the tensor does not fit in cache. Walking backwards, to meet the rows that are still in cache, lost: 10.2 ms for
+  // 64 MB on one thread against 6.3.
   torch::stable::parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
-    for (int64_t r = r0; r < r1; ++r) {
-      const int64_t at = r * view.columns;
-      const cpu::RowStatistics row = kernel(w + at, y + at, mask + r * view.bytes(), view.columns, k, is_signed);
-      theta[r] = static_cast<Theta>(row.theta);
-      if (!row.finite) lower(bad, r);
-    }
+    for (int64_t r = r0; r < r1; ++r) statistics(r);
   });
-  return bad.load();
-}
-
-// The row that holds NaN or Inf, or kNone. Run before an in-place call writes anything: an error loses no weight.
-template <class T>
-int64_t first_bad_row(cpu::AllFiniteFn<T> finite, const Tensor& w, const Rows& view) {
-  const T* data = static_cast<const T*>(w.const_data_ptr());
-  std::atomic<int64_t> bad{kNone};
+  if (bad.load() != kNone) return bad.load();
   parallel_rows(
       view,
       [&](int64_t r0, int64_t r1) {
         for (int64_t r = r0; r < r1; ++r)
-          if (!finite(data + r * view.columns, view.columns)) return lower(bad, r);
+          kernel.threshold(w + r * columns, y + r * columns, mask + r * bytes, columns, rows[r]);
       },
       [&](int64_t row, int64_t begin, int64_t end) {
-        if (!finite(data + row * view.columns + begin, end - begin)) lower(bad, row);
+        const int64_t at = row * columns + begin;
+        kernel.threshold(w + at, y + at, mask + row * bytes + begin / 8, end - begin, rows[row]);
       });
-  return bad.load();
-}
-
-int64_t first_bad_row(const Tensor& w, const Rows& view) {
-  const cpu::Kernels& k = cpu::kernels();
-  switch (w.scalar_type()) {
-    case ScalarType::Float: return first_bad_row(k.all_finite_f32, w, view);
-    case ScalarType::Double: return first_bad_row(k.all_finite_f64, w, view);
-    case ScalarType::BFloat16: return first_bad_row(k.all_finite_bf16, w, view);
-    default: return first_bad_row(k.all_finite_f16, w, view);
-  }
+  return kNone;
 }
 
 void check_row(const char* op, int64_t row) {
@@ -80,15 +86,19 @@ Result threshold_dense(const char* op, const Tensor& from, const Tensor& to, con
   int64_t bad = kNone;
   switch (from.scalar_type()) {
     case ScalarType::Float:
-      bad = run(table.statistics_f32, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
+      bad = run<float>({table.row_statistics_f32, table.threshold_row_f32}, from, to, bits, theta.mutable_data_ptr<float>(),
+                view, k, is_signed);
       break;
     case ScalarType::Double:
-      bad = run(table.statistics_f64, from, to, bits, theta.mutable_data_ptr<double>(), view, k, is_signed);
+      bad = run<double>({table.row_statistics_f64, table.threshold_row_f64}, from, to, bits, theta.mutable_data_ptr<double>(),
+                view, k, is_signed);
       break;
     case ScalarType::BFloat16:
-      bad = run(table.statistics_bf16, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
+      bad = run<cpu::bf16>({table.row_statistics_bf16, table.threshold_row_bf16}, from, to, bits, theta.mutable_data_ptr<float>(),
+                view, k, is_signed);
       break;
-    default: bad = run(table.statistics_f16, from, to, bits, theta.mutable_data_ptr<float>(), view, k, is_signed);
+    default: bad = run<cpu::f16>({table.row_statistics_f16, table.threshold_row_f16}, from, to, bits, theta.mutable_data_ptr<float>(),
+                view, k, is_signed);
   }
   check_row(op, bad);
   return {mask_in_logical_order(mask, from, view, layout), theta};
@@ -118,6 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> statistics_threshold(const Tensor& weight, do
 
 std::tuple<Tensor, Tensor> statistics_threshold_(Tensor weight, double k, bool is_signed) {
   const char* op = "statistics_threshold_";
+  check_writable(op, "weight", weight);
   const Rows view = checked(op, weight, k);
   const Layout layout = layout_of(weight);
   if (layout == Layout::kStrided) {
@@ -127,7 +138,6 @@ std::tuple<Tensor, Tensor> statistics_threshold_(Tensor weight, double k, bool i
     torch::stable::copy_(weight, pruned);
     return {mask, theta};
   }
-  check_row(op, first_bad_row(weight, view));
   auto [mask, theta] = threshold_dense(op, weight, weight, view, layout, k, is_signed);
   return {mask, theta};
 }

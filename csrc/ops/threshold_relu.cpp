@@ -120,6 +120,7 @@ std::tuple<Tensor, Tensor> threshold_relu(const Tensor& x, const Tensor& theta, 
 }
 
 Tensor threshold_relu_(Tensor x, const Tensor& theta, std::optional<double> max) {
+  check_writable("threshold_relu_", "x", x);
   return apply("threshold_relu_", x, x, theta, max);
 }
 

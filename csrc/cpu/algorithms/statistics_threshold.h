@@ -1,6 +1,6 @@
-// statistics_threshold, one row: theta = mean - k * std, keep |w| >= theta, zero the rest.
+// statistics_threshold in two steps, one row each: row_statistics finds theta = mean - k * std, threshold_row keeps
+// |w| >= theta and zeroes the rest.
 //
-// The row is read from memory by the first pass; later passes find it in cache (a row that does not fit is read again).
 // Sums run in double over 16 lanes, lane = element mod 16, folded in one fixed order: every instruction set and any
 // number of threads give the same theta to the bit.
 #pragma once
@@ -25,70 +25,73 @@ inline V sample_of(V w) {
   else return abs_of(w);
 }
 
-// Widest exact type in which the squares of T add up: the square of a float is exact in double, so one pass suffices
-// and cancellation costs at most 2^-53 * mean^2; doubles take a second pass over their deviations.
+// Samples as doubles, less a constant.
+template <bool Signed, class T>
+inline f64x16 deviation(const T* w, f64x16 center) {
+  return sub(widen(sample_of<Signed>(load(w))), center);
+}
+
+// The first pass measures from the row's first sample, not from 0. No sample is further than sqrt(n) standard deviations
+// from the mean, so the cancellation in E[d^2] - E[d]^2 stays harmless where mean >> std, and a constant row gives
+// exact zeros. The square of a difference of floats fits a double; doubles take a second pass, around the mean.
 template <class T>
-constexpr bool squares_exact = sizeof(T) < 8;
+constexpr bool one_pass = sizeof(T) < 8;
 
 template <bool Signed, class T>
-RowStatistics row_statistics(const T* w, int64_t n, double k, bool* constant) {
+RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   const int64_t full = n / 16 * 16, count = n - full;
   const Tail<T> rest(w + full, count);
   Tail<T> copies;
   for (T& lane : copies.lane) lane = w[0];
-  const auto first = sample_of<Signed>(load(copies.lane));
-  f64x16 sum = splat(0.0), square = splat(0.0);
-  uint32_t differs = 0;
+  const f64x16 first = widen(sample_of<Signed>(load(copies.lane)));
+  f64x16 sum = splat(0.0), spread = splat(0.0);  // spread: squares, or |d| where squares wait for the second pass
   for (int64_t i = 0; i < full; i += 16) {
-    auto v = sample_of<Signed>(load(w + i));
-    f64x16 d = widen(v);
+    const f64x16 d = deviation<Signed>(w + i, first);
     sum = add(sum, d);
-    if constexpr (squares_exact<T>) square = add(square, mul(d, d));
-    differs |= less(v, first) | less(first, v);
+    spread = add(spread, one_pass<T> ? mul(d, d) : abs_of(d));
   }
-  double tail_sample[16], tail_square[16];
-  f64x16 tail = widen(sample_of<Signed>(load(rest.lane)));
-  store(tail_sample, tail);
-  store(tail_square, mul(tail, tail));
-  double head[16];
-  store(head, widen(first));
-  for (int64_t i = 0; i < count; ++i) differs |= tail_sample[i] != head[0];
+  double tail_sum[16], tail_spread[16], origin[16];
+  const f64x16 tail = deviation<Signed>(rest.lane, first);
+  store(tail_sum, tail);
+  store(tail_spread, one_pass<T> ? mul(tail, tail) : abs_of(tail));
+  store(origin, first);
 
-  const double mean = fold(sum, tail_sample, count) / double(n);
+  const double from_first = fold(sum, tail_sum, count) / double(n);
+  const double total_spread = fold(spread, tail_spread, count);
+  const double mean = origin[0] + from_first;
   double variance;
-  if constexpr (squares_exact<T>) {
-    variance = fold(square, tail_square, count) / double(n) - mean * mean;
+  if constexpr (one_pass<T>) {
+    variance = total_spread / double(n) - from_first * from_first;
   } else {
     const f64x16 center = splat(mean);
+    f64x16 square = splat(0.0);
     for (int64_t i = 0; i < full; i += 16) {
-      f64x16 d = sub(widen(sample_of<Signed>(load(w + i))), center);
+      const f64x16 d = deviation<Signed>(w + i, center);
       square = add(square, mul(d, d));
     }
-    f64x16 d = sub(tail, center);
-    store(tail_square, mul(d, d));
-    variance = fold(square, tail_square, count) / double(n);
+    const f64x16 d = deviation<Signed>(rest.lane, center);
+    store(tail_spread, mul(d, d));
+    variance = fold(square, tail_spread, count) / double(n);
   }
-  *constant = !differs;
-  const double theta = mean - k * __builtin_sqrt(variance > 0 ? variance : 0);
+  const bool constant = total_spread == 0;
+  const double theta = mean - k * (constant || variance < 0 ? 0 : __builtin_sqrt(variance));
   const bool finite = (variance - variance == 0) && (mean - mean == 0);
-  return {sizeof(T) == 8 ? theta : double(float(theta)), finite};
+  return {sizeof(T) == 8 ? theta : double(float(theta)), finite, constant};
 }
 
 template <class T>
-inline auto splat_theta(double theta) {
-  if constexpr (sizeof(T) == 8) return splat(theta);
-  else return splat(float(theta));
+RowStatistics row_statistics(const T* w, int64_t columns, double k, bool is_signed) {
+  if (columns == 0) return {0, true, true};
+  return is_signed ? row_statistics_of<true>(w, columns, k) : row_statistics_of<false>(w, columns, k);
 }
 
 template <class T>
-RowStatistics statistics_threshold(const T* w, T* y, uint8_t* mask, int64_t columns, double k, bool is_signed) {
-  if (columns == 0) return {0, true};
-  bool constant = false;
-  RowStatistics row =
-      is_signed ? row_statistics<true>(w, columns, k, &constant) : row_statistics<false>(w, columns, k, &constant);
-  if (!row.finite) return row;
-  const uint32_t all = constant ? 0xffff : 0;  // std 0: the neuron keeps all its weights
-  const auto theta = splat_theta<T>(row.theta);
+void threshold_row(const T* w, T* y, uint8_t* mask, int64_t columns, const RowStatistics& row) {
+  const uint32_t all = row.constant ? 0xffff : 0;  // std 0: the neuron keeps all its weights
+  const auto theta = [&] {
+    if constexpr (sizeof(T) == 8) return splat(row.theta);
+    else return splat(float(row.theta));
+  }();
   int64_t i = 0;
   for (; i + 16 <= columns; i += 16) {
     uint32_t bits = less_equal(theta, abs_of(load(w + i))) | all;
@@ -102,21 +105,6 @@ RowStatistics statistics_threshold(const T* w, T* y, uint8_t* mask, int64_t colu
     store_raw(tail.lane, keep(load_raw(tail.lane), bits));
     tail.store(y + i, count);
   }
-  return row;
-}
-
-// False for NaN and Inf: |w| <= largest finite value.
-template <class T>
-bool all_finite(const T* w, int64_t n) {
-  const auto largest = splat_theta<T>(sizeof(T) == 8 ? __DBL_MAX__ : double(__FLT_MAX__));
-  uint32_t good = 0xffff;
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) good &= less_equal(abs_of(load(w + i)), largest);
-  if (int64_t count = n - i; count > 0) {
-    Tail<T> tail(w + i, count);
-    good &= less_equal(abs_of(load(tail.lane)), largest);
-  }
-  return good == 0xffff;
 }
 
 }  // namespace
