@@ -36,6 +36,24 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
         raise
 
 
+def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
+    """Call an operator that writes its first argument, so that autograd cannot be fooled.
+
+    These schemas carry no gradient. A write that autograd should have recorded is refused, and every write bumps the
+    version counter: a backward that had saved the old values then complains, as it does for torch's own operators.
+    """
+    name = op.__name__.removesuffix(".default")
+    if written.requires_grad and torch.is_grad_enabled():
+        what = op._schema.arguments[0].name  # type: ignore[attr-defined]
+        raise Error(
+            f"{name}: {what} must not require a gradient here; use {name.removesuffix('_')}, or write under torch.no_grad()"
+        )
+    result = _call(op, written, *args)
+    if not torch.compiler.is_compiling() and not written.is_inference():
+        torch.autograd.graph.increment_version(written)
+    return result
+
+
 def mask_apply(weight: Tensor, mask: Tensor) -> Tensor:
     """``weight`` where the mask's bit is set, +0 elsewhere.
 
@@ -56,7 +74,7 @@ def mask_apply(weight: Tensor, mask: Tensor) -> Tensor:
 
 def mask_apply_(weight: Tensor, mask: Tensor) -> None:
     """:func:`mask_apply` in place: one read and one write of the weights."""
-    _call(_ops.mask_apply_.default, weight, mask)
+    _call_in_place(_ops.mask_apply_.default, weight, mask)
 
 
 def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +99,7 @@ def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tupl
 
 def statistics_threshold_(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor]:
     """:func:`statistics_threshold` in place; returns ``(mask, theta)``. On an error ``weight`` is as it was."""
-    return _call(_ops.statistics_threshold_.default, weight, k, signed)  # type: ignore[no-any-return]
+    return _call_in_place(_ops.statistics_threshold_.default, weight, k, signed)  # type: ignore[no-any-return]
 
 
 def threshold_relu(x: Tensor, theta: Tensor, max: float | None = None) -> tuple[Tensor, Tensor]:
@@ -106,7 +124,7 @@ def threshold_relu(x: Tensor, theta: Tensor, max: float | None = None) -> tuple[
 
 def threshold_relu_(x: Tensor, theta: Tensor, max: float | None = None) -> Tensor:
     """:func:`threshold_relu` in place; returns the mask."""
-    return _call(_ops.threshold_relu_.default, x, theta, max)  # type: ignore[no-any-return]
+    return _call_in_place(_ops.threshold_relu_.default, x, theta, max)  # type: ignore[no-any-return]
 
 
 def mask_pack(keep: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def mask_pack(keep: Tensor) -> Tensor:
         raise Error(f"mask_pack: keep must be bool, got {str(keep.dtype).removeprefix('torch.')}")
     rows, columns = rows_and_columns(keep.shape)
     bits = keep.reshape(rows, columns)  # [rows, columns]
-    padded = F.pad(bits, (0, -columns % 8)).reshape(rows, -1, 8)  # [rows, bytes, 8]
+    padded = F.pad(bits, (0, -columns % 8)).reshape(rows, (columns + 7) // 8, 8)  # [rows, bytes, 8]
     place = 2 ** torch.arange(8, device=keep.device, dtype=torch.int32)
     return (padded.to(torch.int32) * place).sum(-1).to(torch.uint8)
 
