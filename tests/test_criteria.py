@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from secateur import Error, Magnitude, MeanStd, Random
 from secateur.criteria import Field, counted, decide, lowest, statistics
 from secateur.patterns import Layout, Pattern, field, keep_weights, parse
@@ -31,7 +30,10 @@ def kept(weight: torch.Tensor, rule: MeanStd | Magnitude | Random, pattern: Patt
     ("make", "message"),
     [
         (lambda: MeanStd(), "MeanStd: exactly one of k and sparsity must be given, got neither"),
-        (lambda: MeanStd(1.0, sparsity=0.5), r"exactly one of k and sparsity must be given, got k=1.0 and sparsity=0.5"),
+        (
+            lambda: MeanStd(1.0, sparsity=0.5),
+            r"exactly one of k and sparsity must be given, got k=1.0 and sparsity=0.5",
+        ),
         (lambda: MeanStd(float("nan")), "MeanStd: k must be a finite number, got nan"),
         (lambda: MeanStd("1"), "MeanStd: k must be a finite number, got '1'"),
         (lambda: MeanStd(True), "MeanStd: k must be a finite number, got True"),
@@ -54,14 +56,17 @@ def test_rules_are_values() -> None:
     assert repr(MeanStd(sparsity=0.9, of="signed")) == "MeanStd(sparsity=0.9, of='signed')"
     assert repr(Magnitude(0.9, "global")) == "Magnitude(sparsity=0.9, scope='global')"
     assert repr(Random(0.5, "neuron", 3)) == "Random(sparsity=0.5, unit='neuron', seed=3)"
-    assert MeanStd(1) == MeanStd(k=1.0) and hash(MeanStd(1)) == hash(MeanStd(1.0))
+    assert MeanStd(1) == MeanStd(k=1.0)
+    assert hash(MeanStd(1)) == hash(MeanStd(1.0))
     assert MeanStd(torch.tensor(0.5)).k == 0.5  # a 0-d tensor is a number
     with pytest.raises(AttributeError):
         MeanStd(1).k = 2  # type: ignore[misc]
 
 
 # The tutorial's rule on Gaussian weights: the share below mean - k * std of a half normal.
-@pytest.mark.parametrize(("k", "share"), [(1.0, 0.155), (0.0, 0.575), (-1.0, 0.839), (-2.0, 0.955), (1.33, 0.0), (2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("k", "share"), [(1.0, 0.155), (0.0, 0.575), (-1.0, 0.839), (-2.0, 0.955), (1.33, 0.0), (2.0, 0.0)]
+)
 def test_gaussian_shares(k: float, share: float) -> None:
     keep = kept(gaussian(64, 20000), MeanStd(k))
     pruned = 1 - keep.double().mean().item()
@@ -82,10 +87,13 @@ def test_equal_weights_are_kept() -> None:
     w[1] = gaussian(7)
     for rule in (MeanStd(-5.0), MeanStd(sparsity=1.0), MeanStd(-5.0, of="signed")):
         keep = kept(w, rule)
-        assert keep[0].all() and keep[2].all()
+        assert keep[0].all()
+        assert keep[2].all()
     assert not kept(w, MeanStd(sparsity=1.0))[1].any()
     _, std = statistics(w, torch.ones(3, 7, dtype=torch.bool))
-    assert std[0] == 0 and std[2] == 0 and std[1] > 0
+    assert std[0] == 0
+    assert std[2] == 0
+    assert std[1] > 0
 
 
 def test_statistics_of_the_living() -> None:
@@ -96,7 +104,8 @@ def test_statistics_of_the_living() -> None:
     for row in range(3):
         assert mean[row] == pytest.approx(w[row][alive[row]].double().mean().item())
         assert std[row] == pytest.approx(w[row][alive[row]].double().std(correction=0).item())
-    assert math.isnan(mean[3]) and std[3] == 0
+    assert math.isnan(mean[3])
+    assert std[3] == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,7 +135,11 @@ def test_patterns_hold(shape: list[int], block: int, sparsity: float, rule: str)
     """Blocks go whole, whichever rule; the count is within half a block where blocks may part freely."""
     w = gaussian(*shape)
     pattern = Pattern(block)
-    criterion = {"magnitude": Magnitude(sparsity), "random": Random(sparsity, seed=1), "meanstd": MeanStd(sparsity=sparsity)}
+    criterion = {
+        "magnitude": Magnitude(sparsity),
+        "random": Random(sparsity, seed=1),
+        "meanstd": MeanStd(sparsity=sparsity),
+    }
     keep = kept(w, criterion[rule], pattern)
     assert keep.shape == w.shape
     size = shape[1] if block == 0 else block
@@ -151,7 +164,8 @@ def test_block_scores() -> None:
     scores = f.score.reshape(2, 3, 9)
     assert scores[1, 0, 4] == pytest.approx(w[1, 0:2, 1, 1].abs().mean().item())
     assert scores[0, 2, 8] == pytest.approx(w[0, 4, 2, 2].abs().item())
-    assert f.cost is not None and f.cost.reshape(2, 3, 9)[0, :, 0].tolist() == [2, 2, 1]
+    assert f.cost is not None
+    assert f.cost.reshape(2, 3, 9)[0, :, 0].tolist() == [2, 2, 1]
 
 
 def test_neuron_of_a_transposed_convolution() -> None:
@@ -192,7 +206,8 @@ def test_sparsity_means_zeros_of_the_total() -> None:
         assert not (decision.keep & ~alive).any()
     for rule in (MeanStd(sparsity=0.1), Magnitude(0.1)):
         (decision,) = decide([f], ["w"], rule)
-        assert int((~decision.keep).sum()) == gone and decision.theta is None
+        assert int((~decision.keep).sum()) == gone
+        assert decision.theta is None
 
 
 def test_random_depends_on_seed_and_name_alone() -> None:
@@ -212,24 +227,32 @@ def test_random_depends_on_seed_and_name_alone() -> None:
 
 @pytest.mark.parametrize("text", ["2x2", "1x0", "1xN", "1x", "filter", "x4", "1x4 ", None, 4])
 def test_bad_patterns(text: object) -> None:
-    with pytest.raises(Error, match=r'prune: pattern must be "1x1", "1xN" \(N a whole number, as in "1x4"\) or "neuron", got'):
+    with pytest.raises(
+        Error, match=r'prune: pattern must be "1x1", "1xN" \(N a whole number, as in "1x4"\) or "neuron", got'
+    ):
         parse(text)
-    assert parse("1x16") == Pattern(16) and parse("neuron") == Pattern(0)
+    assert parse("1x16") == Pattern(16)
+    assert parse("neuron") == Pattern(0)
 
 
 def test_lowest_keeps_ties_together_or_parts_them() -> None:
     values = torch.tensor([1.0, 2.0, 2.0, 2.0, 3.0])
     apart, cut = lowest(values, None, 2, spare_one=True, split_ties=True)
-    assert apart.tolist() == [True, True, False, False, False] and cut == 2.0
+    assert apart.tolist() == [True, True, False, False, False]
+    assert cut == 2.0
     near_none, cut = lowest(values, None, 2, spare_one=True, split_ties=False)
-    assert near_none.tolist() == [True, False, False, False, False] and cut == 1.5
+    assert near_none.tolist() == [True, False, False, False, False]
+    assert cut == 1.5
     near_all, cut = lowest(values, None, 3, spare_one=True, split_ties=False)
-    assert near_all.tolist() == [True, True, True, True, False] and cut == 2.5
+    assert near_all.tolist() == [True, True, True, True, False]
+    assert cut == 2.5
     cost = torch.tensor([1, 3, 3, 3, 1])
     assert lowest(values, cost, 5, spare_one=True, split_ties=True)[0].tolist() == [True, True, False, False, False]
     assert lowest(values, cost, 5, spare_one=True, split_ties=False)[0].tolist() == [True, False, False, False, False]
     everything, cut = lowest(values, None, 5, spare_one=False, split_ties=False)
-    assert everything.all() and cut is not None and cut > 3
+    assert everything.all()
+    assert cut is not None
+    assert cut > 3
     assert lowest(values, None, 0, spare_one=True, split_ties=True)[1] is None
 
 
@@ -238,4 +261,5 @@ def test_counted_mixes_blocks_of_different_sizes() -> None:
               torch.tensor([[4, 2]]), 6, 0)  # fmt: skip
     b = Field(torch.tensor([[0.2, 0.3]]), torch.tensor([[0.2, 0.3]]), torch.ones(1, 2, dtype=torch.bool), None, 2, 0)
     decisions = counted([a, b], [a.score, b.score], 5 / 8)
-    assert decisions[0].keep.tolist() == [[False, True]] and decisions[1].keep.tolist() == [[False, True]]
+    assert decisions[0].keep.tolist() == [[False, True]]
+    assert decisions[1].keep.tolist() == [[False, True]]

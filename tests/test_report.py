@@ -6,17 +6,17 @@ import json
 
 import pytest
 import torch
-
 from secateur.report import WEIGHT_COLUMNS, Column, Report
 
 
 def weights_report() -> Report:
+    thetas = {"theta_min": 0.01, "theta_mean": 0.02, "theta_max": 0.031234567}
+    conv = {"layer": "conv1", "shape": (32, 1, 3, 3), "weights": 288, "sparsity": 0.25}
+    fc = {"layer": "fc1", "shape": (128, 3136), "weights": 401408, "sparsity": 0.9}
     rows = [
-        {"layer": "conv1", "shape": (32, 1, 3, 3), "weights": 288, "sparsity": 0.25, "theta_min": 0.01, "theta_mean": 0.02,
-         "theta_max": 0.031234567, "bytes_dense": 1152, "bytes_packed": 928},
-        {"layer": "fc1", "shape": (128, 3136), "weights": 401408, "sparsity": 0.9, "theta_min": None, "theta_mean": None,
-         "theta_max": None, "bytes_dense": 1605632, "bytes_packed": 210740, "extra": float("nan")},
-    ]  # fmt: skip
+        {**conv, **thetas, "bytes_dense": 1152, "bytes_packed": 928},
+        {**fc, **dict.fromkeys(thetas), "bytes_dense": 1605632, "bytes_packed": 210740, "extra": float("nan")},
+    ]
     total = {"layer": "total", "weights": 401696, "sparsity": 0.8995, "bytes_dense": 1606784, "bytes_packed": 211668}
     return Report("weights", WEIGHT_COLUMNS, rows, ["fc1 was easy"], total)
 
@@ -24,7 +24,19 @@ def weights_report() -> Report:
 def test_prints_an_aligned_table() -> None:
     lines = str(weights_report()).splitlines()
     assert lines[0] == "weights"
-    assert lines[1].split() == ["layer", "shape", "weights", "zeros", "%", "theta", "min", "mean", "max", "dense", "packed"]
+    assert lines[1].split() == [
+        "layer",
+        "shape",
+        "weights",
+        "zeros",
+        "%",
+        "theta",
+        "min",
+        "mean",
+        "max",
+        "dense",
+        "packed",
+    ]
     assert lines[3].split() == ["conv1", "32x1x3x3", "288", "25.0", "0.01", "0.02", "0.03123", "1.2", "KB", "928", "B"]
     assert lines[4].split()[:7] == ["fc1", "128x3136", "401,408", "90.0", "-", "-", "-"]
     assert set(lines[2]) == set(lines[5]) == {"-"}  # the rules under the headings and over the total
@@ -60,12 +72,16 @@ def test_plain_columns_and_no_total() -> None:
         _ = report.sparsity
 
 
-@pytest.mark.parametrize(("value", "text"), [(1.0, "100.0"), (0.99999, ">99.9"), (0.0, "0.0"), (1e-5, "<0.1"), (None, "-")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "100.0"), (0.99999, ">99.9"), (0.0, "0.0"), (1e-5, "<0.1"), (None, "-")]
+)
 def test_a_rounded_percentage_never_claims_all_or_nothing(value: float | None, text: str) -> None:
     assert Column("s", kind="percent").text(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1000, "1.0 KB"), (999_949, "999.9 KB"), (1_000_000, "1.0 MB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(999, "999 B"), (1000, "1.0 KB"), (999_949, "999.9 KB"), (1_000_000, "1.0 MB")]
+)
 def test_bytes(value: int, text: str) -> None:
     assert Column("b", kind="bytes").text(value) == text
 

@@ -2,9 +2,25 @@
 
 from ._errors import Error
 from .activations import prune_activations
+from .checkpoint import load, save
 from .criteria import Magnitude, MeanStd, Random
 from .masks import strip
 from .pruning import prune, sparsity
 from .report import Report
+from .schedule import CubicSchedule, GradualPruner
 
-__all__ = ["Error", "Magnitude", "MeanStd", "Random", "Report", "prune", "prune_activations", "sparsity", "strip"]
+__all__ = [
+    "CubicSchedule",
+    "Error",
+    "GradualPruner",
+    "Magnitude",
+    "MeanStd",
+    "Random",
+    "Report",
+    "load",
+    "prune",
+    "prune_activations",
+    "save",
+    "sparsity",
+    "strip",
+]

@@ -212,7 +212,8 @@ def counted(fields: Sequence[Field], scores: Sequence[Tensor], sparsity: float) 
     need = round(sparsity * sum(field.total for field in fields)) - sum(field.gone for field in fields)
     drop, cut = lowest(values, cost, need, spare_one=sparsity < 1, split_ties=True)
     decisions = []
-    for field, a, part in zip(fields, alive, drop.split([int(a.sum()) for a in alive]), strict=True):
+    parts = torch.split(drop, [int(a.sum()) for a in alive])
+    for field, a, part in zip(fields, alive, parts, strict=True):
         keep = a.clone()
         keep[a] = ~part.to(a.device)
         theta = None if cut is None else torch.tensor([cut], dtype=torch.float64)

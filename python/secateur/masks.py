@@ -1,14 +1,14 @@
-"""How masks live: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each optimizer step.
+"""How masks live: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each step.
 
-``prune`` gives a module a uint8 buffer ``<parameter>_mask`` (packed as :func:`secateur.ops.mask_pack` does) and marks the
-module. Two hooks on torch's optimizers, global ones, do the rest: after every step of whatever optimizer, made
-whenever, the fused mask-apply zeroes what the step brought back; before it, a state older than the pruning is reported.
+``prune`` gives a module a uint8 buffer ``<parameter>_mask`` (packed as :func:`secateur.ops.mask_pack` does) and marks
+the module. Two hooks on torch's optimizers, global ones, do the rest: after every step of whatever optimizer, made
+whenever, the fused mask-apply zeroes what the step brought back; before it, a state older than the pruning is told.
 The module's forward is untouched, so compile, export and every subclass keep working.
 
 Why the registry holds modules and not parameters: a module keeps its parameter by name, whatever object that is after
-``.to()``, ``load_state_dict(assign=True)`` or a swap; and ``torch.utils.swap_tensors`` refuses tensors that somebody holds
-weak references to. The mark is a small object in the module's ``__dict__`` that goes along with deepcopy and pickle and
-enters its new owner into the registry from ``__setstate__``.
+``.to()``, ``load_state_dict(assign=True)`` or a swap; and ``torch.utils.swap_tensors`` refuses tensors that somebody
+holds weak references to. The mark is a small object in the module's ``__dict__`` that goes along with deepcopy and
+pickle and enters its new owner into the registry from ``__setstate__``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Mark:
         self.thetas: dict[str, Theta | None] = {}  # the masked parameters, in the order in which they were masked
         self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
         self.lost: set[str] = set()  # reported as out of reach
-        self.load_hook = owner.register_load_state_dict_post_hook(_after_load)
+        self.load_hook = owner.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         _marked.add(owner)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def check_room(module: nn.Module, parameter: str, where: str, caller: str = "pru
     name = buffer_name(parameter)
     mark = _mark(module)
     if (mark is None or parameter not in mark.thetas) and getattr(module, name, None) is not None:
-        raise Error(f"{caller}: {where} must leave the name {name!r} free for its mask, but the module has such an attribute")
+        raise Error(f"{caller}: {where} must leave the name {name!r} free for its mask, but has such an attribute")
 
 
 def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None = None) -> None:
@@ -156,7 +156,7 @@ def strip(model: nn.Module) -> nn.Module:
 
 
 def apply(model: nn.Module) -> nn.Module:
-    """Zero every pruned weight again: for updates that go by no ``torch.optim`` optimizer (averaging, copying by hand)."""
+    """Zero every pruned weight again: for updates by no ``torch.optim`` optimizer (averaging, copying by hand)."""
     for _, module in masked_modules(model):
         _apply_to(module, masked_parameters(module))
     return model
@@ -215,7 +215,7 @@ def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Modu
         if not (key.endswith(_SUFFIX) and isinstance(value, Tensor) and key[: -len(_SUFFIX)] in state_dict):
             continue
         if key not in weights:
-            raise Error(f"match_state_dict: the state_dict's {key!r} must name a weight of the model, which has none such")
+            raise Error(f"match_state_dict: the state_dict's {key!r} must name a weight of the model, which has none")
         weight = weights[key]
         if weight.problem is not None:
             raise Error(f"match_state_dict: {weight.label} cannot take a mask: {weight.problem}")
@@ -302,15 +302,15 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             elif value is None and parameter not in mark.lost:
                 mark.lost.add(parameter)
                 warnings.warn(
-                    f"secateur: the pruned {parameter!r} of a {type(module).__name__} is no parameter any more (another "
-                    "library took its place): its mask is not applied after optimizer steps",
+                    f"secateur: the pruned {parameter!r} of a {type(module).__name__} is no parameter any more "
+                    "(another library has replaced it): its mask is not applied after optimizer steps",
                     stacklevel=2,
                 )
         _apply_to(module, mine)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Report, once an optimizer, a state that is older than the pruning: the earliest moment at which it can be known."""
+    """Report, once an optimizer, a state older than the pruning: here is the earliest that it can be known."""
     if not _marked:
         return
     held: set[int] | None = None

@@ -71,7 +71,9 @@ class Layout:
         return neurons.reshape(shape)
 
 
-def field(weight: Tensor, alive: Tensor | None, layout: Layout, pattern: Pattern, *, signed: bool, precise: bool) -> Field:
+def field(
+    weight: Tensor, alive: Tensor | None, layout: Layout, pattern: Pattern, *, signed: bool, precise: bool
+) -> Field:
     """What a rule sees of ``weight`` under ``pattern``.
 
     Args:

@@ -60,10 +60,10 @@ def prune(
 ) -> Report:
     """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
 
-    Pruned are the weights of Linear, Conv1d-3d and ConvTranspose1d-3d (grouped and depthwise too), RNN, LSTM and GRU (and
-    their cells) and MultiheadAttention; never biases; Embedding only by ``include``. A neuron is one output unit: dim 0
-    of the weight, dim 1 within a group of a transposed convolution, a row of an LSTM's weight, a token's vector in an
-    embedding. Pruning again takes its statistics from the survivors (what no mask has pruned).
+    Pruned are the weights of Linear, Conv1d-3d and ConvTranspose1d-3d (grouped and depthwise too), RNN, LSTM and GRU
+    (and their cells) and MultiheadAttention; never biases; Embedding only by ``include``. A neuron is one output unit:
+    dim 0 of the weight, dim 1 within a group of a transposed convolution, a row of an LSTM's weight, a token's vector
+    in an embedding. Pruning again takes its statistics from the survivors (what no mask has pruned).
 
     Each pruned parameter stays a plain Parameter with zeros in it; its module gets a buffer ``<name>_mask`` (one bit a
     weight), which is re-applied after each step of any ``torch.optim`` optimizer (:mod:`secateur.masks`).
@@ -142,7 +142,7 @@ def _check_optimizers(optimizer: Any) -> list[Optimizer]:
         return []
     given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     if not all(isinstance(each, Optimizer) for each in given):
-        raise Error(f"prune: optimizer must be a torch.optim.Optimizer or a list of them, got {type(optimizer).__name__}")
+        raise Error(f"prune: optimizer must be a torch.optim.Optimizer or a list of them, got {optimizer!r:.80}")
     return given
 
 
@@ -218,8 +218,8 @@ def _plan(
     bypassed = [t.label for t in tasks if _is_out_proj(t.weight)]
     if bypassed:
         said.append(
-            f"{_names(bypassed)}: MultiheadAttention reads this weight without calling the layer. The zeros count all the "
-            "same, for they are in the weight; but a hook on the layer, or another layer in its place, would never run"
+            f"{_names(bypassed)}: MultiheadAttention reads this weight without calling the layer. The zeros count all "
+            "the same, for they are in the weight; but a hook on it, or another layer in its place, would never run"
         )
     quantized, other = selection.unknown_weights(model)
     if quantized:
@@ -242,7 +242,7 @@ def _check_rule(rule: Any, argument: str) -> None:
 
 def _check_pair(rule: Criterion, pattern: Pattern) -> None:
     if isinstance(rule, Random) and rule.unit == "neuron" and pattern.block > 1:
-        raise Error(f'prune: pattern must be "1x1" or "neuron" for {rule!r}, which drops whole neurons, got "{pattern}"')
+        raise Error(f'prune: pattern must be "1x1" or "neuron" for {rule!r}, which drops neurons, got "{pattern}"')
 
 
 def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criterion, Pattern]:
@@ -327,7 +327,10 @@ def _alive(weight: Weight) -> Tensor | None:
     value = weight.value
     rows, columns = rows_and_columns(value.shape)
     if tuple(mask.shape) != (rows, -(-columns // 8)):
-        raise Error(f"prune: {weight.label} has a mask {list(mask.shape)} that does not fit its weight {list(value.shape)}")
+        raise Error(
+            f"prune: the mask of {weight.label} must be [{rows}, {-(-columns // 8)}] to fit its weight "
+            f"{list(value.shape)}, got {list(mask.shape)}"
+        )
     return ops.mask_unpack(mask.to(value.device), value.shape)
 
 
@@ -340,7 +343,8 @@ def _write(task: _Task) -> None:
     value = weight.value
     if task.fused:
         rule = task.rule
-        assert isinstance(rule, MeanStd) and rule.k is not None
+        assert isinstance(rule, MeanStd)
+        assert rule.k is not None
         task.k = rule.k
         task.mask, task.theta = ops.statistics_threshold_(value.detach(), rule.k, rule.of == "signed")
     else:

@@ -123,7 +123,7 @@ class Report:
         return self.rows[which]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that ``json.dumps`` takes: ``{"title", "rows", "total", "notes"}``; NaN and infinities become None."""
+        """Plain data for ``json.dumps``: ``{"title", "rows", "total", "notes"}``; NaN and infinities become None."""
         return {
             "title": self.title,
             "rows": [_plain(row) for row in self.rows],
@@ -141,8 +141,8 @@ class Report:
         widths = [max(len(line[i]) for line in [headings, *cells]) for i in range(len(headings))]
 
         def line(values: Sequence[str]) -> str:
-            padded = (v.ljust(w) if c.left else v.rjust(w) for v, w, c in zip(values, widths, self.columns, strict=True))
-            return "  ".join(padded).rstrip()
+            cells = zip(values, widths, self.columns, strict=True)
+            return "  ".join(v.ljust(w) if c.left else v.rjust(w) for v, w, c in cells).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         body = [line(values) for values in cells]
@@ -159,9 +159,8 @@ class Report:
 
         def tr(values: Sequence[str], tag: str) -> str:
             sides = ["left" if c.left else "right" for c in self.columns]
-            return "".join(
-                f'<{tag} style="text-align:{side}">{html.escape(v)}</{tag}>' for v, side in zip(values, sides, strict=True)
-            )
+            cells = zip(values, sides, strict=True)
+            return "".join(f'<{tag} style="text-align:{side}">{html.escape(v)}</{tag}>' for v, side in cells)
 
         body = "".join(f"<tr>{tr(values, 'td')}</tr>" for values in self._cells())
         head = tr([column.title for column in self.columns], "th")
@@ -173,7 +172,7 @@ class Report:
 
 
 def _guess(value: Any) -> Kind:
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, bool | str):
         return "text"
     if isinstance(value, int):
         return "count"

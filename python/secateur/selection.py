@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -138,7 +138,7 @@ def _examine(weight: Weight) -> None:
         if weight.foreign is not None:
             weight.refuse = False
         elif parametrize.is_parametrized(module, name):
-            kinds = ", ".join(type(p).__name__ for p in module.parametrizations[name])  # type: ignore[union-attr, index]
+            kinds = ", ".join(type(p).__name__ for p in module.parametrizations[name])  # type: ignore[index]
             weight.problem = (
                 f"its {name} is parametrized ({kinds}) and computed anew in each forward, so a mask would be lost; "
                 "call torch.nn.utils.parametrize.remove_parametrizations first"
@@ -149,14 +149,16 @@ def _examine(weight: Weight) -> None:
                 "forward), so a mask would be lost; remove that first"
             )
         return
-    if isinstance(stored, UninitializedTensorMixin):
-        weight.problem, weight.refuse = "it is not initialised yet (a lazy layer): run one batch through the model first", True
+    if isinstance(stored, UninitializedParameter):
+        weight.problem = "it is not initialised yet (a lazy layer): run one batch through the model first"
+        weight.refuse = True
     elif stored.device.type == "meta":
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True
     elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
-        weight.problem = f"its {name} is a {type(stored.data).__name__} of layout {stored.layout}, not an ordinary tensor"
+        weight.problem = f"its {name} is a {type(stored.data).__name__} ({stored.layout}), not an ordinary tensor"
     elif stored.dtype not in _FLOATS:
-        weight.problem = f"its {name} is {str(stored.dtype).removeprefix('torch.')}, not float32, float64, float16 or bfloat16"
+        dtype = str(stored.dtype).removeprefix("torch.")
+        weight.problem = f"its {name} is {dtype}, not float32, float64, float16 or bfloat16"
     elif stored.numel() == 0:
         weight.problem = f"its {name} {list(stored.shape)} holds no weights"
 
@@ -173,21 +175,21 @@ def _foreign_mask(module: nn.Module, name: str) -> Tensor | None:
 
 def take_over(weight: Weight) -> None:
     """Make torch.nn.utils.prune's pruning permanent: ``weight`` is a plain Parameter again, with its zeros."""
-    torch_prune.remove(weight.module, weight.parameter)
+    torch_prune.remove(weight.module, weight.parameter)  # type: ignore[no-untyped-call]
     weight.foreign = None
 
 
 def unknown_weights(model: nn.Module) -> tuple[list[str], list[str]]:
-    """What :func:`weights_of` steps over: (quantized layers, "name [shape]" of other parameters with two dims or more)."""
+    """What :func:`weights_of` steps over: quantized layers, and "name [shape]" of other weights of two dims or more."""
     quantized, other = [], []
     for name, module in unwrapped(model).named_modules():
         kind = type(module)
-        if "quantized" in kind.__module__ and kind.__module__.startswith(("torch.", "torchao.")) and hasattr(module, "weight"):
+        if "quantized" in kind.__module__ and kind.__module__.startswith("torch") and hasattr(module, "weight"):
             quantized.append(f"{name or kind.__name__} ({kind.__name__})")
             continue
         known = {n for p in _parameters_of(module) for n in (p, p + "_orig")}
         for parameter, value in module._parameters.items():
-            if value is None or parameter in known or isinstance(value, UninitializedTensorMixin):
+            if value is None or parameter in known or isinstance(value, UninitializedParameter):
                 continue
             if sum(size > 1 for size in value.shape) >= 2:
                 other.append(f"{name}.{parameter}".lstrip(".") + f" {list(value.shape)}")
@@ -213,7 +215,7 @@ def match(entry: Entry, weight: Weight) -> int:
 
 def check_entries(entries: Any, argument: str, caller: str = "prune") -> list[Entry]:
     """``exclude``, ``include`` as a list; a single name or type stands for a list of one."""
-    if isinstance(entries, str) or isinstance(entries, type):
+    if isinstance(entries, str | type):
         entries = [entries]
     if not isinstance(entries, Iterable):
         raise Error(f"{caller}: {argument} must be names, glob patterns or module types, got {entries!r}")

@@ -1,5 +1,6 @@
 """Drop-in layers."""
 
+from .masked import MaskedConv2d, MaskedLinear
 from .threshold_relu import ThresholdReLU
 
-__all__ = ["ThresholdReLU"]
+__all__ = ["MaskedConv2d", "MaskedLinear", "ThresholdReLU"]
