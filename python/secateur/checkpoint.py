@@ -2,9 +2,9 @@
 
 A packed tensor ``t`` is stored as ``t_mask`` (uint8 [rows, ceil(columns / 8)], :func:`secateur.ops.mask_pack`'s bits)
 and ``t_values`` (the kept values, in logical row-major order). At 90 % zeros a float32 tensor takes 0.13 of its dense
-bytes. Any tensor is packed where that is smaller, whoever made its zeros; a masked parameter always is, for its bits are
-its mask. The file's metadata holds the format's name and version, and one JSON object: shape and dtype of what is packed,
-which of it is masked (with the theta of its pruning), and which names share one tensor.
+bytes. Any tensor is packed where that is smaller, whoever made its zeros; a masked parameter always is, for its bits
+are its mask. The file's metadata holds the format's name and version, and one JSON object: shape and dtype of what is
+packed, which of it is masked (with the theta of its pruning), and which names share one tensor.
 """
 
 from __future__ import annotations
