@@ -78,6 +78,22 @@ void check_writable(const char* op, const char* argument, const Tensor& t) {
   }
 }
 
+Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view) {
+  check(theta.is_cpu() == x.is_cpu() && theta.get_device_index() == x.get_device_index(), op,
+        ": theta must be on the device of x");
+  check(theta.scalar_type() == ScalarType::Float || theta.scalar_type() == ScalarType::Double, op,
+        ": theta must be float32 or float64, got ", name(theta.scalar_type()));
+  check(theta.dim() <= 1, op, ": theta must be a scalar or [C], got shape ", show(theta.sizes()));
+  const bool is_double = x.scalar_type() == ScalarType::Double;
+  const int64_t channels = x.dim() == 0 ? 1 : x.dim() > 2 ? x.size(1) : x.size(x.dim() - 1);
+  check(theta.numel() == 1 || theta.numel() == channels, op, ": theta must have 1 value or one for each of the ",
+        channels, " channels of x ", show(x.sizes()), ", got ", theta.numel());
+  Tensor values =
+      torch::stable::contiguous(torch::stable::to(theta, is_double ? ScalarType::Double : ScalarType::Float));
+  if (theta.numel() == 1) return {values, 1, INT64_MAX / 2};
+  return {values, channels, channels ? view.columns / channels : 1};
+}
+
 Layout layout_of(const Tensor& t) {
   if (t.is_contiguous()) return Layout::kContiguous;
   const int64_t dims = t.dim();

@@ -44,6 +44,15 @@ void check_floating(const char* op, const char* argument, const Tensor& t);
 // For in-place forms: two elements in one place would make the result depend on the order of the writes.
 void check_writable(const char* op, const char* argument, const Tensor& t);
 
+// One theta a channel or a single one, in the type that the comparison runs in. Its values are not looked at here: on an
+// accelerator that would wait for the device.
+struct Theta {
+  Tensor values;  // contiguous float32, or float64 for float64 activations
+  int64_t channels;
+  int64_t inner;
+};
+Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view);
+
 // How the elements lie. kChannelsLast: [N][inner][C] in memory for a logical [N, C, inner...].
 enum class Layout { kContiguous, kChannelsLast, kStrided };
 Layout layout_of(const Tensor& t);

@@ -7,14 +7,6 @@
 namespace secateur::ops {
 namespace {
 
-// One theta a channel or a single one, in the type that the comparison runs in; validated, since a checkpoint may
-// hold anything.
-struct Theta {
-  Tensor values;  // contiguous float32, or float64 for float64 activations
-  int64_t channels;
-  int64_t inner;
-};
-
 template <class C>
 void check_values(const char* op, const Tensor& values) {
   const C* v = values.const_data_ptr<C>();
@@ -22,22 +14,12 @@ void check_values(const char* op, const Tensor& values) {
     check(v[i] >= 0 && std::isfinite(v[i]), op, ": theta must be finite and >= 0, got ", v[i], " for channel ", i);
 }
 
-Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view) {
-  check(theta.is_cpu() == x.is_cpu() && theta.get_device_index() == x.get_device_index(), op,
-        ": theta must be on the device of x");
-  check(theta.scalar_type() == ScalarType::Float || theta.scalar_type() == ScalarType::Double, op,
-        ": theta must be float32 or float64, got ", name(theta.scalar_type()));
-  check(theta.dim() <= 1, op, ": theta must be a scalar or [C], got shape ", show(theta.sizes()));
-  const bool is_double = x.scalar_type() == ScalarType::Double;
-  const int64_t channels = x.dim() == 0 ? 1 : x.dim() > 2 ? x.size(1) : x.size(x.dim() - 1);
-  check(theta.numel() == 1 || theta.numel() == channels, op, ": theta must have 1 value or one for each of the ",
-        channels, " channels of x ", show(x.sizes()), ", got ", theta.numel());
-  Tensor values =
-      torch::stable::contiguous(torch::stable::to(theta, is_double ? ScalarType::Double : ScalarType::Float));
-  if (is_double) check_values<double>(op, values);
-  else check_values<float>(op, values);
-  if (theta.numel() == 1) return {values, 1, INT64_MAX / 2};
-  return {values, channels, channels ? view.columns / channels : 1};
+// Validated, since a checkpoint may hold anything.
+Theta finite_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view) {
+  Theta limits = checked_theta(op, theta, x, view);
+  if (x.scalar_type() == ScalarType::Double) check_values<double>(op, limits.values);
+  else check_values<float>(op, limits.values);
+  return limits;
 }
 
 template <class T, class C>
@@ -103,7 +85,7 @@ Tensor apply(const char* op, const Tensor& x, Tensor& y, const Tensor& theta, st
   check_floating(op, "x", x);
   check(!max || *max > 0, op, ": max must be > 0, got ", max.value_or(0));
   const Rows view = rows_of(x.sizes(), op);
-  const Theta limits = checked_theta(op, theta, x, view);
+  const Theta limits = finite_theta(op, theta, x, view);
   const Layout layout = layout_of(x);
   if (layout != Layout::kStrided && layout_of(y) == layout) return threshold_dense(x, y, limits, max, view, layout);
   const Tensor dense = torch::stable::contiguous(x);
