@@ -1,0 +1,140 @@
+# `make demo` and `make test` do all of their own set-up: a virtual environment in .venv, torch, the build tools and the
+# package itself. They need Python 3.10-3.13, a C++20 compiler and PyPI, nothing else.
+#
+#   make demo                        prune a CNN on real digits, run it, print the table (report in out/demo)
+#   make test                        the Python tests
+#   make lint types native-test ...  the gates of CI, one at a time (`make help` lists them)
+#
+#   PYTHON=python3.12                another interpreter for .venv
+#   TORCH="torch==2.13.0"            another torch
+#   TORCH="torch --index-url https://download.pytorch.org/whl/cpu"     the small CPU build
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+TORCH ?= torch torchvision
+OUT ?= out/demo
+ARGS ?=
+
+py := $(VENV)/bin/python
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+say = @printf '\n==> %s\n'
+
+# The first interpreter that is 3.10-3.13 and can make a virtual environment.
+find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python3.10; do \
+    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+    then echo "$$p"; exit; fi; done; \
+  echo "make: no Python 3.10-3.13 with venv was found: install one (Debian: python3-venv) or name it, PYTHON=/path/to/python3.12" >&2; exit 1
+
+build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+
+.PHONY: help setup demo test bench lint types format native-test sanitize neon werror cuda abi other-torch sdist check clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- set-up: one stamp a step, so that a second run does nothing ----------------------------------------------------
+
+$(VENV)/.made-venv:
+	$(say) "virtual environment in $(VENV)"
+	@python=$$($(find_python)); "$$python" --version; "$$python" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.made-torch: $(VENV)/.made-venv
+	$(say) "$(TORCH) (the largest download: a CUDA build of torch takes some GB; TORCH=... chooses another)"
+	@$(py) -m pip install $(TORCH)
+	@touch $@
+
+# The package is built inside .venv, against its torch: a build environment of its own would fetch torch again.
+$(VENV)/.made-tools: $(VENV)/.made-torch
+	$(say) "build tools"
+	@$(py) -m pip install -q 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
+	@touch $@
+
+$(VENV)/.made-package: $(VENV)/.made-tools pyproject.toml $(build_sources)
+	$(say) "secateur: compile and install (editable)"
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler was found: install one that knows C++20 (Debian: g++) or name it, CXX=clang++" >&2; exit 1; }
+	@$(py) -m pip install --no-build-isolation -e '.[demo,test]' | { grep -v '^Requirement already satisfied' || true; }
+	@$(py) -c 'import secateur.cpu as c; print("secateur runs on", *c.available_isas())'
+	@touch $@
+
+# Asked of the package that is already here, so only what the extra names is fetched.
+$(VENV)/.made-lint: $(VENV)/.made-package
+	$(say) "linters"
+	@$(py) -m pip install -q 'secateur[lint]'
+	@touch $@
+
+setup: $(VENV)/.made-package ## everything that demo and test need
+
+# ---- the two commands of the README ---------------------------------------------------------------------------------
+
+demo: setup ## prune the tutorial's CNN on real digits and run it faster (ARGS="--data mnist")
+	$(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
+
+test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
+	$(py) -m pytest $(ARGS)
+
+bench: setup ## the operators and layers against their peers, side by side
+	$(py) -m pytest benchmarks $(ARGS)
+
+# ---- the gates of CI ------------------------------------------------------------------------------------------------
+
+cpp_files = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.h' '*.cu' '*.cuh')
+cmake_package = -G Ninja -DPython_EXECUTABLE=$(abspath $(py)) \
+  -Dpybind11_DIR=$$($(py) -m pybind11 --cmakedir) -DSECATEUR_WERROR=ON
+
+lint: $(VENV)/.made-lint ## ruff and clang-format, nothing is changed
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(cpp_files)
+
+format: $(VENV)/.made-lint ## let ruff and clang-format change the files
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(cpp_files)
+
+types: $(VENV)/.made-lint ## mypy --strict on the package
+	mypy
+
+werror: $(VENV)/.made-tools ## the library with warnings as errors (CXX=clang++ for clang)
+	cmake -S . -B build/werror-$(notdir $(CXX)) $(cmake_package) -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_CUDA=OFF
+	cmake --build build/werror-$(notdir $(CXX))
+
+cuda: $(VENV)/.made-tools ## compile the CUDA library for sm_80, sm_90 and PTX (needs nvcc, no GPU)
+	cmake -S . -B build/cuda $(cmake_package) -DSECATEUR_CUDA=ON
+	cmake --build build/cuda
+
+native-test: $(VENV)/.made-tools ## the kernels without torch, every instruction set of this CPU
+	cmake -S tests/native -B build/native-$(notdir $(CXX)) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX)
+	cmake --build build/native-$(notdir $(CXX))
+	build/native-$(notdir $(CXX))/test_kernels
+
+sanitize: $(VENV)/.made-tools ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake -S tests/native -B build/sanitize-$(notdir $(CXX)) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_SANITIZE=address,undefined
+	cmake --build build/sanitize-$(notdir $(CXX))
+	build/sanitize-$(notdir $(CXX))/test_kernels
+
+neon: $(VENV)/.made-tools ## the same cross-compiled for AArch64, under qemu-user
+	cmake -S tests/native -B build/neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake
+	cmake --build build/neon
+	qemu-aarch64 build/neon/test_kernels
+
+abi: $(VENV)/.made-lint ## the built library uses torch's stable ABI only, minimum 2.10
+	$(py) .ci/abi.py
+
+other-torch: setup ## the same built library passes the tests on torch 2.13.0
+	.ci/other-torch $(ARGS)
+
+sdist: setup ## an sdist installs with plain pip in a clean environment
+	.ci/sdist
+
+check: lint types test native-test ## what pre-commit runs, and the tests
+
+clean: ## remove what was built
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,58 @@
+// Runs every kernel on every instruction set that this CPU has, against plain loops.
+#include <cstdio>
+#include <exception>
+
+#include "dispatch.h"
+#include "testing.h"
+
+using namespace secateur;
+using namespace secateur::test;
+
+namespace {
+
+struct Test {
+  const char* name;
+  void (*run)(const Kernels& kernels);
+};
+
+// One row for each operator, in a file of its own name.
+constexpr Test tests[] = {
+    {"mask_apply", test_mask_apply},
+    {"mask_bits", test_mask_bits},
+    {"statistics_threshold", test_statistics_threshold},
+    {"threshold_relu", test_threshold_relu},
+};
+
+int passed = 0, failed = 0;
+
+template <class Body>
+void run(const char* where, const char* name, const Body& body) {
+  checks = 0;
+  try {
+    body();
+    ++passed;
+    std::printf("%-8s %-24s ok, %lld checks\n", where, name, static_cast<long long>(checks));
+  } catch (const std::exception& error) {
+    ++failed;
+    std::printf("%-8s %-24s FAILED: %s\n", where, name, error.what());
+  }
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main() {
+  run("any", "dispatch", test_dispatch);
+  for (int i = 0; i < cpu::kIsaCount; ++i) {
+    const cpu::Isa isa = static_cast<cpu::Isa>(i);
+    if (!cpu::isa_available(isa)) {
+      std::printf("%-8s not on this CPU\n", cpu::isa_name(isa));
+      continue;
+    }
+    cpu::force_isa(isa);
+    for (const Test& test : tests) run(cpu::kernels().name, test.name, [&] { test.run(cpu::kernels()); });
+  }
+  cpu::reset_isa();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
