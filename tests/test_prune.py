@@ -1,4 +1,4 @@
-"""secateur.prune and secateur.sparsity: layers, patterns, who is pruned, what is said, and errors that change nothing."""
+"""secateur.prune and secateur.sparsity: layers, patterns, who is pruned, what is said, errors that change nothing."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ def test_tied_weights_are_pruned_once_and_said() -> None:
 
 
 def test_multihead_attention() -> None:
-    """out_proj is read past its forward; the zeros are in the weight, so they count, and the warning says what would not."""
+    """out_proj is read past its forward; the zeros are in the weight, so they count; the warning says what would not."""
     attention = nn.MultiheadAttention(16, 4, batch_first=True)
     with pytest.warns(UserWarning, match="out_proj: MultiheadAttention reads this weight without calling the layer"):
         report = secateur.prune(attention, Magnitude(0.5))
