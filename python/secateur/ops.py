@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (loads the operators)
-from . import _register  # noqa: F401  (fake kernels and gradients)
+from . import _register, _register_sparse  # noqa: F401  (fake kernels and gradients)
 from ._errors import Error
 
 _ops = torch.ops.secateur
@@ -42,8 +42,8 @@ def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
     These schemas carry no gradient. A write that autograd should have recorded is refused, and every write bumps the
     version counter: a backward that had saved the old values then complains, as it does for torch's own operators.
     """
-    name = op.__name__.removesuffix(".default")
     if written.requires_grad and torch.is_grad_enabled():
+        name = op.__name__.removesuffix(".default")
         what = op._schema.arguments[0].name  # type: ignore[attr-defined]
         raise Error(
             f"{name}: {what} must not require a gradient here; use {name.removesuffix('_')}, or write under torch.no_grad()"
@@ -136,3 +136,65 @@ def mask_pack(keep: Tensor) -> Tensor:
 def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
     """Unpack bits into a bool tensor of ``shape``; the inverse of :func:`mask_pack`."""
     return _call(_ops.mask_unpack.default, mask, list(shape))  # type: ignore[no-any-return]
+
+
+def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None = None, plan: int = 0) -> Tensor:
+    """``F.linear`` with a weight of which only the nonzeros exist: work in proportion to their number.
+
+    Args:
+        x: ``[..., C]``, float32 on the CPU, or any floating dtype on CUDA (there the twin runs).
+        mask: packed bits of the weight ``[K, C]``: uint8 ``[K, ceil(C / 8)]``.
+        values: ``[nnz]``, the nonzeros in the order of the mask's bits; same dtype as x.
+        bias: ``[K]``.
+        plan: id of a plan made beforehand from the same mask and values (:class:`secateur.nn.SparseLinear` keeps one),
+            or 0: unpack and check the weight in this call.
+
+    Returns:
+        ``[..., K]``. Bitwise the same for any number of threads. A zero weight is skipped, so zero times Inf or NaN in
+        x is 0 here. Gradients reach x, values and bias.
+
+    Raises:
+        Error: a mask that does not fit values or x, wrong dtype or shape, a dead plan.
+    """
+    return _call(_ops.sparse_linear.default, x, mask, values, bias, plan)  # type: ignore[no-any-return]
+
+
+def sparse_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    plan: int = 0,
+) -> Tensor:
+    """``F.conv2d`` with a weight of which only the nonzeros exist: work in proportion to their number.
+
+    Args:
+        x: ``[N, C, H, W]``, any strides; dtype and device as in :func:`sparse_linear`.
+        mask: packed bits of the weight ``[K, C / groups, R, S]``: uint8 ``[K, ceil(C / groups * R * S / 8)]``.
+        values, bias, plan: as in :func:`sparse_linear`.
+        kernel_size, stride, padding, dilation: two integers each (height, width); zero padding.
+
+    Returns:
+        ``[N, K, H', W']``, contiguous. Bitwise the same for any number of threads.
+
+    Raises:
+        Error: as :func:`sparse_linear`; a kernel larger than the padded image; one image beyond 2^31 padded values.
+    """
+    return _call(  # type: ignore[no-any-return]
+        _ops.sparse_conv2d.default,
+        x,
+        mask,
+        values,
+        bias,
+        list(kernel_size),
+        list(stride),
+        list(padding),
+        list(dilation),
+        groups,
+        plan,
+    )
