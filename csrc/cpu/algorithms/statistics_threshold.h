@@ -10,14 +10,29 @@
 namespace secateur::cpu {
 namespace {
 
-inline double fold(const f64x16& sums, const double* tail, int64_t count) {
-  double lane[16];
-  store(lane, sums);
-  for (int64_t i = 0; i < count; ++i) lane[i] += tail[i];
-  for (int64_t half = 8; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-}
+// A long row's sum: pieces of kPiece elements, added with their rounding errors kept (Knuth's two-sum), so that the error
+// does not grow with the row. torch's own cascade is as accurate; plain lanes would not be.
+constexpr int64_t kPiece = 4096;
+
+struct LongSum {
+  f64x16 total = splat(0.0), lost = splat(0.0);
+
+  void operator+=(f64x16 piece) {
+    const f64x16 sum = add(total, piece), part = sub(sum, total);
+    lost = add(lost, add(sub(total, sub(sum, part)), sub(piece, part)));
+    total = sum;
+  }
+
+  double fold(const double* tail, int64_t count) const {
+    double lane[16], rest[16];
+    store(lane, total);
+    store(rest, lost);
+    for (int64_t i = 0; i < count; ++i) rest[i] += tail[i];
+    for (int64_t half = 8; half > 0; half /= 2)
+      for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half], rest[i] += rest[i + half];
+    return lane[0] + rest[0];
+  }
+};
 
 template <bool Signed, class V>
 inline V sample_of(V w) {
@@ -44,11 +59,17 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   Tail<T> copies;
   for (T& lane : copies.lane) lane = w[0];
   const f64x16 first = widen(sample_of<Signed>(load(copies.lane)));
-  f64x16 sum = splat(0.0), spread = splat(0.0);  // spread: squares, or |d| where squares wait for the second pass
-  for (int64_t i = 0; i < full; i += 16) {
-    const f64x16 d = deviation<Signed>(w + i, first);
-    sum = add(sum, d);
-    spread = add(spread, one_pass<T> ? mul(d, d) : abs_of(d));
+  LongSum sums, spreads;  // spread: squares, or |d| where squares wait for the second pass
+  for (int64_t i = 0; i < full;) {
+    const int64_t end = i + kPiece < full ? i + kPiece : full;
+    f64x16 sum = splat(0.0), spread = splat(0.0);
+    for (; i < end; i += 16) {
+      const f64x16 d = deviation<Signed>(w + i, first);
+      sum = add(sum, d);
+      spread = add(spread, one_pass<T> ? mul(d, d) : abs_of(d));
+    }
+    sums += sum;
+    spreads += spread;
   }
   double tail_sum[16], tail_spread[16], origin[16];
   const f64x16 tail = deviation<Signed>(rest.lane, first);
@@ -56,22 +77,27 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   store(tail_spread, one_pass<T> ? mul(tail, tail) : abs_of(tail));
   store(origin, first);
 
-  const double from_first = fold(sum, tail_sum, count) / double(n);
-  const double total_spread = fold(spread, tail_spread, count);
+  const double from_first = sums.fold(tail_sum, count) / double(n);
+  const double total_spread = spreads.fold(tail_spread, count);
   const double mean = origin[0] + from_first;
   double variance;
   if constexpr (one_pass<T>) {
     variance = total_spread / double(n) - from_first * from_first;
   } else {
     const f64x16 center = splat(mean);
-    f64x16 square = splat(0.0);
-    for (int64_t i = 0; i < full; i += 16) {
-      const f64x16 d = deviation<Signed>(w + i, center);
-      square = add(square, mul(d, d));
+    LongSum squares;
+    for (int64_t i = 0; i < full;) {
+      const int64_t end = i + kPiece < full ? i + kPiece : full;
+      f64x16 square = splat(0.0);
+      for (; i < end; i += 16) {
+        const f64x16 d = deviation<Signed>(w + i, center);
+        square = add(square, mul(d, d));
+      }
+      squares += square;
     }
     const f64x16 d = deviation<Signed>(rest.lane, center);
     store(tail_spread, mul(d, d));
-    variance = fold(square, tail_spread, count) / double(n);
+    variance = squares.fold(tail_spread, count) / double(n);
   }
   const bool constant = total_spread == 0;
   const double theta = mean - k * (constant || variance < 0 ? 0 : __builtin_sqrt(variance));
