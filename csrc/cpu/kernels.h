@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "sparse.h"
+
 namespace secateur::cpu {
 
 // Storage-only element types: kernels move their bits and widen them to float for arithmetic.
@@ -79,6 +81,11 @@ struct Kernels {
   // Bytes (0 or not) to bits and back, one row.
   void (*mask_pack)(const uint8_t* keep, uint8_t* mask, int64_t columns);
   void (*mask_unpack)(const uint8_t* mask, uint8_t* keep, int64_t columns);
+
+  // Sparse layers: sparse_tile[T] for tiles of T vectors, 1 <= T <= max_tile; one input vector of a linear layer.
+  int max_tile;
+  SparseTileFn sparse_tile[kMaxTile + 1];
+  SparseDotFn sparse_dot;
 };
 
 extern const Kernels kernels_scalar;

@@ -172,6 +172,20 @@ inline uint32_t less_equal(f64x16 a, f64x16 b) {
 inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
   return {{_mm256_fmadd_ps(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_ps(a.v[1], b.v[1], c.v[1])}};
 }
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+inline void store_first(float* p, const float* from, int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i low = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+  _mm256_maskstore_ps(p, low, _mm256_maskload_ps(from, low));
+  if (count <= 8) return;
+  const __m256i high = _mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lane);
+  _mm256_maskstore_ps(p + 8, high, _mm256_maskload_ps(from + 8, high));
+}
+
+// How many 16-lane sums the registers hold beside the operands of a multiply-add.
+inline constexpr int max_tile = 6;
 
 inline uint32_t bits_of_bytes(const uint8_t* p) {
   __m128i zero = _mm_cmpeq_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());

@@ -125,6 +125,16 @@ inline uint32_t less_equal(f64x16 a, f64x16 b) {
 }
 
 inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+inline void store_first(float* p, const float* from, int count) {
+  const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);
+  _mm512_mask_storeu_ps(p, first, _mm512_maskz_loadu_ps(first, from));
+}
+
+// How many 16-lane sums the registers hold beside the operands of a multiply-add.
+inline constexpr int max_tile = 24;
 
 inline uint32_t bits_of_bytes(const uint8_t* p) {
   __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

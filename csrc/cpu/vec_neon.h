@@ -217,6 +217,17 @@ inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
   for (int i = 0; i < 4; ++i) c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
   return c;
 }
+inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+inline void store_first(float* p, const float* from, int count) {
+  int i = 0;
+  for (; i + 4 <= count; i += 4) vst1q_f32(p + i, vld1q_f32(from + i));
+  for (; i < count; ++i) p[i] = from[i];
+}
+
+// How many 16-lane sums the registers hold beside the operands of a multiply-add.
+inline constexpr int max_tile = 6;
 
 inline uint32_t bits_of_bytes(const uint8_t* p) {
   const uint8x16_t own = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};

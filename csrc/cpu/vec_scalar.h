@@ -129,6 +129,15 @@ inline uint32_t less_equal(const x16<E>& a, const x16<E>& b) {
 
 // a * b + c; unfused here (a software fma would cost fifty times as much), fused where the CPU has it.
 inline f32x16 multiply_add(const f32x16& a, const f32x16& b, const f32x16& c) { return add(mul(a, b), c); }
+inline float multiply_add(float a, float b, float c) { return a * b + c; }
+
+// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+inline void store_first(float* p, const float* from, int count) {
+  for (int i = 0; i < count; ++i) p[i] = from[i];
+}
+
+// How many 16-lane sums the registers hold beside the operands of a multiply-add.
+inline constexpr int max_tile = 2;
 
 inline uint32_t bits_of_bytes(const uint8_t* p) {
   uint32_t bits = 0;

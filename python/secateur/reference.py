@@ -115,3 +115,38 @@ def threshold_relu_(x: Tensor, theta: Tensor, max: float | None = None) -> Tenso
     y, mask = threshold_relu(x, theta, max)
     x.copy_(y)
     return mask
+
+
+def sparse_weight(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The dense weight that (mask, values) stand for; differentiable in ``values`` ``[nnz]``."""
+    keep = mask_unpack(mask, shape)
+    nonzeros = int(keep.sum())
+    if nonzeros != values.numel():
+        raise Error(
+            f"sparse layer: values must have one element for each of the {nonzeros} bits of mask, got {values.numel()}"
+        )
+    dense = torch.zeros(keep.shape, dtype=values.dtype, device=values.device)
+    return dense.masked_scatter(keep, values)
+
+
+def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
+    """``F.linear`` with the weight unpacked; ``plan`` is not needed here."""
+    return F.linear(x, sparse_weight(mask, values, (mask.shape[0], x.shape[-1])), bias)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    plan: int = 0,
+) -> Tensor:
+    """``F.conv2d`` with the weight unpacked; ``plan`` is not needed here."""
+    shape = (mask.shape[0], x.shape[1] // groups, *kernel_size)
+    weight = sparse_weight(mask, values, shape)
+    return F.conv2d(x, weight, bias, list(stride), list(padding), list(dilation), groups)

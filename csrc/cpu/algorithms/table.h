@@ -2,6 +2,8 @@
 #pragma once
 
 #include "mask_apply.h"
+#include "sparse_dot.h"
+#include "sparse_tile.h"
 #include "statistics_threshold.h"
 #include "threshold_relu.h"
 
@@ -9,7 +11,7 @@ namespace secateur::cpu {
 namespace {
 
 constexpr Kernels make_table(const char* name) {
-  return {
+  Kernels table{
       .name = name,
       .mask_apply_16 = mask_apply<uint16_t>,
       .mask_apply_32 = mask_apply<uint32_t>,
@@ -28,7 +30,12 @@ constexpr Kernels make_table(const char* name) {
       .threshold_relu_f16 = threshold_relu<f16, float>,
       .mask_pack = mask_pack,
       .mask_unpack = mask_unpack,
+      .max_tile = max_tile,
+      .sparse_tile = {},
+      .sparse_dot = sparse_dot,
   };
+  fill_tiles<max_tile>(table.sparse_tile);
+  return table;
 }
 
 }  // namespace

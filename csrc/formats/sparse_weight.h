@@ -1,0 +1,34 @@
+// The weights of a sparse layer, validated: nonzeros of each neuron in row-major order of [C/groups, R, S].
+//
+// Built from a checkpoint's form (bit mask, values in the mask's order), which may come from a stranger: everything is
+// checked here, once, and never again in a kernel.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace secateur {
+
+struct WeightShape {
+  int64_t neurons;      // K
+  int64_t channels;     // C / groups (for a linear layer: C)
+  int64_t rows = 1;     // R
+  int64_t columns = 1;  // S
+  int64_t per_neuron() const { return channels * rows * columns; }
+};
+
+struct SparseWeight {
+  WeightShape shape;
+  std::vector<int64_t> start;   // [K + 1]: neuron k owns nonzeros [start[k], start[k + 1])
+  std::vector<uint32_t> index;  // [nnz]: position within the neuron, increasing
+  std::vector<float> value;     // [nnz]
+  int64_t nonzeros() const { return static_cast<int64_t>(value.size()); }
+};
+
+// mask: [K, ceil(per_neuron / 8)]. Throws std::runtime_error, its message beginning with `op`, where the number of bits
+// is not the number of values, an unused bit is set, or the shape is beyond what the index can hold.
+SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
+                           int64_t mask_bytes, const float* values, int64_t count);
+
+}  // namespace secateur

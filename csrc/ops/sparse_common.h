@@ -1,0 +1,21 @@
+// What the sparse layers' fronts share.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "../formats/sparse_layer.h"
+#include "common.h"
+
+namespace secateur::ops {
+
+void check_float_cpu(const char* op, const char* argument, const Tensor& t);
+
+// The layer behind `plan`, checked against the arguments; or one made from them for this call (plan = 0).
+std::shared_ptr<const SparseLayer> layer_of(const char* op, int64_t plan, const Tensor& mask, const Tensor& values,
+                                            const WeightShape& shape, const ConvShape& conv);
+
+// Contiguous bias [K] or null.
+const float* bias_data(const char* op, const std::optional<Tensor>& bias, int64_t neurons);
+
+}  // namespace secateur::ops

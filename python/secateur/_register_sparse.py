@@ -1,0 +1,82 @@
+"""Fake kernels, gradients and the CUDA path of the sparse layers' operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  (the operators must exist before they get their kernels)
+from . import reference
+
+
+@torch.library.register_fake("secateur::sparse_linear")
+def _(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
+    return x.new_empty((*x.shape[:-1], mask.shape[0]))
+
+
+@torch.library.register_fake("secateur::sparse_conv2d")
+def _(
+    x: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    plan: int = 0,
+) -> Tensor:
+    out = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
+    return x.new_empty((x.shape[0], mask.shape[0], *out))
+
+
+# Where there is no CUDA kernel yet the twin runs; nothing else about the layer changes.
+torch.library.impl("secateur::sparse_linear", "CUDA", reference.sparse_linear)
+torch.library.impl("secateur::sparse_conv2d", "CUDA", reference.sparse_conv2d)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, mask, values, bias = inputs[:4]
+    ctx.has_bias = bias is not None
+    ctx.arguments = inputs[4:]
+    # The input is kept only where a gradient of the weights will need it.
+    ctx.x_shape = x.shape
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, mask, values)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, mask, values = ctx.saved_tensors
+    shape = (mask.shape[0], ctx.x_shape[-1])
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = grad @ reference.sparse_weight(mask, values, shape)
+    flat = grad.reshape(-1, shape[0])
+    if ctx.needs_input_grad[2]:
+        grad_values = (flat.T @ x.reshape(-1, shape[1]))[reference.mask_unpack(mask, shape)]
+    if ctx.has_bias and ctx.needs_input_grad[3]:
+        grad_bias = flat.sum(0)
+    return grad_x, None, grad_values, grad_bias, None
+
+
+def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, mask, values = ctx.saved_tensors
+    kernel_size, stride, padding, dilation, groups = ctx.arguments[:5]
+    shape = (mask.shape[0], ctx.x_shape[1] // groups, *kernel_size)
+    weight = reference.sparse_weight(mask, values, shape)
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
+    like_x = x if x is not None else grad.new_empty(1).expand(ctx.x_shape)
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, like_x, weight, [shape[0]], stride, padding, dilation, False, [0, 0], groups, needs
+    )
+    grad_values = grad_weight[reference.mask_unpack(mask, shape)] if needs[1] else None
+    return grad_x, None, grad_values, grad_bias, None, None, None, None, None, None
+
+
+torch.library.register_autograd("secateur::sparse_linear", _linear_backward, setup_context=_save)
+torch.library.register_autograd("secateur::sparse_conv2d", _conv2d_backward, setup_context=_save)
