@@ -11,7 +11,6 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,8 @@ from torch import nn
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _one_thread() -> None:
     torch.set_num_threads(1)  # these networks are too small to share out
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
 
 
 class Net(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import secateur
@@ -14,13 +13,6 @@ import torch.nn.utils.prune as torch_prune
 from secateur import Error, Magnitude, MeanStd, Random, masks
 from secateur.ops import mask_unpack
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def cnn() -> nn.Sequential:
@@ -446,7 +438,7 @@ def test_tied_weights_are_pruned_once_and_said() -> None:
 
 
 def test_multihead_attention() -> None:
-    """out_proj is read past its forward; the zeros are in the weight, so they count; the warning says what would not."""
+    """out_proj is read past its forward; the zeros are in the weight, so they count; a warning says what would not."""
     attention = nn.MultiheadAttention(16, 4, batch_first=True)
     with pytest.warns(UserWarning, match="out_proj: MultiheadAttention reads this weight without calling the layer"):
         report = secateur.prune(attention, Magnitude(0.5))

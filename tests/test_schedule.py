@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import secateur
 import torch
 from secateur import CubicSchedule, Error, GradualPruner, Magnitude, MeanStd, Random
 from torch import nn
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def test_the_formula() -> None:

@@ -2,9 +2,9 @@
 
 A packed tensor ``t`` is stored as ``t_mask`` (uint8 [rows, ceil(columns / 8)], :func:`secateur.ops.mask_pack`'s bits)
 and ``t_values`` (the kept values, in logical row-major order). At 90 % zeros a float32 tensor takes 0.13 of its dense
-bytes. Any tensor is packed where that is smaller, whoever made its zeros; a masked parameter always is, for its bits
-are its mask. The file's metadata holds the format's name and version, and one JSON object: shape and dtype of what is
-packed, which of it is masked (with the theta of its pruning), and which names share one tensor.
+bytes. Any tensor of two dims or more is packed where that is smaller, whoever made its zeros; a masked parameter always
+is, for its bits are its mask. The file's metadata holds the format's name and version, and one JSON object: shape and
+dtype of what is packed, which of it is masked (with the theta of its pruning), and which names share one tensor.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         keep = _kept(key, value, state.get(buffer_name(key)) if key in masked else None)
         taken = {f"{key}_values", f"{key}_mask"} & (state.keys() - own_masks)
         if taken and key in masked:
-            raise Error(
-                f"save: {taken.pop()} must not be in the state_dict, for the masked {key} is stored under that name"
-            )
+            raise Error(f"save: {taken.pop()} must not be in the state_dict: the masked {key} is stored by that name")
         if keep is None or taken:
             tensors[key] = value.detach().cpu().contiguous()
             continue
@@ -232,9 +230,9 @@ def _kept(key: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
                 "torch.optim optimizer; call secateur.masks.apply(model) first"
             )
         return keep
-    if value.dtype not in _DTYPES.values() or value.dim() == 0:
+    if value.dtype not in _DTYPES.values() or value.dim() < 2:
         return None
-    keep = (value != 0) | torch.signbit(value)  # -0.0 stays what it is
+    keep = value != 0  # -0.0 too becomes 0: weight * mask, as other libraries prune, leaves it for negative weights
     rows, columns = rows_and_columns(value.shape)
     small = rows * -(-columns // 8) + int(keep.sum()) * value.element_size()
     return keep if small < value.numel() * value.element_size() else None
@@ -243,9 +241,10 @@ def _kept(key: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb"):
-            pass  # an OSError names the reason; safetensors would wrap it
+        with open(beside, "wb") as file:  # an OSError names the reason; safetensors would wrap it
+            mode = os.stat(file.fileno()).st_mode & 0o777  # what the umask allows
         save_file(tensors, beside, metadata)
+        os.chmod(beside, mode)  # safetensors makes its files readable by their owner alone
         os.replace(beside, path)
     except SafetensorError as error:
         raise OSError(f"save: {path} cannot be written: {error}") from None
