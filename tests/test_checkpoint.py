@@ -39,7 +39,7 @@ def pruned(share: float = 0.8) -> Net:
 
 def same(one: nn.Module, two: nn.Module) -> bool:
     a, b = one.state_dict(), two.state_dict()
-    return list(a) == list(b) and all(
+    return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a
     )
 

@@ -49,7 +49,7 @@ class Mark:
         self.thetas: dict[str, Theta | None] = {}  # the masked parameters, in the order in which they were masked
         self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
         self.lost: set[str] = set()  # reported as out of reach
-        self.load_hook = owner.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self.load_hook = owner.register_load_state_dict_post_hook(_after_load)
         _marked.add(owner)
 
     def __getstate__(self) -> dict[str, Any]:

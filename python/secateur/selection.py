@@ -175,7 +175,7 @@ def _foreign_mask(module: nn.Module, name: str) -> Tensor | None:
 
 def take_over(weight: Weight) -> None:
     """Make torch.nn.utils.prune's pruning permanent: ``weight`` is a plain Parameter again, with its zeros."""
-    torch_prune.remove(weight.module, weight.parameter)  # type: ignore[no-untyped-call]
+    torch_prune.remove(weight.module, weight.parameter)
     weight.foreign = None
 
 
