@@ -3,6 +3,7 @@
 from ._errors import Error
 from .activations import prune_activations
 from .checkpoint import load, save
+from .conversion import convert
 from .criteria import Magnitude, MeanStd, Random
 from .masks import strip
 from .pruning import prune, sparsity
@@ -17,6 +18,7 @@ __all__ = [
     "MeanStd",
     "Random",
     "Report",
+    "convert",
     "load",
     "prune",
     "prune_activations",

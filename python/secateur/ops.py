@@ -138,14 +138,14 @@ def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
     return _call(_ops.mask_unpack.default, mask, list(shape))  # type: ignore[no-any-return]
 
 
-def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None = None, plan: int = 0) -> Tensor:
+def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
     """``F.linear`` with a weight of which only the nonzeros exist: work in proportion to their number.
 
     Args:
         x: ``[..., C]``, float32 on the CPU, or any floating dtype on CUDA (there the twin runs).
         mask: packed bits of the weight ``[K, C]``: uint8 ``[K, ceil(C / 8)]``.
         values: ``[nnz]``, the nonzeros in the order of the mask's bits; same dtype as x.
-        bias: ``[K]``.
+        bias: ``[K]`` or None.
         plan: id of a plan made beforehand from the same mask and values (:class:`secateur.nn.SparseLinear` keeps one),
             or 0: unpack and check the weight in this call.
 
@@ -165,10 +165,10 @@ def sparse_conv2d(
     values: Tensor,
     bias: Tensor | None,
     kernel_size: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
     plan: int = 0,
 ) -> Tensor:
     """``F.conv2d`` with a weight of which only the nonzeros exist: work in proportion to their number.

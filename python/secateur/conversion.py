@@ -1,0 +1,193 @@
+"""Layer by layer: Conv2d and Linear with zeros become layers that skip them, where that is faster on this machine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import timing
+from ._errors import Error
+from .nn.masked import MaskedConv2d, MaskedLinear
+from .nn.sparse import SparseConv2d, SparseLinear, Trial
+from .report import Column, Report
+
+M = TypeVar("M", bound=nn.Module)
+
+COLUMNS = (
+    Column("layer", "layer", "text"),
+    Column("shape", "shape", "shape"),
+    Column("sparsity", "zeros %", "percent"),
+    Column("kernel", "kernel", "text"),
+    Column("ms", "ms", "ms"),
+    Column("dense_ms", "dense ms", "ms"),
+    Column("bytes_dense", "dense", "bytes"),
+    Column("bytes_packed", "packed", "bytes"),
+    Column("why", "why", "text"),
+)
+
+# Exactly these: a subclass may do something else in its forward.
+_LINEAR = (nn.Linear, MaskedLinear)
+_CONV2D = (nn.Conv2d, MaskedConv2d)
+# Layers with weights that have no sparse kernel yet: named in the report, left as they are.
+_OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+_ROUNDS = 9
+_BUDGET_S = 1.0
+
+
+def convert(model: M, example_input: Any = None) -> M:
+    """A copy of ``model`` whose Conv2d and Linear layers skip their zeros, for running it.
+
+    Any model with zeros will do, whoever put them there; ``model`` itself is left alone. A layer that is not faster
+    sparse stays dense: with ``example_input`` both forms are timed now, in turns, on what reaches the layer; without it
+    each layer times both at its first call. Batch size and image size matter, so let the example be like the real ones.
+
+    Args:
+        model: the model; float32 on the CPU gets the sparse kernels, other layers stay as they are (the report says so).
+        example_input: a tensor, or a tuple of the model's positional arguments.
+
+    Returns:
+        The new model, of the same class; its ``report`` has one row a layer: zeros, kernel, times, bytes, and why.
+
+    Raises:
+        Error: model is not a module, or it does not run on the example.
+    """
+    if not isinstance(model, nn.Module):
+        raise Error(f"convert: model must be an nn.Module, got {type(model).__name__}")
+    layers = _layers(model)
+    for layer in layers:
+        if layer.sparse is not None:
+            _fill_row(layer)
+    if example_input is not None:
+        _time(model, layers, example_input)
+    # Layers that are replaced are never copied: the copy finds their successors already made.
+    memo: dict[int, Any] = {id(layer.module): successor for layer in layers if (successor := _successor(layer))}
+    keep_alive = list(memo.values())
+    fast = cast(M, memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo))
+    del keep_alive
+    fast.report = Report("converted", COLUMNS, [])  # type: ignore[assignment]
+    # The rows themselves, not copies: a layer that decides at its first call writes its decision there.
+    cast(Report, fast.report).rows = [layer.row for layer in layers]
+    return fast
+
+
+@dataclass
+class _Layer:
+    name: str
+    module: nn.Module
+    row: dict[str, Any]
+    sparse: SparseConv2d | SparseLinear | None = None  # the candidate
+    ms: float = 0.0  # summed over the example's calls
+    dense_ms: float = 0.0
+    calls: int = 0
+    failed: str = ""
+
+
+def _layers(model: nn.Module) -> list[_Layer]:
+    """Every layer with weights, once (a module used under two names is one layer)."""
+    layers = []
+    for name, module in model.named_modules():
+        if not isinstance(module, _OTHERS):
+            continue
+        row: dict[str, Any] = {"layer": name or type(module).__name__, "kernel": "dense", "why": ""}
+        layer = _Layer(name, module, row)
+        layers.append(layer)
+        if isinstance(module, SparseConv2d | SparseLinear):
+            layer.row.update(
+                kernel="sparse", why="already converted", shape=module.weight_shape, sparsity=module.sparsity
+            )
+            continue
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or nn.parameter.is_lazy(weight):
+            row["why"] = f"{type(module).__name__} has no sparse kernel"
+            continue
+        zeros = weight.numel() - int(torch.count_nonzero(weight)) if weight.device.type != "meta" else 0
+        row.update(shape=tuple(weight.shape), sparsity=zeros / max(weight.numel(), 1))
+        row["bytes_dense"] = weight.numel() * weight.element_size()
+        if type(module) not in _LINEAR + _CONV2D:
+            row["why"] = f"{type(module).__name__} has no sparse kernel"
+        elif weight.dtype != torch.float32 or weight.device.type != "cpu":
+            dtype = str(weight.dtype).removeprefix("torch.")
+            row["why"] = f"sparse kernels run float32 on the CPU, this is {dtype} on {weight.device.type}"
+        elif zeros == 0:
+            row["why"] = "no zeros"
+        elif isinstance(module, nn.Conv2d):
+            layer.sparse = SparseConv2d.from_dense(module)
+        else:
+            layer.sparse = SparseLinear.from_dense(cast(nn.Linear, module))
+    return layers
+
+
+def _fill_row(layer: _Layer) -> None:
+    sparse = cast(SparseConv2d | SparseLinear, layer.sparse)
+    mask, values = sparse.weight_mask, sparse.weight_values
+    layer.row["bytes_packed"] = mask.numel() + values.numel() * values.element_size()
+    layer.row["kernel"] = "undecided"
+    layer.row["why"] = "decides at its first call"
+
+
+def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
+    """Run the example through the model; each candidate times itself on what it is given."""
+    handles = [
+        layer.module.register_forward_hook(_timer(layer), prepend=True) for layer in layers if layer.sparse is not None
+    ]
+    modes = {module: module.training for module in model.modules()}
+    arguments = example if isinstance(example, tuple) else (example,)
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*arguments)
+    except Error:
+        raise
+    except Exception as error:
+        raise Error(f"convert: example_input must be what the model takes: {type(error).__name__}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        x, sparse = inputs[0], cast(nn.Module, layer.sparse)
+        layer.calls += 1
+        forward = type(module).forward
+        # What is compared must be the same: a layer that disagrees is a bug here, or an input with Inf or NaN.
+        if not torch.allclose(sparse(x), forward(module, x), rtol=1e-3, atol=1e-4 * _scale(output)):
+            layer.failed = "sparse and dense outputs differ on the example (Inf or NaN in it?)"
+            return
+        ms, dense_ms = timing.medians([lambda: sparse(x), lambda: forward(module, x)], _ROUNDS, _BUDGET_S)
+        layer.ms += 1e3 * ms
+        layer.dense_ms += 1e3 * dense_ms
+
+    return hook
+
+
+def _scale(output: Tensor) -> float:
+    return max(float(output.detach().abs().amax()), 1e-30) if output.numel() else 1.0
+
+
+def _successor(layer: _Layer) -> nn.Module | None:
+    """What stands in the layer's place in the copy; None: a copy of itself."""
+    sparse, row = layer.sparse, layer.row
+    if sparse is None:
+        return None
+    if layer.calls == 0:
+        sparse.trial = Trial(row)
+        return sparse
+    row.update(ms=layer.ms, dense_ms=layer.dense_ms)
+    if layer.failed:
+        row.update(kernel="dense", why=layer.failed, ms=None, dense_ms=None)
+    elif layer.ms < layer.dense_ms:
+        row.update(kernel="sparse", why=f"{layer.dense_ms / layer.ms:.2f}x as fast as dense")
+        return sparse
+    else:
+        row.update(kernel="dense", why=f"sparse would take {layer.ms / layer.dense_ms:.2f}x as long")
+    # A plain layer: masks and pruning hooks are for training.
+    return sparse.to_dense()
