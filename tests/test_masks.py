@@ -291,6 +291,17 @@ def test_strip() -> None:
     secateur.strip(model)  # twice does no harm
 
 
+def test_strip_of_a_copy_leaves_no_trace() -> None:
+    model = pruned()
+    other = secateur.strip(copy.deepcopy(model))
+    assert not other[3]._load_state_dict_post_hooks
+    assert len(model[3]._load_state_dict_post_hooks) == 1
+    shallow = copy.copy(model[3])
+    del model, other
+    gc.collect()
+    copy.deepcopy(copy.deepcopy(shallow))  # its mark's owner is gone
+
+
 def test_apply_and_adopt() -> None:
     model = pruned()
     before = zeros(model)

@@ -437,6 +437,46 @@ def test_tied_weights_are_pruned_once_and_said() -> None:
     assert any("also head" in note for note in secateur.sparsity(model).notes)
 
 
+def test_parameters_over_the_same_memory_are_tied() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    with pytest.warns(UserWarning, match="0, 1 are one tied weight"):
+        report = secateur.prune(model, MeanStd(-1.0), optimizer=optimizer)
+    assert [row["layer"] for row in report] == ["0"]
+    for layer in model:
+        assert torch.equal(mask_of(layer), model[0].weight != 0)
+        assert (optimizer.state[layer.weight]["momentum_buffer"][model[0].weight == 0] == 0).all()
+
+
+def test_expanded_weights_are_left() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = nn.Parameter(torch.randn(1, 8).expand(8, 8))
+    with pytest.warns(UserWarning, match="prune: 1 is left as it is: its weight is an expanded view"):
+        secateur.prune(model, Magnitude(0.5))
+
+
+def test_sparse_layers_are_counted_and_left() -> None:
+    """A stand-in with secateur.nn.SparseLinear's state: values and a mask, weight a property."""
+
+    class Sparse(nn.Linear):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.weight_values = nn.Parameter(torch.ones(3), requires_grad=False)
+            self.register_buffer("weight_mask", torch.tensor([[1], [3]], dtype=torch.uint8))
+
+        @property
+        def weight(self) -> torch.Tensor:  # type: ignore[override]
+            return torch.tensor([[1.0, 0, 0], [1, 1, 0]])
+
+    model = nn.Sequential(nn.Linear(3, 3), Sparse())
+    assert secateur.sparsity(model)["1"]["zeros"] == 3
+    with pytest.warns(UserWarning, match="prune: 1 is left as it is: it is a Sparse and holds only its nonzeros"):
+        secateur.prune(model, Magnitude(0.5))
+
+
 def test_multihead_attention() -> None:
     """out_proj is read past its forward; the zeros are in the weight, so they count; a warning says what would not."""
     attention = nn.MultiheadAttention(16, 4, batch_first=True)

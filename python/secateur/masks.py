@@ -45,7 +45,9 @@ class Mark:
     """What a masked module carries: the names of its masked parameters, and what the report says about them."""
 
     def __init__(self, owner: nn.Module) -> None:
-        self.owner = weakref.ref(owner)  # weak: a cycle would keep a dropped model in memory until the next collection
+        self.owner: weakref.ref[nn.Module] | None = weakref.ref(
+            owner
+        )  # weak: a cycle would keep a dropped model in memory until the next collection
         self.thetas: dict[str, Theta | None] = {}  # the masked parameters, in the order in which they were masked
         self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
         self.lost: set[str] = set()  # reported as out of reach
@@ -53,14 +55,15 @@ class Mark:
         _marked.add(owner)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "owner": self.owner()}
+        return {**self.__dict__, "owner": None if self.owner is None else self.owner()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both deepcopy and pickle make the new module before its state, so the owner here is the new one.
-        self.__dict__.update(state)
         owner = state["owner"]
-        self.owner = weakref.ref(owner)
-        _marked.add(owner)
+        self.__dict__.update(state)
+        self.owner = None if owner is None else weakref.ref(owner)
+        if owner is not None:  # None: a shallow copy that has outlived its original
+            _marked.add(owner)
 
 
 def _mark(module: nn.Module) -> Mark | None:
@@ -311,8 +314,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Report, once an optimizer, a state older than the pruning: here is the earliest that it can be known."""
-    if not _marked:
-        return
+    if not _marked or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        return  # a CUDA graph cannot hold a look at values; the hook after the step is recorded with it
     held: set[int] | None = None
     for module in tuple(_marked):
         mark = _mark(module)

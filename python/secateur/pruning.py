@@ -53,9 +53,9 @@ def prune(
     criterion: Criterion,
     *,
     pattern: str = "1x1",
-    exclude: Iterable[Entry] = (),
-    include: Iterable[Entry] = (),
-    overrides: Mapping[Entry, Override] | None = None,
+    exclude: Iterable[Entry] | Entry = (),
+    include: Iterable[Entry] | Entry = (),
+    overrides: Mapping[Any, Override] | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
 ) -> Report:
     """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
@@ -100,9 +100,9 @@ def _prune(
     model: nn.Module,
     criterion: Criterion,
     pattern: str,
-    exclude: Iterable[Entry],
-    include: Iterable[Entry],
-    overrides: Mapping[Entry, Override] | None,
+    exclude: Iterable[Entry] | Entry,
+    include: Iterable[Entry] | Entry,
+    overrides: Mapping[Any, Override] | None,
     optimizer: Optimizer | Sequence[Optimizer] | None,
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with what is to be warned about returned instead."""
@@ -128,7 +128,7 @@ def sparsity(model: nn.Module) -> Report:
     rows = []
     notes = []
     for weight in selection.weights_of(model, caller="sparsity"):
-        if weight.problem is not None:
+        if weight.problem is not None and not weight.unpacked:
             notes.append(f"{weight.label} is not counted: {weight.problem}")
             continue
         rows.append(_row(weight))
@@ -150,9 +150,9 @@ def _plan(
     model: nn.Module,
     criterion: Any,
     pattern: str,
-    exclude: Iterable[Entry],
-    include: Iterable[Entry],
-    overrides: Mapping[Entry, Override] | None,
+    exclude: Iterable[Entry] | Entry,
+    include: Iterable[Entry] | Entry,
+    overrides: Mapping[Any, Override] | None,
 ) -> tuple[list[_Task], list[str], list[str]]:
     """Which weights are pruned by which rule; what must be warned about; what is only noted."""
     _check_rule(criterion, "criterion")
@@ -369,7 +369,12 @@ def _summary(theta: Tensor | None) -> masks.Theta | None:
 def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[_Task]) -> list[str]:
     said = []
     for optimizer in optimizers:
-        pairs = [(task.weight.value, task.mask) for task in tasks if task.mask is not None]
+        pairs = [
+            (held, task.mask)
+            for task in tasks
+            for module, parameter in task.weight.places
+            if task.mask is not None and (held := module._parameters[parameter]) is not None
+        ]
         if not masks.clear_state(optimizer, pairs):
             said.append(f"optimizer= was given a {type(optimizer).__name__} that holds none of the pruned weights")
     return said

@@ -91,9 +91,9 @@ class GradualPruner:
         schedule: CubicSchedule,
         *,
         pattern: str = "1x1",
-        exclude: Iterable[Entry] = (),
-        include: Iterable[Entry] = (),
-        overrides: Mapping[Entry, Override] | None = None,
+        exclude: Iterable[Entry] | Entry = (),
+        include: Iterable[Entry] | Entry = (),
+        overrides: Mapping[Any, Override] | None = None,
         optimizer: Optimizer | list[Optimizer] | None = None,
     ) -> None:
         if not isinstance(schedule, CubicSchedule):

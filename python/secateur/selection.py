@@ -41,6 +41,7 @@ class Weight:
     problem: str | None = None  # why it cannot be pruned
     refuse: bool = False  # the problem is an error, not something to step around
     foreign: Tensor | None = None  # torch.nn.utils.prune's mask [shape of the weight], to be taken over
+    unpacked: bool = False  # a sparse layer's: its weight is made from its nonzeros when it is read
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     aliases: list[Weight] = field(default_factory=list)  # the same Parameter under other names
 
@@ -58,6 +59,9 @@ class Weight:
     def value(self) -> Tensor:
         """The weight as forward sees it."""
         stored = self.module._parameters.get(self.parameter)
+        if self.unpacked:
+            dense: Tensor = getattr(self.module, self.parameter)
+            return dense.detach()
         if stored is None and self.foreign is not None:
             original = self.module._parameters[self.parameter + "_orig"]
             assert original is not None
@@ -82,7 +86,7 @@ def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:
     """Every weight of every layer type that this package knows, tied ones once (the others in ``aliases``)."""
     if not isinstance(model, nn.Module):
         raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
-    first: dict[int, Weight] = {}
+    first: dict[tuple[Any, ...] | None, Weight] = {}
     found: list[Weight] = []
     for name, module in unwrapped(model).named_modules():
         owners = tuple(_owners(unwrapped(model), name))
@@ -91,15 +95,25 @@ def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:
             weight.places.append((module, parameter))
             _examine(weight)
             stored = module._parameters.get(parameter)
-            if stored is not None and id(stored) in first:
-                tied = first[id(stored)]
+            place = None if stored is None else _place(stored)
+            if place in first:
+                tied = first[place]
                 tied.places.append((module, parameter))
                 tied.aliases.append(weight)
                 continue
-            if stored is not None:
-                first[id(stored)] = weight
+            if place is not None:
+                first[place] = weight
             found.append(weight)
     return found
+
+
+def _place(stored: Tensor) -> tuple[Any, ...]:
+    """Equal for parameters that are one: the same object, or two Parameters over the same memory."""
+    if isinstance(stored, UninitializedParameter) or stored.device.type == "meta" or stored.numel() == 0:
+        return (id(stored),)
+    if type(stored.data) is not Tensor or stored.layout != torch.strided:
+        return (id(stored),)
+    return stored.device, stored.data_ptr(), tuple(stored.shape), stored.stride()
 
 
 def _owners(model: nn.Module, name: str) -> Iterator[nn.Module]:
@@ -133,6 +147,10 @@ def _examine(weight: Weight) -> None:
     module, name = weight.module, weight.parameter
     stored = module._parameters.get(name)
     if stored is None:
+        if module._parameters.get(name + "_values") is not None and hasattr(module, name):
+            weight.unpacked = True
+            weight.problem = f"it is a {type(module).__name__} and holds only its nonzeros; prune before converting"
+            return
         weight.refuse = True
         weight.foreign = _foreign_mask(module, name)
         if weight.foreign is not None:
@@ -156,6 +174,8 @@ def _examine(weight: Weight) -> None:
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True
     elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
         weight.problem = f"its {name} is a {type(stored.data).__name__} ({stored.layout}), not an ordinary tensor"
+    elif any(stride == 0 and size > 1 for stride, size in zip(stored.stride(), stored.shape, strict=True)):
+        weight.problem = f"its {name} is an expanded view, in which one number stands for many weights"
     elif stored.dtype not in _FLOATS:
         dtype = str(stored.dtype).removeprefix("torch.")
         weight.problem = f"its {name} is {dtype}, not float32, float64, float16 or bfloat16"
