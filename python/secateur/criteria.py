@@ -159,6 +159,10 @@ def statistics(sample: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
         mean [R], std [R]. The std of equal values is exactly 0; a row in which nothing lives has mean NaN and std 0.
     """
     values = sample.to(torch.float64)
+    if sample.shape[1] and bool(alive.all()):
+        var, mean = torch.var_mean(values, 1, correction=0)
+        low, high = values.aminmax(dim=1)
+        return mean, var.sqrt().masked_fill_(high <= low, 0.0)
     count = alive.sum(1)
     mean = values.masked_fill(~alive, 0.0).sum(1) / count
     spread = (values - mean.unsqueeze(1)).square_().masked_fill_(~alive, 0.0)
@@ -167,8 +171,8 @@ def statistics(sample: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
         # The mean of equal values need not round to that value: compare them instead.
         high = values.masked_fill(~alive, -math.inf).amax(1)
         low = values.masked_fill(~alive, math.inf).amin(1)
-        std = torch.where(high <= low, torch.zeros_like(std), std)
-    return mean, torch.where(count > 0, std, torch.zeros_like(std))
+        std = std.masked_fill_(high <= low, 0.0)
+    return mean, std
 
 
 def mean_std(field: Field, rule: MeanStd) -> Decision:
@@ -183,15 +187,28 @@ def mean_std(field: Field, rule: MeanStd) -> Decision:
     assert rule.sparsity is not None
     need = round(rule.sparsity * field.total) - field.gone
     may_go = field.alive & varied.unsqueeze(1)  # [R, B]
-    z = ((score - mean.unsqueeze(1)) / std.unsqueeze(1))[may_go]  # [M]
-    cost = None if field.cost is None else field.cost[may_go]
+    z = _chosen((score - mean.unsqueeze(1)).div_(std.unsqueeze(1)), may_go)  # [M]
+    cost = None if field.cost is None else _chosen(field.cost, may_go)
     spare_one = rule.sparsity < 1 and z.numel() == int(field.alive.sum())
     drop, cut = lowest(z, cost, need, spare_one=spare_one, split_ties=False)
-    keep = field.alive.clone()
-    keep[may_go] = ~drop
+    keep = field.alive & ~_put_back(drop, may_go)
     if cut is None:
         return Decision(keep)
     return Decision(keep, mean + cut * std, -cut)
+
+
+def _chosen(values: Tensor, which: Tensor) -> Tensor:
+    """``values[which]``, flat; a boolean index over millions costs more than asking whether it leaves anything out."""
+    return values.reshape(-1) if bool(which.all()) else values[which]
+
+
+def _put_back(chosen: Tensor, which: Tensor) -> Tensor:
+    """The inverse of :func:`_chosen` for bools: false where nothing was chosen."""
+    if chosen.numel() == which.numel():
+        return chosen.reshape(which.shape)
+    whole = torch.zeros_like(which)
+    whole[which] = chosen
+    return whole
 
 
 def counted(fields: Sequence[Field], scores: Sequence[Tensor], sparsity: float) -> list[Decision]:
@@ -202,22 +219,19 @@ def counted(fields: Sequence[Field], scores: Sequence[Tensor], sparsity: float) 
     Args:
         fields: the weights. scores: [R, B] each, what to rank by. sparsity: 0 to 1.
     """
-    alive = [field.alive.reshape(-1) for field in fields]
     device = fields[0].score.device
-    values = torch.cat([score.reshape(-1)[a].to(device) for score, a in zip(scores, alive, strict=True)])
+    values = torch.cat([_chosen(s, field.alive).to(device) for s, field in zip(scores, fields, strict=True)])
     cost: Tensor | None = None
     if any(field.cost is not None for field in fields):
         costs = (field.alive.to(torch.int64) if field.cost is None else field.cost for field in fields)
-        cost = torch.cat([c.reshape(-1)[a].to(device) for c, a in zip(costs, alive, strict=True)])
+        cost = torch.cat([_chosen(c, field.alive).to(device) for c, field in zip(costs, fields, strict=True)])
     need = round(sparsity * sum(field.total for field in fields)) - sum(field.gone for field in fields)
     drop, cut = lowest(values, cost, need, spare_one=sparsity < 1, split_ties=True)
     decisions = []
-    parts = torch.split(drop, [int(a.sum()) for a in alive])
-    for field, a, part in zip(fields, alive, parts, strict=True):
-        keep = a.clone()
-        keep[a] = ~part.to(a.device)
+    for field, part in zip(fields, torch.split(drop, [int(f.alive.sum()) for f in fields]), strict=True):
+        keep = field.alive & ~_put_back(part.to(field.alive.device), field.alive)
         theta = None if cut is None else torch.tensor([cut], dtype=torch.float64)
-        decisions.append(Decision(keep.reshape(field.alive.shape), theta))
+        decisions.append(Decision(keep, theta))
     return decisions
 
 
@@ -254,10 +268,10 @@ def lowest(
         drop[place[: int(error.argmin())]] = True
     if not bool(drop.any()):
         return drop, None
-    last = float(values[drop].max())
+    last = float(values.masked_fill(~drop, -math.inf).max())
     if bool(drop.all()):
         return drop, last + max(1.0, abs(last))
-    first = float(values[~drop].min())
+    first = float(values.masked_fill(drop, math.inf).min())
     middle = last + (first - last) / 2
     return drop, middle if last < middle < first else first
 

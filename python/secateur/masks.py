@@ -45,9 +45,8 @@ class Mark:
     """What a masked module carries: the names of its masked parameters, and what the report says about them."""
 
     def __init__(self, owner: nn.Module) -> None:
-        self.owner: weakref.ref[nn.Module] | None = weakref.ref(
-            owner
-        )  # weak: a cycle would keep a dropped model in memory until the next collection
+        # Weak: a cycle would keep a dropped model in memory until the next collection.
+        self.owner: weakref.ref[nn.Module] | None = weakref.ref(owner)
         self.thetas: dict[str, Theta | None] = {}  # the masked parameters, in the order in which they were masked
         self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
         self.lost: set[str] = set()  # reported as out of reach
