@@ -1,6 +1,6 @@
 """The built libraries must use torch's stable ABI only, and nothing newer than the torch that the package asks for.
 
-    python .ci/abi.py [LIBRARY...]        (default: those of the installed secateur)
+python .ci/abi.py [LIBRARY...]        (default: those of the installed secateur)
 """
 
 import json
@@ -22,7 +22,9 @@ allowed = tuple(int(part) for part in floor[1].split("."))
 
 bad = False
 for library in [Path(arg) for arg in sys.argv[1:]] or installed():
-    run = subprocess.run(["torch-abi-audit", "--json", "--check", "torch", str(library)], capture_output=True, text=True)
+    run = subprocess.run(
+        ["torch-abi-audit", "--json", "--check", "torch", str(library)], capture_output=True, text=True
+    )
     if run.returncode not in (0, 1):
         sys.exit(f"torch-abi-audit failed: {run.stderr}")
     report = json.loads(run.stdout)
@@ -33,8 +35,8 @@ for library in [Path(arg) for arg in sys.argv[1:]] or installed():
         symbols = [*torch["unstable_symbols"], *torch["unknown_shim_symbols"]]
         ok = run.returncode == 0 and torch["stable"] and not symbols and needs <= allowed
         bad |= not ok
-        print(f"{library.name}: stable={torch['stable']}, min torch {torch['min_torch_version']}, allowed {floor[1]}:", end=" ")
-        print("ok" if ok else "FAILED")
+        verdict = "ok" if ok else "FAILED"
+        print(f"{library.name}: stable {torch['stable']}, needs torch {torch['min_torch_version']}: {verdict}")
         for symbol in symbols:
             print(f"  not in the stable ABI: {symbol}")
 sys.exit(bad)

@@ -17,9 +17,9 @@ struct Test {
 
 // One row for each operator, in a file of its own name.
 constexpr Test tests[] = {
-    {"mask_apply", test_mask_apply},
-    {"mask_bits", test_mask_bits},
-    {"statistics_threshold", test_statistics_threshold},
+    {"mask_apply", test_mask_apply},         {"mask_bits", test_mask_bits},
+    {"sparse_conv2d", test_sparse_conv2d},   {"sparse_dot", test_sparse_dot},
+    {"sparse_tile", test_sparse_tile},       {"statistics_threshold", test_statistics_threshold},
     {"threshold_relu", test_threshold_relu},
 };
 

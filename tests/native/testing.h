@@ -93,6 +93,9 @@ std::vector<T> inputs(Random& random, int64_t n, bool with_nonfinite);
 void test_dispatch();
 void test_mask_apply(const Kernels& kernels);
 void test_mask_bits(const Kernels& kernels);
+void test_sparse_conv2d(const Kernels& kernels);
+void test_sparse_dot(const Kernels& kernels);
+void test_sparse_tile(const Kernels& kernels);
 void test_statistics_threshold(const Kernels& kernels);
 void test_threshold_relu(const Kernels& kernels);
 

@@ -1,0 +1,92 @@
+"""What the compiled files may contain.
+
+The linker merges weak symbols of equal name, so one inline function compiled with AVX-512 flags could end up serving a
+CPU without it: kernel files define none. Needs binutils and the build folder that ``make`` leaves.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from secateur._library import LIBRARY_DIR
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(tool: str, *args: object) -> str:
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed (Debian: binutils)")
+    return subprocess.run([tool, *map(str, args)], check=True, capture_output=True, text=True).stdout
+
+
+def kernel_objects() -> list[Path]:
+    tag = sysconfig.get_config_var("SOABI").split("-")[1]  # "311"
+    return sorted(ROOT.glob(f"build/cp{tag}-*/CMakeFiles/secateur_kernels.dir/csrc/cpu/isa_*.o"))
+
+
+objects = kernel_objects()
+each_object = pytest.mark.parametrize(
+    "path", objects or [pytest.param(None, marks=pytest.mark.skip("no build folder: the package was not built here"))],
+    ids=lambda path: path.name.removesuffix(".cpp.o") if path else "none",
+)  # fmt: skip
+
+
+@each_object
+def test_kernel_object_defines_its_table_and_nothing_else(path: Path) -> None:
+    symbols = [line.split() for line in run("nm", path).splitlines()]
+    isa = path.name.removeprefix("isa_").removesuffix(".cpp.o")
+    weak = [" ".join(symbol) for symbol in symbols if symbol[-2] in "WwVvu"]
+    assert weak == []
+    visible = [symbol[-1] for symbol in symbols if symbol[-2].isupper() and symbol[-2] != "U"]
+    table = f"kernels_{isa}"
+    assert visible == [f"_ZN8secateur3cpu{len(table)}{table}E"]
+
+
+@each_object
+def test_kernel_object_needs_nothing_but_libc(path: Path) -> None:
+    symbols = [line.split() for line in run("nm", "--undefined-only", path).splitlines()]
+    assert {symbol[-1] for symbol in symbols} <= {"memcpy", "memset", "memmove", "_GLOBAL_OFFSET_TABLE_"}
+
+
+@each_object
+def test_kernel_object_uses_only_its_registers(path: Path) -> None:
+    """AVX-512 has zmm and mask registers, AVX has ymm; whoever lacks them would die of an illegal instruction."""
+    code = run("objdump", "-d", "--no-show-raw-insn", path)
+    found = {name for name in ("zmm", "ymm") if f"%{name}" in code}
+    if re.search(r"%k[0-7]\b", code):
+        found.add("k")
+    expected = {"avx512": {"zmm", "ymm", "k"}, "avx2": {"ymm"}}
+    assert found == expected.get(path.name.removeprefix("isa_").removesuffix(".cpp.o"), set())
+
+
+def test_every_instruction_set_has_an_object() -> None:
+    if not objects:
+        pytest.skip("no build folder: the package was not built here")
+    from secateur.cpu import available_isas
+
+    assert set(available_isas()) <= {path.name.removeprefix("isa_").removesuffix(".cpp.o") for path in objects}
+
+
+def test_library_exports_only_the_host_interface() -> None:
+    lines = run("nm", "-DC", "--defined-only", LIBRARY_DIR / "libsecateur.so").splitlines()
+    symbols = [line.split(maxsplit=2)[1:] for line in lines]
+    ours = {name.split("(")[0] for kind, name in symbols if "secateur::" in name}
+    assert {f"secateur::cpu::{name}" for name in ("isa_available", "force_isa", "kernels")} <= ours
+    allowed = re.compile(r"secateur::(cpu::\w+|(hold|release|make)_layer)$")
+    assert [name for name in sorted(ours) if not allowed.match(name)] == []
+    # The rest is the C++ library's own, which every program shares.
+    assert [name for kind, name in symbols if "secateur::" not in name and kind not in "WVu"] == []
+
+
+@pytest.mark.parametrize("library", sorted(LIBRARY_DIR.glob("*.so")), ids=lambda path: path.name)
+def test_library_links_to_libtorch_cpu_and_the_system_only(library: Path) -> None:
+    needed = set(re.findall(r"NEEDED.*\[(.+?)\.so", run("readelf", "-d", library)))
+    system = {"libtorch_cpu", "libstdc++", "libgcc_s", "libm", "libc", "libdl", "librt", "libpthread"}
+    system |= {"ld-linux-x86-64", "ld-linux-aarch64"}
+    assert "libtorch_cpu" in needed
+    assert needed <= system, "Python or a CUDA library would have to be there to load it"
