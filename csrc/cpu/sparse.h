@@ -30,8 +30,9 @@ struct SparseTile {
   bool first, last;
   const StoreRun* runs;
   int64_t run_count;
-  float* y;          // output of neuron 0
-  int64_t y_stride;  // floats from a neuron's output to the next
+  int64_t dense_count;  // positions that go to one stretch of the output from runs[0].to on; 0: see runs
+  float* y;             // output of neuron 0
+  int64_t y_stride;     // floats from a neuron's output to the next
 };
 
 // Neurons [k_begin, k_end) of a linear layer for one input vector; a tap's offset is its input.

@@ -10,8 +10,8 @@ namespace {
 
 }  // namespace
 
-SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
-                           int64_t mask_bytes, const float* values, int64_t count) {
+SparseIndex unpack_index(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
+                         int64_t mask_bytes, int64_t count) {
   int64_t area, per_neuron;
   if (shape.neurons < 0 || shape.channels < 0 || shape.rows < 1 || shape.columns < 1 ||
       __builtin_mul_overflow(shape.rows, shape.columns, &area) ||
@@ -28,7 +28,7 @@ SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, cons
     fail(op + ": values must have one element for each of the " + std::to_string(set) + " bits of mask, got " +
          std::to_string(count));
 
-  SparseWeight weight{shape, {}, {}, std::vector<float>(values, values + count)};
+  SparseIndex weight;
   weight.start.reserve(shape.neurons + 1);
   weight.index.reserve(count);
   weight.start.push_back(0);
@@ -37,12 +37,17 @@ SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, cons
     for (int64_t byte = 0; byte < bytes; ++byte)
       for (uint32_t bits = row[byte]; bits != 0; bits &= bits - 1)
         weight.index.push_back(static_cast<uint32_t>(byte * 8 + std::countr_zero(bits)));
-    if (weight.nonzeros() > 0 && static_cast<int64_t>(weight.index.size()) > weight.start.back() &&
-        weight.index.back() >= per_neuron)
+    if (static_cast<int64_t>(weight.index.size()) > weight.start.back() && weight.index.back() >= per_neuron)
       fail(op + ": mask must have its unused bits clear, got one set in neuron " + std::to_string(k));
     weight.start.push_back(static_cast<int64_t>(weight.index.size()));
   }
   return weight;
+}
+
+SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
+                           int64_t mask_bytes, const float* values, int64_t count) {
+  SparseIndex where = unpack_index(op, shape, mask, mask_rows, mask_bytes, count);
+  return {shape, std::move(where.start), std::move(where.index), std::vector<float>(values, values + count)};
 }
 
 }  // namespace secateur

@@ -26,8 +26,16 @@ struct SparseWeight {
   int64_t nonzeros() const { return static_cast<int64_t>(value.size()); }
 };
 
+// Positions without values, for what is not float32.
+struct SparseIndex {
+  std::vector<int64_t> start;
+  std::vector<uint32_t> index;
+};
+
 // mask: [K, ceil(per_neuron / 8)]. Throws std::runtime_error, its message beginning with `op`, where the number of bits
 // is not the number of values, an unused bit is set, or the shape is beyond what the index can hold.
+SparseIndex unpack_index(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
+                         int64_t mask_bytes, int64_t count);
 SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
                            int64_t mask_bytes, const float* values, int64_t count);
 

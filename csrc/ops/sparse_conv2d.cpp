@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "../cpu/dispatch.h"
@@ -63,8 +64,10 @@ void run_tile(const Run& run, const float* planes, float* y, int64_t tile, int64
   t.partial = partial;
   t.runs = stores.runs.data() + stores.start[tile];
   t.run_count = stores.start[tile + 1] - stores.start[tile];
+  const Planes& p = run.plan.planes;
+  if (p.pitch == p.out_width) t.dense_count = std::min(stores.tile * 16, p.positions() - tile * stores.tile * 16);
   t.y = y;
-  t.y_stride = run.plan.planes.out_height * run.plan.planes.out_width;
+  t.y_stride = p.out_height * p.out_width;
   for (int64_t chunk = 0; chunk < stream.chunks; ++chunk) {
     t.start = stream.start.data() + chunk * (neurons + 1);
     t.end = t.start + 1;
@@ -135,10 +138,24 @@ void check_pair(const char* op, const char* argument, const Pair& pair, int64_t 
         ": ", argument, " must be 2 integers of ", least, " to 2^31 - 1, got ", show({pair.data(), pair.size()}));
 }
 
+// Other dtypes: the weight unpacked, torch's own layer.
+Tensor conv2d_dense(const Tensor& x, const Tensor& mask, const Tensor& values, const std::optional<Tensor>& bias,
+                    const WeightShape& shape, const Pair& stride, const Pair& padding, const Pair& dilation,
+                    int64_t groups) {
+  const int64_t sizes[] = {shape.neurons, shape.channels, shape.rows, shape.columns};
+  const Tensor weight = dense_weight("sparse_conv2d", mask, values, shape, {sizes, 4});
+  using torch::stable::detail::from;
+  std::array<StableIValue, 7> stack{from(x),       from(weight),   from(bias),  from(stride),
+                                    from(padding), from(dilation), from(groups)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+}
+
 Tensor sparse_conv2d(const Tensor& x, const Tensor& mask, const Tensor& values, std::optional<Tensor> bias,
                      Pair kernel_size, Pair stride, Pair padding, Pair dilation, int64_t groups, int64_t plan) {
   const char* op = "sparse_conv2d";
-  check_float_cpu(op, "x", x);
+  check(x.is_cpu(), op, ": x must be on the CPU");
+  check_floating(op, "x", x);
   check(x.dim() == 4, op, ": x must be [N, C, H, W], got ", show(x.sizes()));
   check_pair(op, "kernel_size", kernel_size, 1);
   check_pair(op, "stride", stride, 1);
@@ -157,6 +174,10 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& mask, const Tensor& values, 
     conv.dilation[i] = dilation[i];
   }
   const WeightShape shape{neurons, channels / groups, kernel_size[0], kernel_size[1]};
+  check(x.scalar_type() == values.scalar_type(), op, ": values must have the dtype of x, ", name(x.scalar_type()),
+        ", got ", name(values.scalar_type()));
+  if (x.scalar_type() != ScalarType::Float)
+    return conv2d_dense(x, mask, values, bias, shape, stride, padding, dilation, groups);
   const auto layer = layer_of(op, plan, mask, values, shape, conv);
   const float* bias_of = bias_data(op, bias, neurons);
   const cpu::Kernels& kernels = cpu::kernels();

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 
 #include "../cpu/dispatch.h"
 #include "scratch.h"
@@ -41,6 +42,10 @@ struct Batch {
   int64_t count;  // input vectors
 };
 
+// A chunk of inputs holds this many times kLinearChunk vectors: what it reads stays in the first-level cache or near
+// it.
+constexpr int64_t kChunkVectors = 8;
+
 // Neurons in blocks, so that the sums between chunks stay in the second-level cache.
 constexpr int64_t kNeurons = 512;
 
@@ -50,26 +55,27 @@ void run_neurons(const Batch& batch, const float* planes, int64_t begin, int64_t
   const auto& linear = batch.layer.linear();
   const int64_t neurons = batch.layer.weight().shape.neurons, pitch = tile * 16;
   float* out = output_scratch.floats(kNeurons * pitch);
-  cpu::StoreRun runs[cpu::kMaxTile];
-  for (int64_t t = 0; t < tile; ++t) runs[t] = {static_cast<int32_t>(16 * t), 16, 16 * t};
+  const cpu::StoreRun whole{0, 16, 0};
   cpu::SparseTile t{};
   t.taps = linear.taps.data();
   t.x = planes;
   t.scale = pitch;
   t.bias = batch.bias;
   t.partial = partial_scratch.floats(kNeurons * pitch);
-  t.runs = runs;
-  t.run_count = tile;
+  t.runs = &whole;
+  t.dense_count = pitch;
   t.y_stride = pitch;
+  const int64_t step = std::max<int64_t>(kChunkVectors / tile, 1);
   for (; k0 < k1; k0 = t.k_end) {
     t.k_begin = k0;
     t.k_end = std::min(k0 + kNeurons, k1);
     t.y = out - k0 * pitch;
-    for (int64_t chunk = 0; chunk < linear.chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < linear.chunks; chunk += step) {
+      const int64_t next = std::min(chunk + step, linear.chunks);
       t.start = linear.bounds.data() + chunk * neurons;
-      t.end = t.start + neurons;
+      t.end = linear.bounds.data() + next * neurons;
       t.first = chunk == 0;
-      t.last = chunk == linear.chunks - 1;
+      t.last = next == linear.chunks;
       batch.kernels.sparse_tile[tile](t);
     }
     for (int64_t b = 0; b < end - begin; ++b)
@@ -107,13 +113,27 @@ void run_batch(const Batch& batch) {
   }
 }
 
+// Other dtypes: the weight unpacked, torch's own layer.
+Tensor linear_dense(const Tensor& x, const Tensor& mask, const Tensor& values, const std::optional<Tensor>& bias) {
+  const int64_t sizes[] = {mask.size(0), x.size(x.dim() - 1)};
+  const Tensor weight = dense_weight("sparse_linear", mask, values, {sizes[0], sizes[1]}, {sizes, 2});
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, std::optional<Tensor> bias,
                      int64_t plan) {
   const char* op = "sparse_linear";
-  check_float_cpu(op, "x", x);
+  check(x.is_cpu(), op, ": x must be on the CPU");
+  check_floating(op, "x", x);
   check(x.dim() >= 1, op, ": x must be [..., C], got a 0-d tensor");
   check(mask.dim() == 2, op, ": mask must be [K, bytes], got ", show(mask.sizes()));
   const int64_t inputs = x.size(x.dim() - 1), neurons = mask.size(0);
+  check(x.scalar_type() == values.scalar_type(), op, ": values must have the dtype of x, ", name(x.scalar_type()),
+        ", got ", name(values.scalar_type()));
+  if (x.scalar_type() != ScalarType::Float) return linear_dense(x, mask, values, bias);
   const auto layer = layer_of(op, plan, mask, values, {neurons, inputs}, {});
   const float* bias_of = bias_data(op, bias, neurons);
 

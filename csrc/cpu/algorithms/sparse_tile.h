@@ -49,6 +49,21 @@ inline void sum_taps(f32x16 (&sum)[T], const SparseTap* tap, const SparseTap* en
   for (; tap < end; ++tap) multiply_tap<T>(sum, *tap, x, scale);
 }
 
+// Rows without pad columns between them (1x1 kernels, linear layers): straight from the registers.
+template <int T>
+inline void store_dense(const f32x16 (&sum)[T], float* y, int64_t count) {
+  SECATEUR_UNROLL
+  for (int t = 0; t < T; ++t) {
+    if (count >= 16 * (t + 1)) {
+      store(y + 16 * t, sum[t]);
+    } else if (count > 16 * t) {
+      float last[16];
+      store(last, sum[t]);
+      store_first(y + 16 * t, last, static_cast<int>(count - 16 * t));
+    }
+  }
+}
+
 template <int T>
 void sparse_tile(const SparseTile& tile) {
   alignas(64) float finished[16 * T];
@@ -64,6 +79,10 @@ void sparse_tile(const SparseTile& tile) {
       for (int t = 0; t < T; ++t) sum[t] = load(partial + 16 * t);
     }
     sum_taps<T>(sum, tile.taps + tile.start[k], tile.taps + tile.end[k], tile.x, tile.scale);
+    if (tile.last && tile.dense_count > 0) {
+      store_dense<T>(sum, tile.y + k * tile.y_stride + tile.runs[0].to, tile.dense_count);
+      continue;
+    }
     float* to = tile.last ? finished : partial;
     SECATEUR_UNROLL
     for (int t = 0; t < T; ++t) store(to + 16 * t, sum[t]);
