@@ -7,6 +7,7 @@ no harm, and the other modules keep their class.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -233,12 +234,15 @@ def _swap_dropout(module: nn.Module, node: fx.Node) -> None:
 
 
 class RewrittenModule(fx.GraphModule):
-    """A GraphModule that keeps its class name through copies and, through pickle, what its graph doesn't mention."""
+    """A GraphModule that keeps, through copies and pickles, its class name and what its graph doesn't mention."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         result = super().__deepcopy__(memo)
         assert isinstance(result, RewrittenModule)
         type(result).__name__ = type(self).__name__
+        for key, value in vars(self).items():
+            if key not in vars(result):
+                object.__setattr__(result, key, copy.deepcopy(value, memo))
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -257,22 +261,12 @@ def _as_graph_module(module: nn.Module, graph: fx.Graph) -> RewrittenModule:
     result = RewrittenModule(module, graph, class_name=name)
     # fx keeps what the graph mentions. A mask beside its weight, a child that only training uses, a plain attribute:
     # all of it belongs to the model, so take the module's own tables over as they are.
-    plain: dict[str, Any] = {}
     for key, value in vars(module).items():
-        if key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training") or (
-            key.startswith("_") and key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+        if (
+            key in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+            or (key.startswith("_") and key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")))
+            or (not key.startswith("_") and not hasattr(result, key))
         ):
             object.__setattr__(result, key, value)
-        elif not key.startswith("_") and not hasattr(result, key):
-            plain[key] = value
-    keep_attributes(result, plain)
     result.__dict__["_graphmodule_cls_name"] = name  # read when it is unpickled
     return result
-
-
-def keep_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
-    """Set plain attributes so that copies and pickles carry them (a GraphModule's deepcopy drops others)."""
-    for key, value in attributes.items():
-        object.__setattr__(module, key, value)
-    if isinstance(module, fx.GraphModule) and attributes:
-        module.meta.setdefault("_user_preserved_attributes", {}).update(attributes)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from ._errors import Error
-from ._relu_sites import FUNCTIONS, keep_attributes, needs_rewriting, relu_kind, rewrite, watch
+from ._relu_sites import FUNCTIONS, needs_rewriting, relu_kind, rewrite, watch
 from .calibration import Calibrator, ChannelStatistics, solve
 from .criteria import Magnitude, MeanStd
 from .nn.threshold_relu import ThresholdReLU
@@ -269,7 +269,7 @@ def _finish(original: nn.Module, watched: _Watched, criterion: MeanStd | Magnitu
     for name, module in watched.model.named_modules():
         module.training = flags.get(name, watched.model.get_submodule(name.rpartition(".")[0]).training)
     report = _report(usable, thetas, clamped, loud, f"activations: {criterion}")
-    keep_attributes(watched.model, {"report": report})
+    watched.model.report = report  # type: ignore[assignment]
     for text in loud:
         warnings.warn(f"prune_activations: {text}", UserWarning, stacklevel=3)
     return watched.model

