@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
-
 import secateur.cpu
+import torch
 
 
 @pytest.fixture(params=secateur.cpu.available_isas())
@@ -29,7 +28,7 @@ def threads(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(autouse=True)
 def _clean_state() -> Iterator[None]:
     """A fixed seed for every test; seeds, thread count, gradient mode and default dtype as they were afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (code under test may use the global generator)

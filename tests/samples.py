@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from secateur import reference
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,43 @@ def _away(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 _bytes = (torch.uint8,)
 _MASK_APPLY = [("matrix", (5, 17)), ("conv", (4, 3, 3, 3)), ("vector", (6,)), ("empty", (0, 4))]
-_STATISTICS = [("matrix", (3, 17), -0.5, False), ("conv, signed", (4, 3, 3, 3), -1.0, True), ("vector", (6,), 0.0, False)]
+_STATISTICS = [
+    ("matrix", (3, 17), -0.5, False),
+    ("conv, signed", (4, 3, 3, 3), -1.0, True),
+    ("vector", (6,), 0.0, False),
+]
 
 
 def _weight(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape).to(dtype)
+
+
+# One mask for each shape: the number of nonzeros, and so the shapes, are the same at every call.
+def _keep(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.rand(shape, generator=generator) < 0.4
+
+
+def _packed(shape: tuple[int, ...]) -> Tensor:
+    return reference.mask_pack(_keep(shape))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(_keep(shape).sum())
+
+
+def _values(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(_count(shape)).to(dtype)
+
+
+def _linear(x: tuple[int, ...], neurons: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    shape = (neurons, x[-1])
+    return torch.randn(x).to(dtype), _packed(shape), _values(shape, dtype), torch.randn(neurons).to(dtype)
+
+
+def _conv(x: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, *geometry: Any) -> tuple[Any, ...]:
+    bias = torch.randn(shape[0]).to(dtype)
+    return torch.randn(x).to(dtype), _packed(shape), _values(shape, dtype), bias, list(shape[2:]), *geometry
 
 
 SAMPLES: dict[str, list[Sample]] = {
@@ -78,4 +109,24 @@ SAMPLES: dict[str, list[Sample]] = {
     ],
     "mask_pack": [Sample("matrix", lambda _: (torch.rand(3, 17) < 0.5,), dtypes=_bytes)],
     "mask_unpack": [Sample("conv", lambda _: (_mask((3, 2, 3, 3)), [3, 2, 3, 3]), dtypes=_bytes)],
+    "sparse_weight": [
+        Sample("matrix", lambda dtype: (_packed((5, 19)), _values((5, 19), dtype), [5, 19]), (1,)),
+        Sample("conv", lambda dtype: (_packed((4, 2, 3, 3)), _values((4, 2, 3, 3), dtype), [4, 2, 3, 3]), (1,)),
+    ],
+    "sparse_values": [
+        Sample("matrix", lambda dtype: (torch.randn(5, 19).to(dtype), _packed((5, 19)), _count((5, 19))), (0,)),
+    ],
+    "sparse_linear": [
+        Sample("batch", lambda dtype: _linear((6, 19), 5, dtype), (0, 2, 3)),
+        Sample("vector", lambda dtype: _linear((19,), 5, dtype), (0, 2, 3)),
+        Sample("no bias", lambda dtype: (*_linear((2, 3, 19), 5, dtype)[:3], None), (0, 2)),
+    ],
+    "sparse_conv2d": [
+        Sample("3x3", lambda dtype: _conv((2, 4, 6, 7), (6, 4, 3, 3), dtype, [1, 1], [1, 1], [1, 1], 1), (0, 2, 3)),
+        Sample(
+            "strided, dilated, grouped",
+            lambda dtype: _conv((1, 4, 9, 8), (6, 2, 3, 2), dtype, [2, 3], [2, 1], [2, 1], 2),
+            (0, 2, 3),
+        ),
+    ],
 }

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import secateur
 from secateur import cpu
 
@@ -25,9 +24,12 @@ def test_scalar_is_always_there() -> None:
     assert set(cpu.available_isas()) <= {"scalar", "avx2", "avx512", "neon"}
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="reads x86 Linux's /proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(not CPUINFO.exists() or platform.machine() != "x86_64", reason="reads x86 Linux's /proc/cpuinfo")
 def test_available_is_what_the_cpu_has() -> None:
-    flags = set(next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split())
+    flags = set(next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")).split())
     assert ("avx2" in cpu.available_isas()) == ({"avx2", "fma", "f16c"} <= flags)
     assert ("avx512" in cpu.available_isas()) == (
         {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from samples import SAMPLES, Sample
+from secateur import ops, reference
 from tensors import same_bits
 from torch import Tensor
-
-from secateur import ops, reference
 
 NAMES = sorted(
     name.removeprefix("secateur::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("secateur::")
@@ -86,7 +85,8 @@ def test_equals_its_twin(name: str, sample: Sample, isa: str) -> None:
         torch.set_rng_state(state)
         twin_args = arguments(sample, dtype)
         got, expected = getattr(ops, name)(*args), getattr(reference, name)(*twin_args)
-        for a, b in zip([*tensors_of(got), *tensors_of(args)], [*tensors_of(expected), *tensors_of(twin_args)], strict=True):
+        ours, theirs = [*tensors_of(got), *tensors_of(args)], [*tensors_of(expected), *tensors_of(twin_args)]
+        for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
@@ -121,7 +121,8 @@ def test_without_gradients(name: str, sample: Sample, mode: Any) -> None:
     with mode():  # inputs made inside are inference tensors, which have no version counter
         args = arguments(sample, grad=mode is torch.no_grad)
         got = getattr(ops, name)(*args)
-        for a, b in zip(tensors_of(got) + tensors_of(args), tensors_of(expected) + tensors_of(expected_args), strict=True):
+        ours, theirs = [*tensors_of(got), *tensors_of(args)], [*tensors_of(expected), *tensors_of(expected_args)]
+        for a, b in zip(ours, theirs, strict=True):
             assert same_bits(a, b)
     assert not any(t.requires_grad for t in tensors_of(got))
 
@@ -183,9 +184,9 @@ def test_compiles_as_one_graph(name: str, sample: Sample) -> None:
 @each_call
 def test_vmap_works_or_says_why_not(name: str, sample: Sample) -> None:
     args, again = arguments(sample), arguments(sample)
-    floating = [i for i, (a, b) in enumerate(zip(args, again, strict=True)) if isinstance(a, Tensor) and a.shape == b.shape]
-    stacked = [torch.stack([args[i], again[i]]) if i in floating else args[i] for i in range(len(args))]
-    call = torch.vmap(getattr(ops, name), in_dims=tuple(0 if i in floating else None for i in range(len(args))))
+    batched = [isinstance(a, Tensor) for a in args]
+    stacked = [torch.stack([a, b]) if isinstance(a, Tensor) else a for a, b in zip(args, again, strict=True)]
+    call = torch.vmap(getattr(ops, name), in_dims=tuple(0 if b else None for b in batched))
     if name.endswith("_"):
         with pytest.raises(RuntimeError, match=f"Batching rule not implemented for secateur::{name}"):
             call(*stacked)

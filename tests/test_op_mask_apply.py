@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import pytest
+import secateur
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, RANKS, arrangement_id, make, same_bits, special
-
-import secateur
 from secateur import ops, reference
+from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, RANKS, arrangement_id, make, same_bits, special
 
 
 def random_mask(shape: tuple[int, ...]) -> torch.Tensor:
     return reference.mask_pack(torch.rand(shape) < 0.4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=arrangement_id)
 @pytest.mark.parametrize(("layout", "shape"), ARRANGEMENTS, ids=arrangement_id)
-def test_equals_its_twin(layout: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str) -> None:
-    weight, mask = make(layout, shape, dtype), random_mask(shape)
-    before = weight.clone()
-    expected = reference.mask_apply(weight, mask)
-    assert same_bits(ops.mask_apply(weight, mask), expected)
-    assert same_bits(weight, before)
-    strides = weight.stride()
-    ops.mask_apply_(weight, mask)
-    assert same_bits(weight, expected)
-    assert weight.stride() == strides
+def test_equals_its_twin(layout: str, shape: tuple[int, ...], isa: str) -> None:
+    for dtype in DTYPES:
+        weight, mask = make(layout, shape, dtype), random_mask(shape)
+        before = weight.clone()
+        expected = reference.mask_apply(weight, mask)
+        assert same_bits(ops.mask_apply(weight, mask), expected)
+        assert same_bits(weight, before)
+        strides = weight.stride()
+        ops.mask_apply_(weight, mask)
+        assert same_bits(weight, expected)
+        assert weight.stride() == strides
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=arrangement_id)
@@ -63,7 +62,7 @@ def test_unused_bits_of_the_last_byte_do_not_matter(isa: str) -> None:
 def test_an_expanded_weight_can_be_read_but_not_written() -> None:
     weight, mask = torch.randn(1, 33).expand(4, 33), random_mask((4, 33))
     assert torch.equal(ops.mask_apply(weight, mask), reference.mask_apply(weight, mask))
-    with pytest.raises(secateur.Error, match=r"^mask_apply_: weight must not overlap itself .*\[4, 33\] with strides \[0, 1\]$"):
+    with pytest.raises(secateur.Error, match=r"^mask_apply_: weight must not overlap .*\[4, 33\] .* \[0, 1\]$"):
         ops.mask_apply_(weight, mask)
 
 
@@ -134,7 +133,7 @@ def test_errors(name: str, weight: torch.Tensor, mask: torch.Tensor, message: st
         getattr(ops, name)(weight, mask)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(0, 12), min_size=0, max_size=5).map(tuple),
     layout=st.sampled_from(sorted(LAYOUTS)),

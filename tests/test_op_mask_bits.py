@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import secateur
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensors import ARRANGEMENTS, LAYOUTS, arrangement_id
-
-import secateur
 from secateur import ops, reference
+from tensors import ARRANGEMENTS, LAYOUTS, arrangement_id
 
 
 def test_least_significant_bit_first_rows_start_on_a_byte(isa: str) -> None:
@@ -44,7 +43,7 @@ def test_any_number_of_threads_gives_the_same_bits(shape: tuple[int, ...], threa
     assert torch.equal(ops.mask_unpack(mask, shape), keep)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shape=st.lists(st.integers(0, 40), min_size=0, max_size=3).map(tuple), seed=st.integers(0, 2**31))
 def test_unpacking_undoes_packing(shape: tuple[int, ...], seed: int, isa: str) -> None:
     torch.manual_seed(seed)

@@ -46,9 +46,10 @@ inline f64x16 deviation(const T* w, f64x16 center) {
   return sub(widen(sample_of<Signed>(load(w))), center);
 }
 
-// The first pass measures from the row's first sample, not from 0. No sample is further than sqrt(n) standard deviations
-// from the mean, so the cancellation in E[d^2] - E[d]^2 stays harmless where mean >> std, and a constant row gives
-// exact zeros. The square of a difference of floats fits a double; doubles take a second pass, around the mean.
+// Floats take one pass, which measures from the row's first sample, not from 0. No sample is further than sqrt(n)
+// standard deviations from the mean, so the cancellation in E[d^2] - E[d]^2 stays harmless where mean >> std, and a
+// constant row gives exact zeros. The square of a difference of floats fits a double; doubles take a second pass, around
+// their mean.
 template <class T>
 constexpr bool one_pass = sizeof(T) < 8;
 
@@ -59,13 +60,13 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   Tail<T> copies;
   for (T& lane : copies.lane) lane = w[0];
   const f64x16 first = widen(sample_of<Signed>(load(copies.lane)));
-  LongSum sums, spreads;  // spread: squares, or |d| where squares wait for the second pass
+  LongSum sums, spreads;  // floats: of d and d^2; doubles: of the samples and |d|, their squares wait
   for (int64_t i = 0; i < full;) {
     const int64_t end = i + kPiece < full ? i + kPiece : full;
     f64x16 sum = splat(0.0), spread = splat(0.0);
     for (; i < end; i += 16) {
       const f64x16 d = deviation<Signed>(w + i, first);
-      sum = add(sum, d);
+      sum = add(sum, one_pass<T> ? d : widen(sample_of<Signed>(load(w + i))));
       spread = add(spread, one_pass<T> ? mul(d, d) : abs_of(d));
     }
     sums += sum;
@@ -73,16 +74,16 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   }
   double tail_sum[16], tail_spread[16], origin[16];
   const f64x16 tail = deviation<Signed>(rest.lane, first);
-  store(tail_sum, tail);
+  store(tail_sum, one_pass<T> ? tail : widen(sample_of<Signed>(load(rest.lane))));
   store(tail_spread, one_pass<T> ? mul(tail, tail) : abs_of(tail));
   store(origin, first);
 
-  const double from_first = sums.fold(tail_sum, count) / double(n);
+  const double average = sums.fold(tail_sum, count) / double(n);
   const double total_spread = spreads.fold(tail_spread, count);
-  const double mean = origin[0] + from_first;
+  const double mean = one_pass<T> ? origin[0] + average : average;
   double variance;
   if constexpr (one_pass<T>) {
-    variance = total_spread / double(n) - from_first * from_first;
+    variance = total_spread / double(n) - average * average;
   } else {
     const f64x16 center = splat(mean);
     LongSum squares;
@@ -100,7 +101,8 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
     variance = squares.fold(tail_spread, count) / double(n);
   }
   const bool constant = total_spread == 0;
-  const double theta = mean - k * (constant || variance < 0 ? 0 : __builtin_sqrt(variance));
+  // (a constant row's sum may round; its mean is the sample itself)
+  const double theta = (constant ? origin[0] : mean) - k * (constant || variance < 0 ? 0 : __builtin_sqrt(variance));
   const bool finite = (variance - variance == 0) && (mean - mean == 0);
   return {sizeof(T) == 8 ? theta : double(float(theta)), finite, constant};
 }
