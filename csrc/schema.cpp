@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(secateur, m) {
   m.def("threshold_relu_(Tensor(a!) x, Tensor theta, float? max=None) -> Tensor mask");
   m.def("mask_pack(Tensor keep) -> Tensor mask");
   m.def("mask_unpack(Tensor mask, int[] shape) -> Tensor keep");
+  m.def("sparse_weight(Tensor mask, Tensor values, int[] shape) -> Tensor weight");
+  m.def("sparse_values(Tensor weight, Tensor mask, int nonzeros) -> Tensor values");
   m.def("sparse_linear(Tensor x, Tensor mask, Tensor values, Tensor? bias, int plan=0) -> Tensor");
   m.def(
       "sparse_conv2d(Tensor x, Tensor mask, Tensor values, Tensor? bias, int[] kernel_size, int[] stride, int[] padding, "

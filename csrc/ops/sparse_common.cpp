@@ -7,8 +7,6 @@ void check_float_cpu(const char* op, const char* argument, const Tensor& t) {
   check(t.scalar_type() == ScalarType::Float, op, ": ", argument, " must be float32, got ", name(t.scalar_type()));
 }
 
-namespace {
-
 void check_packed(const char* op, const Tensor& mask, const Tensor& values) {
   check(mask.scalar_type() == ScalarType::Byte && mask.is_cpu(), op, ": mask must be uint8 on the CPU, got ",
         name(mask.scalar_type()));
@@ -16,29 +14,9 @@ void check_packed(const char* op, const Tensor& mask, const Tensor& values) {
   check(values.is_cpu() && values.dim() == 1, op, ": values must be [nnz] on the CPU, got ", show(values.sizes()));
 }
 
-template <class T>
-void place(const SparseIndex& where, const Tensor& values, Tensor& weight, int64_t per_neuron) {
-  const T* from = static_cast<const T*>(values.const_data_ptr());
-  T* to = static_cast<T*>(weight.mutable_data_ptr());
-  for (size_t k = 0; k + 1 < where.start.size(); ++k, to += per_neuron)
-    for (int64_t i = where.start[k]; i < where.start[k + 1]; ++i) to[where.index[i]] = from[i];
-}
-
-}  // namespace
-
-Tensor dense_weight(const char* op, const Tensor& mask, const Tensor& values, const WeightShape& shape, Sizes sizes) {
-  check_packed(op, mask, values);
-  check_floating(op, "values", values);
-  const Tensor bits = torch::stable::contiguous(mask), dense = torch::stable::contiguous(values);
-  const SparseIndex where =
-      unpack_index(op, shape, bits.const_data_ptr<uint8_t>(), bits.size(0), bits.size(1), dense.numel());
-  Tensor weight = torch::stable::new_zeros(values, sizes);
-  switch (values.element_size()) {
-    case 2: place<uint16_t>(where, dense, weight, shape.per_neuron()); break;
-    case 4: place<uint32_t>(where, dense, weight, shape.per_neuron()); break;
-    default: place<uint64_t>(where, dense, weight, shape.per_neuron());
-  }
-  return weight;
+WeightShape flat_shape(const char* op, Sizes sizes) {
+  const Rows view = rows_of(sizes, op);
+  return {view.rows, view.columns};
 }
 
 std::shared_ptr<const SparseLayer> layer_of(const char* op, int64_t plan, const Tensor& mask, const Tensor& values,

@@ -13,7 +13,11 @@ void check_float_cpu(const char* op, const char* argument, const Tensor& t);
 
 // The dense weight [K, C/groups, R, S] (or [K, C]) in the values' dtype: what float64, float16 and bfloat16 run on, through
 // torch's own layers.
-Tensor dense_weight(const char* op, const Tensor& mask, const Tensor& values, const WeightShape& shape, Sizes sizes);
+Tensor dense_weight(const char* op, const Tensor& mask, const Tensor& values, Sizes sizes);
+
+// [K, ...] as the packed forms see it: neurons, and all else as channels.
+WeightShape flat_shape(const char* op, Sizes sizes);
+void check_packed(const char* op, const Tensor& mask, const Tensor& values);
 
 // The layer behind `plan`, checked against the arguments; or one made from them for this call (plan = 0).
 std::shared_ptr<const SparseLayer> layer_of(const char* op, int64_t plan, const Tensor& mask, const Tensor& values,

@@ -143,7 +143,7 @@ Tensor conv2d_dense(const Tensor& x, const Tensor& mask, const Tensor& values, c
                     const WeightShape& shape, const Pair& stride, const Pair& padding, const Pair& dilation,
                     int64_t groups) {
   const int64_t sizes[] = {shape.neurons, shape.channels, shape.rows, shape.columns};
-  const Tensor weight = dense_weight("sparse_conv2d", mask, values, shape, {sizes, 4});
+  const Tensor weight = dense_weight("sparse_conv2d", mask, values, {sizes, 4});
   using torch::stable::detail::from;
   std::array<StableIValue, 7> stack{from(x),       from(weight),   from(bias),  from(stride),
                                     from(padding), from(dilation), from(groups)};

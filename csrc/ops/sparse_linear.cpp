@@ -116,7 +116,7 @@ void run_batch(const Batch& batch) {
 // Other dtypes: the weight unpacked, torch's own layer.
 Tensor linear_dense(const Tensor& x, const Tensor& mask, const Tensor& values, const std::optional<Tensor>& bias) {
   const int64_t sizes[] = {mask.size(0), x.size(x.dim() - 1)};
-  const Tensor weight = dense_weight("sparse_linear", mask, values, {sizes[0], sizes[1]}, {sizes, 2});
+  const Tensor weight = dense_weight("sparse_linear", mask, values, {sizes, 2});
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));

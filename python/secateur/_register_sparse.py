@@ -11,6 +11,18 @@ from torch import Tensor
 from . import _library  # noqa: F401  (the operators must exist before they get their kernels)
 from . import reference
 
+_ops = torch.ops.secateur
+
+
+@torch.library.register_fake("secateur::sparse_weight")
+def _(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    return values.new_empty(tuple(shape))
+
+
+@torch.library.register_fake("secateur::sparse_values")
+def _(weight: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    return weight.new_empty((nonzeros,))
+
 
 @torch.library.register_fake("secateur::sparse_linear")
 def _(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
@@ -37,8 +49,30 @@ def _(
 
 
 # Where there is no CUDA kernel yet the twin runs; nothing else about the layer changes.
-torch.library.impl("secateur::sparse_linear", "CUDA", reference.sparse_linear)
-torch.library.impl("secateur::sparse_conv2d", "CUDA", reference.sparse_conv2d)
+for _name in ("sparse_weight", "sparse_values", "sparse_linear", "sparse_conv2d"):
+    torch.library.impl(f"secateur::{_name}", "CUDA", getattr(reference, _name))
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.nonzeros = inputs[1].numel()
+
+
+def _save_dense(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.shape = inputs[0].shape
+
+
+def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return None, _ops.sparse_values.default(grad, *ctx.saved_tensors, ctx.nonzeros), None
+
+
+def _values_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _ops.sparse_weight.default(*ctx.saved_tensors, grad, ctx.shape), None, None
+
+
+torch.library.register_autograd("secateur::sparse_weight", _weight_backward, setup_context=_save_packed)
+torch.library.register_autograd("secateur::sparse_values", _values_backward, setup_context=_save_dense)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -55,10 +89,10 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     shape = (mask.shape[0], ctx.x_shape[-1])
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = grad @ reference.sparse_weight(mask, values, shape)
+        grad_x = grad @ _ops.sparse_weight.default(mask, values, shape)
     flat = grad.reshape(-1, shape[0])
     if ctx.needs_input_grad[2]:
-        grad_values = (flat.T @ x.reshape(-1, shape[1]))[reference.mask_unpack(mask, shape)]
+        grad_values = _ops.sparse_values.default(flat.T @ x.reshape(-1, shape[1]), mask, values.numel())
     if ctx.has_bias and ctx.needs_input_grad[3]:
         grad_bias = flat.sum(0)
     return grad_x, None, grad_values, grad_bias, None
@@ -68,13 +102,13 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, mask, values = ctx.saved_tensors
     kernel_size, stride, padding, dilation, groups = ctx.arguments[:5]
     shape = (mask.shape[0], ctx.x_shape[1] // groups, *kernel_size)
-    weight = reference.sparse_weight(mask, values, shape)
+    weight = _ops.sparse_weight.default(mask, values, shape)
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.has_bias and ctx.needs_input_grad[3]]
     like_x = x if x is not None else grad.new_empty(1).expand(ctx.x_shape)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, like_x, weight, [shape[0]], stride, padding, dilation, False, [0, 0], groups, needs
     )
-    grad_values = grad_weight[reference.mask_unpack(mask, shape)] if needs[1] else None
+    grad_values = _ops.sparse_values.default(grad_weight, mask, values.numel()) if needs[1] else None
     return grad_x, None, grad_values, grad_bias, None, None, None, None, None, None
 
 

@@ -138,6 +138,34 @@ def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
     return _call(_ops.mask_unpack.default, mask, list(shape))  # type: ignore[no-any-return]
 
 
+def sparse_weight(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The dense weight of ``shape`` that packed nonzeros stand for.
+
+    Args:
+        mask: packed bits, uint8 ``[rows, ceil(columns / 8)]``.
+        values: ``[nnz]``, float32, float64, float16 or bfloat16, in the order of the mask's bits.
+        shape: of the weight; rows = ``shape[0]``.
+
+    Gradients reach ``values`` (:func:`sparse_values` of the incoming one).
+
+    Raises:
+        Error: a mask of another shape, with other than nnz bits, or with an unused bit set.
+    """
+    return _call(_ops.sparse_weight.default, mask, values, list(shape))  # type: ignore[no-any-return]
+
+
+def sparse_values(weight: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    """The elements of a dense ``weight`` at the mask's bits, ``[nonzeros]``: the inverse of :func:`sparse_weight`.
+
+    ``nonzeros`` must be the number of bits set; it is an argument so that the shape of the result is known without
+    looking at the mask. Gradients reach ``weight``.
+
+    Raises:
+        Error: as :func:`sparse_weight`.
+    """
+    return _call(_ops.sparse_values.default, weight, mask, nonzeros)  # type: ignore[no-any-return]
+
+
 def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
     """``F.linear`` with a weight of which only the nonzeros exist: work in proportion to their number.
 

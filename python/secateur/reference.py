@@ -48,7 +48,9 @@ def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
 
 def mask_apply(weight: Tensor, mask: Tensor) -> Tensor:
     """``weight`` where the bit is set, +0 elsewhere (a pruned Inf or NaN becomes 0: it is selected, not multiplied)."""
-    return torch.where(mask_unpack(mask, weight.shape), weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    return torch.where(
+        mask_unpack(mask, weight.shape), weight, torch.zeros((), dtype=weight.dtype, device=weight.device)
+    )
 
 
 def mask_apply_(weight: Tensor, mask: Tensor) -> None:
@@ -120,13 +122,21 @@ def threshold_relu_(x: Tensor, theta: Tensor, max: float | None = None) -> Tenso
 def sparse_weight(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """The dense weight that (mask, values) stand for; differentiable in ``values`` ``[nnz]``."""
     keep = mask_unpack(mask, shape)
-    nonzeros = int(keep.sum())
-    if nonzeros != values.numel():
-        raise Error(
-            f"sparse layer: values must have one element for each of the {nonzeros} bits of mask, got {values.numel()}"
-        )
+    _check_count("sparse_weight: values", keep, values.numel())
     dense = torch.zeros(keep.shape, dtype=values.dtype, device=values.device)
     return dense.masked_scatter(keep, values)
+
+
+def sparse_values(weight: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    """The elements of ``weight`` at the mask's bits, ``[nonzeros]``, in the order of the bits."""
+    keep = mask_unpack(mask, weight.shape)
+    _check_count("sparse_values: nonzeros", keep, nonzeros)
+    return weight[keep]
+
+
+def _check_count(what: str, keep: Tensor, count: int) -> None:
+    if int(keep.sum()) != count:
+        raise Error(f"{what} must have one element for each of the {int(keep.sum())} bits of mask, got {count}")
 
 
 def sparse_linear(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:

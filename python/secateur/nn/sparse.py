@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _host, ops, reference, timing
+from .. import _host, ops, timing
 from .._errors import Error
 from ..reference import rows_and_columns
 
@@ -68,7 +68,7 @@ class _Sparse(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, unpacked at each access; it shares nothing with the layer, but carries its gradient."""
-        return reference.sparse_weight(self.weight_mask, self.weight_values, self.weight_shape)
+        return ops.sparse_weight(self.weight_mask, self.weight_values, self.weight_shape)
 
     @property
     def sparsity(self) -> float:
