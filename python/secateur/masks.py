@@ -1,9 +1,8 @@
 """How masks live: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each step.
 
 ``prune`` gives a module a uint8 buffer ``<parameter>_mask`` (packed as :func:`secateur.ops.mask_pack` does) and marks
-the module. Two hooks on torch's optimizers, global ones, do the rest: after every step of whatever optimizer, made
-whenever, the fused mask-apply zeroes what the step brought back; before it, a state older than the pruning is told.
-The module's forward is untouched, so compile, export and every subclass keep working.
+the module. Hooks on torch's optimizers (:mod:`secateur.optimizer_hooks`) re-apply it after every step. The module's
+forward is untouched, so compile, export and every subclass keep working.
 
 Why the registry holds modules and not parameters: a module keeps its parameter by name, whatever object that is after
 ``.to()``, ``load_state_dict(assign=True)`` or a swap; and ``torch.utils.swap_tensors`` refuses tensors that somebody
@@ -13,18 +12,12 @@ pickle and enters its new owner into the registry from ``__setstate__``.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from . import ops
 from ._errors import Error
@@ -34,9 +27,7 @@ _MARK = "_secateur_masks"
 _SUFFIX = "_mask"
 
 #: Modules that carry masks and are alive.
-_marked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-#: Optimizers that have been reported as stale once.
-_reported: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+marked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 Theta = tuple[float, float, float]  # min, mean, max over the neurons
 
@@ -51,7 +42,7 @@ class Mark:
         self.unchecked: set[str] = set()  # pruned since an optimizer stepped: its state may be older than the pruning
         self.lost: set[str] = set()  # reported as out of reach
         self.load_hook = owner.register_load_state_dict_post_hook(_after_load)
-        _marked.add(owner)
+        marked.add(owner)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "owner": None if self.owner is None else self.owner()}
@@ -62,10 +53,11 @@ class Mark:
         self.__dict__.update(state)
         self.owner = None if owner is None else weakref.ref(owner)
         if owner is not None:  # None: a shallow copy that has outlived its original
-            _marked.add(owner)
+            marked.add(owner)
 
 
-def _mark(module: nn.Module) -> Mark | None:
+def mark_of(module: nn.Module) -> Mark | None:
+    """The mark of this very module, if it carries masks."""
     mark = module.__dict__.get(_MARK)
     return mark if isinstance(mark, Mark) else None
 
@@ -77,13 +69,13 @@ def buffer_name(parameter: str) -> str:
 
 def masked_parameters(module: nn.Module) -> dict[str, Theta | None]:
     """The names of this very module's masked parameters (not its children's), with their theta (min, mean, max)."""
-    mark = _mark(module)
+    mark = mark_of(module)
     return {} if mark is None else dict(mark.thetas)
 
 
 def get_mask(module: nn.Module, parameter: str) -> Tensor | None:
     """The packed mask uint8 [rows, bytes] of a masked parameter, or None."""
-    mark = _mark(module)
+    mark = mark_of(module)
     if mark is None or parameter not in mark.thetas:
         return None
     mask = module._buffers.get(buffer_name(parameter))
@@ -97,14 +89,18 @@ def get_mask(module: nn.Module, parameter: str) -> Tensor | None:
 def check_room(module: nn.Module, parameter: str, where: str, caller: str = "prune") -> None:
     """Raise an Error if the name of the mask's buffer is taken by something else."""
     name = buffer_name(parameter)
-    mark = _mark(module)
+    mark = mark_of(module)
     if (mark is None or parameter not in mark.thetas) and getattr(module, name, None) is not None:
         raise Error(f"{caller}: {where} must leave the name {name!r} free for its mask, but has such an attribute")
 
 
-def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None = None) -> None:
-    """Give a parameter its packed mask [rows, bytes]; the weight itself is not touched (see :func:`apply`)."""
-    mark = _mark(module)
+def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None = None, *, fresh: bool = False) -> None:
+    """Give a parameter its packed mask [rows, bytes]; the weight itself is not touched (see :func:`apply`).
+
+    ``fresh``: the weights have been pruned just now, so an optimizer's state may be older (a mask that comes with a
+    checkpoint says nothing of the kind).
+    """
+    mark = mark_of(module)
     if mark is None:
         mark = Mark(module)
         module.__dict__[_MARK] = mark
@@ -114,13 +110,14 @@ def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None 
     else:
         module.register_buffer(name, mask)
     mark.thetas[parameter] = theta
-    mark.unchecked.add(parameter)
+    if fresh:
+        mark.unchecked.add(parameter)
     mark.lost.discard(parameter)
 
 
 def detach(module: nn.Module, parameter: str) -> None:
     """Take a parameter's mask away; its zeros stay."""
-    mark = _mark(module)
+    mark = mark_of(module)
     if mark is None or parameter not in mark.thetas:
         return
     name = buffer_name(parameter)
@@ -133,13 +130,13 @@ def detach(module: nn.Module, parameter: str) -> None:
     if not mark.thetas:
         mark.load_hook.remove()
         del module.__dict__[_MARK]
-        _marked.discard(module)
+        marked.discard(module)
 
 
 def masked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """``(name, module)`` of every module in ``model`` that carries masks."""
     for name, module in model.named_modules():
-        if _mark(module) is not None:
+        if mark_of(module) is not None:
             yield name, module
 
 
@@ -160,7 +157,7 @@ def strip(model: nn.Module) -> nn.Module:
 def apply(model: nn.Module) -> nn.Module:
     """Zero every pruned weight again: for updates by no ``torch.optim`` optimizer (averaging, copying by hand)."""
     for _, module in masked_modules(model):
-        _apply_to(module, masked_parameters(module))
+        apply_to(module, masked_parameters(module))
     return model
 
 
@@ -232,119 +229,21 @@ def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Modu
     return adopt(model, found)
 
 
-def clear_state(optimizer: Optimizer, pruned: Iterable[tuple[Tensor, Tensor]]) -> int:
-    """Zero what an optimizer remembers of pruned weights: momentum, averages, and the pending gradient.
-
-    Args:
-        optimizer: any ``torch.optim`` optimizer. pruned: (parameter, packed mask) pairs.
-
-    Returns:
-        How many of the parameters the optimizer holds. LBFGS's flat history mixes all weights: it is dropped whole.
-    """
-    held = _held(optimizer)
-    hits = 0
-    with torch.no_grad():
-        for parameter, mask in pruned:
-            if id(parameter) not in held:
-                continue
-            hits += 1
-            if parameter.grad is not None and parameter.grad.layout == torch.strided:
-                _apply_mask(parameter.grad, mask)
-            for value in _elementwise(optimizer, parameter):
-                _apply_mask(value, mask)
-        if hits:
-            for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
-                del optimizer.state[key]
-    return hits
-
-
-def _elementwise(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
-    """The optimizer's tensors that hold one value per weight of ``parameter``."""
-    state = optimizer.state.get(parameter, {})
-    return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape and v.dim() > 0]
-
-
-def _held(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _apply_mask(value: Tensor, mask: Tensor) -> None:
+def apply_mask(value: Tensor, mask: Tensor) -> None:
     if value.device.type == "meta":
         return
     ops.mask_apply_(value, mask if mask.device == value.device else mask.to(value.device))
 
 
-def _apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
+def apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
     with torch.no_grad():
         for parameter in parameters:
             value = module._parameters.get(parameter)
             mask = get_mask(module, parameter)
             if value is not None and mask is not None:
-                _apply_mask(value, mask)
+                apply_mask(value, mask)
 
 
 def _after_load(module: nn.Module, incompatible_keys: Any) -> None:
     """A state_dict without masks (``strict=False``) must not bring pruned weights back."""
-    _apply_to(module, masked_parameters(module))
-
-
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not _marked:
-        return
-    held = _held(optimizer)
-    for module in tuple(_marked):
-        mark = _mark(module)
-        if mark is None:
-            continue
-        mine = []
-        for parameter in mark.thetas:
-            value = module._parameters.get(parameter)
-            if value is not None and id(value) in held:
-                mine.append(parameter)
-            elif value is None and parameter not in mark.lost:
-                mark.lost.add(parameter)
-                warnings.warn(
-                    f"secateur: the pruned {parameter!r} of a {type(module).__name__} is no parameter any more "
-                    "(another library has replaced it): its mask is not applied after optimizer steps",
-                    stacklevel=2,
-                )
-        _apply_to(module, mine)
-
-
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Report, once an optimizer, a state older than the pruning: here is the earliest that it can be known."""
-    if not _marked or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-        return  # a CUDA graph cannot hold a look at values; the hook after the step is recorded with it
-    held: set[int] | None = None
-    for module in tuple(_marked):
-        mark = _mark(module)
-        if mark is None or not mark.unchecked:
-            continue
-        held = _held(optimizer) if held is None else held
-        for parameter in tuple(mark.unchecked):
-            value = module._parameters.get(parameter)
-            if value is None or id(value) not in held:
-                continue
-            mark.unchecked.discard(parameter)
-            mask = get_mask(module, parameter)
-            if mask is not None and optimizer not in _reported and _remembers(optimizer, value, mask):
-                _reported.add(optimizer)
-                warnings.warn(
-                    f"secateur: this {type(optimizer).__name__} is older than the pruning and still holds momentum of "
-                    "weights that are pruned now. They stay zero all the same; pass optimizer= to prune to clear it",
-                    stacklevel=2,
-                )
-
-
-def _remembers(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> bool:
-    with torch.no_grad():
-        for value in _elementwise(optimizer, parameter):
-            if value.device.type != "meta":
-                here = mask.to(value.device)
-                if not torch.equal(ops.mask_apply(value, here), value):
-                    return True
-    return False
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+    apply_to(module, masked_parameters(module))

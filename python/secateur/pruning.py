@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,35 +16,12 @@ from torch.optim.optimizer import Optimizer
 from . import masks, ops, patterns, selection
 from ._errors import Error
 from .criteria import Criterion, Decision, Field, Magnitude, MeanStd, Random, decide
+from .optimizer_hooks import clear_state
 from .patterns import Pattern
 from .reference import rows_and_columns
 from .report import WEIGHT_COLUMNS, Report
 from .selection import Entry, Weight
-
-#: What an override may say of the layers that its key names.
-Override = Criterion | str | tuple[Criterion, str] | None
-
-
-@dataclass
-class _Task:
-    """One weight on its way through :func:`prune`."""
-
-    weight: Weight
-    rule: Criterion
-    pattern: Pattern
-    alive: Tensor | None = None  # bool, the weight's shape; None: every weight lives
-    gone: int = 0  # weights that were zero before
-    fused: bool = False  # the in-place operator decides and writes in one pass
-    step: int = 1  # the most weights that go together
-    k: float | None = None
-    theta: Tensor | None = None  # [R]
-    mask: Tensor | None = None  # packed
-    zeros: int = 0  # afterwards
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        return self.weight.label
+from .targets import Override, Task, names_of, plan
 
 
 def prune(
@@ -107,7 +83,7 @@ def _prune(
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with what is to be warned about returned instead."""
     optimizers = _check_optimizers(optimizer)
-    tasks, said, notes = _plan(model, criterion, pattern, exclude, include, overrides)
+    tasks, said, notes = plan(model, criterion, pattern, exclude, include, overrides)
     with torch.no_grad():
         _decide(tasks)
         for task in tasks:  # from here on nothing that the caller did can fail
@@ -146,123 +122,10 @@ def _check_optimizers(optimizer: Any) -> list[Optimizer]:
     return given
 
 
-def _plan(
-    model: nn.Module,
-    criterion: Any,
-    pattern: str,
-    exclude: Iterable[Entry] | Entry,
-    include: Iterable[Entry] | Entry,
-    overrides: Mapping[Any, Override] | None,
-) -> tuple[list[_Task], list[str], list[str]]:
-    """Which weights are pruned by which rule; what must be warned about; what is only noted."""
-    _check_rule(criterion, "criterion")
-    default = patterns.parse(pattern)
-    _check_pair(criterion, default)
-    weights = selection.weights_of(model)
-    if not weights:
-        raise Error(f"prune: model must hold a layer that can be pruned, got a {type(model).__name__} without any")
-    said: list[str] = []
-    notes: list[str] = []
-    wanted = {id(w) for w in weights if w.default or any(alias.default for alias in w.aliases)}
-
-    for entry in selection.check_entries(include, "include"):
-        hits = selection.matches(entry, weights, "include")
-        if all(id(w) in wanted and w.default for w in hits):
-            raise Error(
-                f"prune: include must name layers that are left out by default, but {entry!r} is pruned anyway (to "
-                "prune nothing else, exclude the others or prune the layer itself)"
-            )
-        wanted |= {id(w) for w in hits}
-    rules: dict[int, tuple[Criterion, Pattern]] = {}
-    strength: dict[int, int] = {}
-    for entry, override in dict(overrides or {}).items():
-        selection.check_entries([entry], "overrides")
-        for w in selection.matches(entry, weights, "overrides"):
-            force = max(selection.match(entry, each) for each in (w, *w.aliases))
-            if force < strength.get(id(w), 0):
-                continue
-            strength[id(w)] = force
-            if override is None:
-                wanted.discard(id(w))
-                rules.pop(id(w), None)
-            else:
-                wanted.add(id(w))
-                rules[id(w)] = _override(override, criterion, default)
-    for entry in selection.check_entries(exclude, "exclude"):
-        for w in selection.matches(entry, weights, "exclude"):
-            wanted.discard(id(w))
-            if w.aliases and not all(selection.match(entry, each) for each in (w, *w.aliases)):
-                names = ", ".join(each.label for each in (w, *w.aliases))
-                said.append(f"{names} are one tied weight: excluding one leaves it alone under every name")
-
-    tasks = []
-    for w in weights:
-        if id(w) not in wanted:
-            if not w.default and not w.aliases:
-                notes.append(f"{w.label} ({type(w.module).__name__}) is left out by default; include= prunes it")
-            continue
-        if w.problem is not None and w.refuse:
-            raise Error(f"prune: {w.label} cannot be pruned: {w.problem} (or exclude it)")
-        if w.problem is not None:
-            said.append(f"{w.label} is left as it is: {w.problem}")
-            continue
-        if w.foreign is None:
-            for place, (module, parameter) in enumerate(w.places):
-                masks.check_room(module, parameter, (w, *w.aliases)[place].label)
-        if w.aliases:
-            names = ", ".join(each.label for each in (w, *w.aliases))
-            said.append(f"{names} are one tied weight: it is pruned once, and all of them change")
-        tasks.append(_Task(w, *rules.get(id(w), (criterion, default))))
-    if not tasks:
-        raise Error("prune: exclude and overrides must leave a layer to prune, but none is left")
-    bypassed = [t.label for t in tasks if _is_out_proj(t.weight)]
-    if bypassed:
-        said.append(
-            f"{_names(bypassed)}: MultiheadAttention reads this weight without calling the layer. The zeros count all "
-            "the same, for they are in the weight; but a hook on it, or another layer in its place, would never run"
-        )
-    quantized, other = selection.unknown_weights(model)
-    if quantized:
-        said.append(f"{_names(quantized)}: quantized already, left as it is; prune before quantizing")
-    if other:
-        notes.append(f"not pruned, for their layer types are unknown here: {_names(other)}")
-    return tasks, said, notes
-
-
-def _is_out_proj(weight: Weight) -> bool:
-    around = weight.owners[-2] if len(weight.owners) > 1 else None
-    return isinstance(around, nn.MultiheadAttention) and around.out_proj is weight.module
-
-
-def _check_rule(rule: Any, argument: str) -> None:
-    if not isinstance(rule, MeanStd | Magnitude | Random):
-        hint = f" (write {rule.__name__}(...))" if isinstance(rule, type) else ""
-        raise Error(f"prune: {argument} must be a MeanStd, Magnitude or Random, got {rule!r}{hint}")
-
-
-def _check_pair(rule: Criterion, pattern: Pattern) -> None:
-    if isinstance(rule, Random) and rule.unit == "neuron" and pattern.block > 1:
-        raise Error(f'prune: pattern must be "1x1" or "neuron" for {rule!r}, which drops neurons, got "{pattern}"')
-
-
-def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criterion, Pattern]:
-    if isinstance(override, str):
-        pattern = patterns.parse(override)
-    elif isinstance(override, tuple):
-        if len(override) != 2:
-            raise Error(f"prune: overrides must map to (criterion, pattern), got {override!r}")
-        rule, pattern = override[0], patterns.parse(override[1])
-    else:
-        rule = override
-    _check_rule(rule, "a criterion in overrides")
-    _check_pair(rule, pattern)
-    return rule, pattern
-
-
-def _decide(tasks: list[_Task]) -> None:
+def _decide(tasks: list[Task]) -> None:
     """Look at every weight and fill in the tasks' masks; the fused tasks' come with the writing."""
     fields: dict[int, Field] = {}
-    pools: dict[Any, list[_Task]] = {}
+    pools: dict[Any, list[Task]] = {}
     for task in tasks:
         value = task.weight.value
         # Through a sum first: one pass without a bool tensor (NaN and Inf survive it; a finite sum may still overflow).
@@ -303,7 +166,7 @@ def _decide(tasks: list[_Task]) -> None:
         _settle(pool, decide([fields.pop(id(t)) for t in pool], [t.weight.key for t in pool], rule))
 
 
-def _settle(tasks: Sequence[_Task], decisions: Sequence[Decision]) -> None:
+def _settle(tasks: Sequence[Task], decisions: Sequence[Decision]) -> None:
     for task, decision in zip(tasks, decisions, strict=True):
         shape = task.weight.value.shape
         keep = patterns.keep_weights(decision.keep, task.alive, shape, task.weight.layout, task.pattern)
@@ -334,7 +197,7 @@ def _alive(weight: Weight) -> Tensor | None:
     return ops.mask_unpack(mask.to(value.device), value.shape)
 
 
-def _write(task: _Task) -> None:
+def _write(task: Task) -> None:
     """Zero the weight, give it its mask, count."""
     weight = task.weight
     if weight.foreign is not None:
@@ -352,7 +215,7 @@ def _write(task: _Task) -> None:
         ops.mask_apply_(value.detach(), task.mask)
     theta = _summary(task.theta)
     for module, parameter in weight.places:
-        masks.attach(module, parameter, task.mask, theta)
+        masks.attach(module, parameter, task.mask, theta, fresh=True)
     task.zeros = int((value == 0).sum())
 
 
@@ -366,7 +229,7 @@ def _summary(theta: Tensor | None) -> masks.Theta | None:
     return float(known.min()), float(known.mean()), float(known.max())
 
 
-def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[_Task]) -> list[str]:
+def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[Task]) -> list[str]:
     said = []
     for optimizer in optimizers:
         pairs = [
@@ -375,12 +238,12 @@ def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[_Task]) -> list[str]
             for module, parameter in task.weight.places
             if task.mask is not None and (held := module._parameters[parameter]) is not None
         ]
-        if not masks.clear_state(optimizer, pairs):
+        if not clear_state(optimizer, pairs):
             said.append(f"optimizer= was given a {type(optimizer).__name__} that holds none of the pruned weights")
     return said
 
 
-def _outcome(tasks: Sequence[_Task]) -> list[str]:
+def _outcome(tasks: Sequence[Task]) -> list[str]:
     """What must not go unsaid about the result."""
     said = []
     nothing = [t for t in tasks if t.zeros <= t.gone and not _pooled(t)]
@@ -392,8 +255,8 @@ def _outcome(tasks: Sequence[_Task]) -> list[str]:
             why = "that many zeros are there already"
         else:
             why = "its weights tie, or each neuron's are all alike (std 0), which keeps them"
-        said.append(f"{rule!r} pruned nothing in {_names(names)}: {why}")
-    pools: dict[Any, list[_Task]] = {}
+        said.append(f"{rule!r} pruned nothing in {names_of(names)}: {why}")
+    pools: dict[Any, list[Task]] = {}
     for task in tasks:
         if _pooled(task):
             pools.setdefault(task.rule, []).append(task)
@@ -402,7 +265,7 @@ def _outcome(tasks: Sequence[_Task]) -> list[str]:
             said.append(f"{rule!r} pruned nothing: that many zeros are there already")
     empty = [t.label for t in tasks if t.zeros == t.weight.value.numel()]
     if empty:
-        said.append(f"no weight is left in {_names(empty)}: emptied whole, its output is its bias alone")
+        said.append(f"no weight is left in {names_of(empty)}: emptied whole, its output is its bias alone")
     missed = []
     for task in tasks:
         share, total = task.rule.sparsity, task.weight.value.numel()
@@ -411,16 +274,12 @@ def _outcome(tasks: Sequence[_Task]) -> list[str]:
         if task.zeros > task.gone and abs(task.zeros - round(share * total)) > task.step:
             missed.append(f"{task.label} has {100 * task.zeros / total:.1f} %, not {100 * share:.1f} %")
     if missed:
-        said.append(f"{_names(missed)}: weights that tie, or neurons whose weights are all alike, go or stay together")
+        said.append(f"{names_of(missed)}: weights that tie, or neurons of equal weights, go or stay together")
     return said
 
 
-def _pooled(task: _Task) -> bool:
+def _pooled(task: Task) -> bool:
     return isinstance(task.rule, Magnitude) and task.rule.scope == "global"
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
@@ -429,7 +288,7 @@ def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
     return min(rows * columns * itemsize, rows * -(-columns // 8) + kept * itemsize)
 
 
-def _row(weight: Weight, task: _Task | None = None) -> dict[str, Any]:
+def _row(weight: Weight, task: Task | None = None) -> dict[str, Any]:
     value = weight.value
     zeros = int((value == 0).sum()) if task is None else task.zeros
     known = masks.masked_parameters(weight.module).get(weight.parameter)

@@ -17,9 +17,10 @@ from torch.optim.optimizer import Optimizer
 from . import patterns
 from ._errors import Error
 from .criteria import Criterion, Magnitude, MeanStd, Random, _number
-from .pruning import Override, _prune
+from .pruning import _prune
 from .report import Report
 from .selection import Entry
+from .targets import Override
 
 
 @dataclass(frozen=True)
