@@ -48,7 +48,7 @@ def convert(model: M, example_input: Any = None) -> M:
     each layer times both at its first call. Batch size and image size matter, so let the example be like the real ones.
 
     Args:
-        model: the model; float32 on the CPU gets the sparse kernels, other layers stay as they are (the report says so).
+        model: the model; float32 on the CPU gets sparse kernels, other layers stay as they are (the report says so).
         example_input: a tensor, or a tuple of the model's positional arguments.
 
     Returns:
@@ -170,7 +170,8 @@ def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
 
 
 def _scale(output: Tensor) -> float:
-    return max(float(output.detach().abs().amax()), 1e-30) if output.numel() else 1.0
+    finite = output.detach()[output.isfinite()]
+    return float(finite.abs().amax()) if finite.numel() else 0.0
 
 
 def _successor(layer: _Layer) -> nn.Module | None:

@@ -1,7 +1,7 @@
 """Layers that hold only their nonzeros and do work in proportion to them.
 
-They stand where ``nn.Linear`` and ``nn.Conv2d`` stood (and are subclasses of them). Instead of ``weight`` their state is
-``weight_mask`` (packed bits) and ``weight_values`` (the nonzeros in the mask's order); ``weight`` is a property that
+They stand where ``nn.Linear`` and ``nn.Conv2d`` stood (and are subclasses of them). Instead of ``weight`` their state
+is ``weight_mask`` (packed bits) and ``weight_values`` (the nonzeros in the mask's order); ``weight`` is a property that
 unpacks them. float32 on the CPU runs the sparse kernels; every other device and dtype runs the plain-torch twin.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,8 @@ class _Sparse(nn.Module):
             return 0  # they change at every step: unpacked in the call
         if torch.compiler.is_exporting():
             return 0  # an exported program outlives this process
-        return self._plan_now()
+        id: int = self._plan_now()
+        return id
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph holds the id as a constant
     def _plan_now(self) -> int:
@@ -139,9 +140,7 @@ class _Sparse(nn.Module):
                 resized = torch.empty(values.shape, dtype=self.weight_values.dtype, device=self.weight_values.device)
                 self.weight_values = nn.Parameter(resized, requires_grad=self.weight_values.requires_grad)
             self._plan = self.dense_weight = None
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
-            state_dict, prefix, metadata, strict, missing, unexpected, errors
-        )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _check(self, mask: Tensor, values: Tensor) -> None:
         name = type(self).__name__
@@ -165,7 +164,7 @@ def _version(t: Tensor) -> int:
     return -1 if t.is_inference() else t._version
 
 
-class SparseLinear(_Sparse, nn.Linear):
+class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # weight can be read, not set
     """``nn.Linear`` that stores and multiplies only the nonzeros.
 
     Made by :meth:`from_dense`. Input ``[..., in_features]``, output ``[..., out_features]``, as ``nn.Linear``.
@@ -215,7 +214,7 @@ class SparseLinear(_Sparse, nn.Linear):
         return f"{nn.Linear.extra_repr(self)}, sparsity={self.sparsity:.3f}"
 
 
-class SparseConv2d(_Sparse, nn.Conv2d):
+class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as above
     """``nn.Conv2d`` that stores and multiplies only the nonzeros: any kernel size, stride, padding, dilation, groups.
 
     Made by :meth:`from_dense`. Input ``[N, C, H, W]`` or ``[C, H, W]``, output as ``nn.Conv2d``, contiguous. State:
@@ -231,7 +230,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):
         padding: str | int | tuple[int, int] = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
         nn.Module.__init__(self)
         if weight.dim() != 4:
@@ -309,7 +308,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self._padding(), self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return f"{nn.Conv2d.extra_repr(self)}, sparsity={self.sparsity:.3f}"  # type: ignore[no-untyped-call]
+        return f"{nn.Conv2d.extra_repr(self)}, sparsity={self.sparsity:.3f}"
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,0 +1,187 @@
+"""convert: which layers it swaps, what it leaves alone, what it says."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import secateur
+import torch
+from secateur import Error, MeanStd, timing
+from secateur.nn import SparseConv2d, SparseLinear
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 49, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pruned() -> nn.Sequential:
+    model = network().eval()
+    secateur.prune(model, MeanStd(sparsity=0.9))
+    return model
+
+
+@pytest.fixture
+def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "medians", lambda *_, **__: [1e-3, 2e-3])
+
+
+@pytest.fixture
+def dense_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "medians", lambda *_, **__: [3e-3, 2e-3])
+
+
+X = torch.randn(2, 3, 16, 16)
+
+
+def test_the_copy_computes_the_same_and_the_model_is_left_alone(pruned: nn.Sequential) -> None:
+    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    expected = pruned(X)
+    fast = secateur.convert(pruned, X)
+    torch.testing.assert_close(fast(X), expected, rtol=1e-4, atol=1e-5)
+    assert type(fast) is nn.Sequential
+    assert list(pruned.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+    assert not any(hook for module in pruned.modules() for hook in module._forward_hooks.values())
+    fast_tensors = {tensor.data_ptr() for tensor in fast.state_dict().values() if tensor.numel()}
+    assert not fast_tensors & {tensor.data_ptr() for tensor in pruned.state_dict().values() if tensor.numel()}
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_faster_layers_become_sparse(pruned: nn.Sequential) -> None:
+    fast = secateur.convert(pruned, X)
+    assert [type(layer) for layer in fast] == [
+        SparseConv2d, nn.BatchNorm2d, nn.ReLU, SparseConv2d, nn.ReLU, nn.Flatten, SparseLinear,
+    ]  # fmt: skip
+    report: Any = fast.report
+    assert [row["kernel"] for row in report] == ["sparse"] * 3
+    assert report["0"]["why"] == "2.00x as fast as dense"
+    assert report["3"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert report["6"]["bytes_packed"] < report["6"]["bytes_dense"] / 5
+    assert "2.00x as fast" in str(report)
+
+
+@pytest.mark.usefixtures("dense_wins")
+def test_slower_layers_stay_dense_and_plain(pruned: nn.Sequential) -> None:
+    fast = secateur.convert(pruned, X)
+    assert [type(layer) for layer in fast] == [type(layer) for layer in network()]
+    assert not any("mask" in name for name in fast.state_dict())
+    assert {row["why"] for row in fast.report} == {"sparse would take 1.50x as long"}  # type: ignore[union-attr]
+    torch.testing.assert_close(fast(X), pruned(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("fixture", "kernel"), [("sparse_wins", "sparse"), ("dense_wins", "dense")])
+def test_without_an_example_layers_decide_at_their_first_call(
+    pruned: nn.Sequential, fixture: str, kernel: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(fixture)
+    fast = secateur.convert(pruned)
+    report: Any = fast.report
+    assert {row["kernel"] for row in report} == {"undecided"}
+    torch.testing.assert_close(fast(X), pruned(X), rtol=1e-4, atol=1e-5)
+    assert {row["kernel"] for row in report} == {kernel}
+    assert "first call" in report["0"]["why"]
+    torch.testing.assert_close(fast(X), pruned(X), rtol=1e-4, atol=1e-5)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        torch.testing.assert_close(other(X), pruned(X), rtol=1e-4, atol=1e-5)
+
+
+def test_what_stays_as_it_is_says_why() -> None:
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.full, self.own, self.double = nn.Linear(4, 4), Own(4, 4), nn.Linear(4, 4).double()
+            self.conv1d, self.rnn = nn.Conv1d(4, 4, 1), nn.LSTM(4, 4)
+
+    model = Several()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.flatten()[::2] = 0
+        model.full.weight.fill_(1)
+    why = {row["layer"]: row["why"] for row in secateur.convert(model).report}  # type: ignore[union-attr]
+    assert why == {
+        "full": "no zeros",
+        "own": "Own has no sparse kernel",
+        "double": "sparse kernels run float32 on the CPU, this is float64 on cpu",
+        "conv1d": "Conv1d has no sparse kernel",
+        "rnn": "LSTM has no sparse kernel",
+    }
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_zeros_from_torchs_own_pruning_count() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5))
+    torch_prune.l1_unstructured(model[0], "weight", 0.9)
+    torch_prune.l1_unstructured(model[2], "weight", 0.5)
+    x = torch.randn(2, 3, 8, 8)
+    fast = secateur.convert(model, x)
+    assert [type(layer) for layer in fast] == [SparseConv2d, nn.Flatten, SparseLinear]
+    torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_a_shared_layer_stays_shared_and_a_bare_layer_will_do() -> None:
+    layer = nn.Linear(6, 6)
+    with torch.no_grad():
+        layer.weight[::2] = 0
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    fast = secateur.convert(model, torch.randn(2, 6))
+    assert fast[0] is fast[2]
+    assert len(fast.report.rows) == 1  # type: ignore[union-attr]
+    assert isinstance(secateur.convert(layer, torch.randn(2, 6)), SparseLinear)
+    twice: Any = secateur.convert(fast, torch.randn(2, 6))
+    assert twice.report[0]["why"] == "already converted"
+
+
+def test_modes_are_kept(pruned: nn.Sequential) -> None:
+    pruned.train()
+    pruned[1].eval()
+    fast = secateur.convert(pruned, X)
+    assert [m.training for m in pruned.modules()] == [m.training for m in fast.modules()]
+    assert int(pruned[1].num_batches_tracked) == 0
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_a_layer_that_disagrees_stays_dense(pruned: nn.Sequential) -> None:
+    report: Any = secateur.convert(pruned, torch.full_like(X, float("inf"))).report
+    assert report["0"]["kernel"] == "dense"
+    assert "differ" in report["0"]["why"]
+
+
+def test_bad_input_says_what_is_wrong(pruned: nn.Sequential) -> None:
+    with pytest.raises(Error, match=r"convert: model must be an nn\.Module, got str"):
+        secateur.convert("model")  # type: ignore[type-var]
+    with pytest.raises(Error, match="convert: example_input must be what the model takes: RuntimeError"):
+        secateur.convert(pruned, torch.randn(2, 5, 16, 16))
+    assert not any(hook for module in pruned.modules() for hook in module._forward_hooks.values())
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_saves_and_loads_packed(pruned: nn.Sequential, tmp_path: Any) -> None:
+    fast = secateur.convert(pruned, X)
+    secateur.save(fast, tmp_path / "fast.safetensors")
+    other = secateur.convert(pruned, X)
+    with torch.no_grad():
+        other[6].weight_values.zero_()
+    secateur.load(tmp_path / "fast.safetensors", other)
+    assert torch.equal(other(X), fast(X))
+
+
+def test_interleave_takes_turns_and_counts() -> None:
+    calls: list[str] = []
+    times = timing.interleave([lambda: calls.append("a"), lambda: calls.append("b")], rounds=4)
+    assert [len(each) for each in times] == [4, 4]
+    assert all(t > 0 for each in times for t in each)
+    assert {"a", "b"} == set(calls)
