@@ -1,4 +1,5 @@
 // The formats and the tile kernel together: a plan, the planes filled by their definition, against a plain convolution.
+#include <algorithm>
 #include <cmath>
 
 #include "../../csrc/formats/planes.h"
@@ -87,10 +88,22 @@ int64_t test_case(const Kernels& kernels, Random& random, const Case& c, int max
   for (int64_t tile = 0; tile < stores.tiles(); ++tile)
     for (int64_t chunk = 0; chunk < plan.stream.chunks; ++chunk) {
       const int64_t* start = plan.stream.start.data() + chunk * (c.k + 1);
-      kernels.sparse_tile[stores.tile](
-          {taps.data(), start, start + 1, 0, c.k, planes.data() + tile * stores.tile * 16, 1, nullptr, partial.data(),
-           chunk == 0, chunk == plan.stream.chunks - 1, stores.runs.data() + stores.start[tile],
-           stores.start[tile + 1] - stores.start[tile], y.data(), p.out_height * p.out_width});
+      cpu::SparseTile t{};
+      t.taps = taps.data();
+      t.start = start;
+      t.end = start + 1;
+      t.k_end = c.k;
+      t.x = planes.data() + tile * stores.tile * 16;
+      t.scale = 1;
+      t.partial = partial.data();
+      t.first = chunk == 0;
+      t.last = chunk == plan.stream.chunks - 1;
+      t.runs = stores.runs.data() + stores.start[tile];
+      t.run_count = stores.start[tile + 1] - stores.start[tile];
+      if (p.pitch == p.out_width) t.dense_count = std::min(stores.tile * 16, p.positions() - tile * stores.tile * 16);
+      t.y = y.data();
+      t.y_stride = p.out_height * p.out_width;
+      kernels.sparse_tile[stores.tile](t);
     }
   check_output(c, p, x, dense.weight, y.data(), max_tile);
   return plan.stream.chunks;

@@ -9,7 +9,7 @@ namespace {
 struct Case {
   int64_t tile;  // T
   int64_t neurons, inputs, chunks, scale;
-  bool bias;
+  bool bias, dense;  // dense: one stretch of output, without runs
 };
 
 std::vector<cpu::StoreRun> random_runs(Random& random, int64_t positions, int64_t* width) {
@@ -46,7 +46,11 @@ void test_case(const Kernels& kernels, Random& random, const Case& c) {
       bounds[2 * chunk + 1].push_back(static_cast<int64_t>(taps.size()));
     }
   int64_t width;
-  const std::vector<cpu::StoreRun> runs = random_runs(random, positions, &width);
+  std::vector<cpu::StoreRun> runs = random_runs(random, positions, &width);
+  if (c.dense) {
+    width = 1 + static_cast<int64_t>(random() % positions);
+    runs = {{0, static_cast<int32_t>(width), 0}};
+  }
 
   const Buffer<float> planes(x), biases(bias), y(c.neurons * width), partial(c.chunks > 1 ? c.neurons * positions : 0);
   const Buffer<cpu::SparseTap> stream(taps);
@@ -56,10 +60,24 @@ void test_case(const Kernels& kernels, Random& random, const Case& c) {
     // Neurons in two calls, as two threads would.
     for (int64_t half = 0; half < 2; ++half) {
       const int64_t k0 = half ? c.neurons / 2 : 0, k1 = half ? c.neurons : c.neurons / 2;
-      kernels.sparse_tile[c.tile](
-          {stream.data(), start.data(), end.data(), k0, k1, planes.data(), c.scale, c.bias ? biases.data() : nullptr,
-           c.chunks > 1 ? partial.data() + k0 * positions : nullptr, chunk == 0, chunk == c.chunks - 1, stores.data(),
-           static_cast<int64_t>(runs.size()), y.data(), width});
+      cpu::SparseTile t{};
+      t.taps = stream.data();
+      t.start = start.data();
+      t.end = end.data();
+      t.k_begin = k0;
+      t.k_end = k1;
+      t.x = planes.data();
+      t.scale = c.scale;
+      t.bias = c.bias ? biases.data() : nullptr;
+      t.partial = c.chunks > 1 ? partial.data() + k0 * positions : nullptr;
+      t.first = chunk == 0;
+      t.last = chunk == c.chunks - 1;
+      t.runs = stores.data();
+      t.run_count = static_cast<int64_t>(runs.size());
+      t.dense_count = c.dense ? runs[0].count : 0;
+      t.y = y.data();
+      t.y_stride = width;
+      kernels.sparse_tile[c.tile](t);
     }
   }
 
@@ -92,9 +110,11 @@ void test_sparse_tile(const Kernels& kernels) {
   for (int64_t tile = 1; tile <= kernels.max_tile; ++tile)
     for (int64_t chunks : {1, 3})
       for (bool bias : {false, true}) {
-        test_case(kernels, random, {tile, 9, 0, chunks, 1, bias});
-        test_case(kernels, random, {tile, 9, 21, chunks, 16 * tile, bias});
-        test_case(kernels, random, {tile, 1, 1, chunks, 16 * tile, bias});
+        for (int repeat = 0; repeat < 4; ++repeat)
+          test_case(kernels, random, {tile, 9, 21, chunks, 16 * tile, bias, true});
+        test_case(kernels, random, {tile, 9, 0, chunks, 1, bias, false});
+        test_case(kernels, random, {tile, 9, 21, chunks, 16 * tile, bias, false});
+        test_case(kernels, random, {tile, 1, 1, chunks, 16 * tile, bias, false});
       }
 }
 
