@@ -1,8 +1,8 @@
 // What kernel bodies share: element types, groups of 8 elements (one mask byte), vector loads where they are aligned.
 //
 // Bodies are structs of arguments with a template member run(thread, shared). `thread` says where it is in the grid and
-// waits for its warp or block: device/launch.h gives the real one, tests/cuda_shim/launch.h an emulated one, so the very
-// same bodies run under g++, with sanitizers.
+// waits for its warp or block: device/launch.h gives the real one, tests/cuda_shim/launch.h an emulated one, so the
+// very same bodies run under g++, with sanitizers.
 #pragma once
 
 #include <cmath>
@@ -68,8 +68,9 @@ SECATEUR_DEVICE bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Eight<T>) == 0;
 }
 
-// The first `count` of 8; the rest are zeros. Rows whose length is no multiple of 8, and views that start off alignment,
-// take the loop: its accesses are not coalesced, but neighbours share their lines in L1, so memory moves no more bytes.
+// The first `count` of 8; the rest are zeros. Rows whose length is no multiple of 8, and views that start off
+// alignment, take the loop: its accesses are not coalesced, but neighbours share their lines in L1, so memory moves no
+// more bytes.
 template <class T>
 SECATEUR_DEVICE Eight<T> load_8(const T* p, int count) {
   if (count == 8 && is_aligned(p)) return *reinterpret_cast<const Eight<T>*>(p);

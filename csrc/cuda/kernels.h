@@ -1,5 +1,6 @@
-// The launchers: what the CUDA side offers to its fronts (ops/*.cpp). Raw pointers and plain integers only; no torch and
-// no CUDA header, so that the fronts need no nvcc and tests/cuda_shim can put an emulated grid behind the same names.
+// The launchers: what the CUDA side offers to its fronts (ops/*.cpp). Raw pointers and plain integers only; no torch
+// and no CUDA header, so that the fronts need no nvcc and tests/cuda_shim can put an emulated grid behind the same
+// names.
 //
 // All pointers are of the device, all launches go into the given queue, and nothing waits except read_row.
 #pragma once
@@ -57,9 +58,9 @@ struct ThresholdReluCall {
   void* y;  // may be x
   uint8_t* mask;
   View view;
-  const void* theta;    // [channels], float (double for double x)
-  int64_t channels;     // 1 for a scalar theta; channel of an element = (element / inner) % channels
-  int64_t inner;        // elements of one channel that lie side by side, >= 1
+  const void* theta;  // [channels], float (double for double x)
+  int64_t channels;   // 1 for a scalar theta; channel of an element = (element / inner) % channels
+  int64_t inner;      // elements of one channel that lie side by side, >= 1
   bool has_max;
   double max;
   uint64_t max_stored;  // the bits of `max` in the element type: what a clamped element becomes
@@ -67,18 +68,17 @@ struct ThresholdReluCall {
 Failure threshold_relu(const ThresholdReluCall& call, Queue queue);
 
 enum class Pass : int {
-  kDecide,  // theta, keep_all, bad; weights untouched
-  kApply,   // mask and y from theta and keep_all
+  kDecide,  // theta, bad; weights untouched
+  kApply,   // mask and y from theta
   kFused,   // both at once; y must not be w: a bad row is found too late
 };
 struct StatisticsCall {
   Element element;
   const void* w;
-  void* y;            // may be w
+  void* y;  // may be w
   uint8_t* mask;
-  void* theta;        // [rows], float (double for double w)
-  uint8_t* keep_all;  // [rows], 1 where the row's std is 0
-  int64_t* bad;       // the first row that is not finite; set to kNoRow by reset_row before
+  void* theta;   // [rows], float (double for double w)
+  int64_t* bad;  // the first row that is not finite; set to kNoRow by reset_row before
   View view;
   double k;
   bool is_signed;

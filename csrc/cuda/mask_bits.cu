@@ -2,8 +2,8 @@
 //
 // Floor of pack and unpack: 1.125 bytes an element. The transpose touches a mask only (1/32 of float32 weights), which
 // lies in L2 after its producer or before its consumer.
-#include "elements.cuh"
 #include <launch.h>
+#include "elements.cuh"
 
 namespace secateur::cuda {
 namespace {

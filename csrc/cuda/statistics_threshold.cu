@@ -8,8 +8,8 @@
 // launch must wait until the first has found every row finite, since an error may change no weight: 12.125 bytes an
 // element where the tensor exceeds L2. Few and long rows leave multiprocessors idle: layers have hundreds of neurons,
 // and this runs when pruning, not in every step.
-#include "elements.cuh"
 #include <launch.h>
+#include "elements.cuh"
 
 namespace secateur::cuda {
 namespace {
@@ -19,7 +19,7 @@ constexpr int64_t kShortRow = 2048;  // up to 8 groups a lane of a warp
 
 struct Partial {
   double sum;
-  double spread;  // squares, or |d| where squares wait for a second pass
+  double spread;  // of squared deviations; of |d| where squares wait for a second pass
 };
 SECATEUR_DEVICE Partial operator+(const Partial& a, const Partial& b) { return {a.sum + b.sum, a.spread + b.spread}; }
 
@@ -31,12 +31,12 @@ template <class T, int kTeam>
 struct StatisticsThreshold {
   using Shared = PartialShared;
   using C = compare_t<T>;
+  static constexpr bool kTwoPasses = sizeof(T) == 8;
   static_assert(kTeam == kWarp || kTeam == kThreads, "a team is a warp or a block: what can wait for each other");
   const T* w;
   T* y;
   uint8_t* mask;
   C* theta;
-  uint8_t* keep_all;
   int64_t* bad;
   View view;
   double k;
@@ -83,7 +83,7 @@ struct StatisticsThreshold {
       for (int i = 0; i < 8; ++i) {
         if (i >= count) continue;
         const double d = sample(v.lane[i]) - center;
-        mine.sum += d;
+        mine.sum += kTwoPasses ? static_cast<double>(sample(v.lane[i])) : d;
         mine.spread += squared ? d * d : magnitude(d);
       }
     });
@@ -91,34 +91,40 @@ struct StatisticsThreshold {
   }
 
   template <class Thread>
-  SECATEUR_DEVICE bool decide(const Thread& thread, Partial* of_team, int lane, int64_t r, C& limit, bool& all) const {
+  SECATEUR_DEVICE bool decide(const Thread& thread, Partial* of_team, int lane, int64_t r, C& limit) const {
     const T* row = w + r * view.columns;
-    // Measured from the row's first sample, as on the CPU: the variance survives mean >> std, and a constant row gives
-    // exact zeros. The square of a difference of floats fits a double; doubles take a second pass, around the mean.
-    const double first = sample(row[0]);
-    const Partial from_first = total(thread, of_team, lane, deviations(row, lane, first, sizeof(T) < 8));
-    const double n = static_cast<double>(view.columns), shift = from_first.sum / n, mean = first + shift;
-    double variance;
-    if constexpr (sizeof(T) < 8) variance = from_first.spread / n - shift * shift;
-    else variance = total(thread, of_team, lane, deviations(row, lane, mean, true)).spread / n;
-    all = from_first.spread == 0;  // std 0: the neuron keeps all its weights
-    limit = static_cast<C>(mean - k * (all || variance < 0 ? 0 : sqrt(variance)));
+    // The CPU's arithmetic (csrc/cpu/algorithms/statistics_threshold.h), in another order: floats are measured from the
+    // row's first sample in one pass, so the variance survives mean >> std; doubles take a second pass, around the
+    // mean.
+    const double first = sample(row[0]), n = static_cast<double>(view.columns);
+    const Partial all = total(thread, of_team, lane, deviations(row, lane, first, !kTwoPasses));
+    const double average = all.sum / n;
+    double mean, variance;
+    if constexpr (kTwoPasses) {
+      mean = average;
+      variance = total(thread, of_team, lane, deviations(row, lane, mean, true)).spread / n;
+    } else {
+      mean = first + average;
+      variance = all.spread / n - average * average;
+    }
+    // std 0: theta is the sample itself, not a sum that may have rounded, and |w| >= theta keeps the whole neuron.
+    const bool constant = all.spread == 0;
+    limit = static_cast<C>((constant ? first : mean) - k * (constant || variance < 0 ? 0 : sqrt(variance)));
     const bool finite = variance - variance == 0 && mean - mean == 0;
     if (lane == 0) {
       theta[r] = limit;
-      keep_all[r] = all;
       if (!finite) thread.lower(bad, r);
     }
     return finite;
   }
 
-  SECATEUR_DEVICE void apply(int lane, int64_t r, C limit, bool all) const {
+  SECATEUR_DEVICE void apply(int lane, int64_t r, C limit) const {
     T* target = y + r * view.columns;
     uint8_t* bits_of_row = mask + r * view.bytes;
     own_groups(w + r * view.columns, lane, [&](int64_t group, Eight<T> v, int count) {
       uint32_t bits = 0;
       for (int i = 0; i < 8; ++i) {
-        const bool keep = all || limit <= magnitude(widen(v.lane[i]));
+        const bool keep = limit <= magnitude(widen(v.lane[i]));
         if (!keep) v.lane[i] = T{};
         bits |= static_cast<uint32_t>(keep && i < count) << i;
       }
@@ -133,14 +139,12 @@ struct StatisticsThreshold {
     // The same for every thread of a team, so all of it arrives at each wait.
     for (int64_t r = thread.block() * teams + team; r < view.rows; r += thread.blocks() * teams) {
       C limit;
-      bool all;
       if (pass == Pass::kApply) {
         limit = theta[r];
-        all = keep_all[r];
-      } else if (!decide(thread, shared.of_thread + team * kTeam, lane, r, limit, all)) {
+      } else if (!decide(thread, shared.of_thread + team * kTeam, lane, r, limit)) {
         continue;
       }
-      if (pass != Pass::kDecide) apply(lane, r, limit, all);
+      if (pass != Pass::kDecide) apply(lane, r, limit);
     }
   }
 };
@@ -148,8 +152,8 @@ struct StatisticsThreshold {
 template <class T, int kTeam>
 Failure launch_team(const StatisticsCall& call, Pass pass, Queue queue) {
   return launch(StatisticsThreshold<T, kTeam>{static_cast<const T*>(call.w), static_cast<T*>(call.y), call.mask,
-                                              static_cast<compare_t<T>*>(call.theta), call.keep_all, call.bad, call.view,
-                                              call.k, call.is_signed, pass},
+                                              static_cast<compare_t<T>*>(call.theta), call.bad, call.view, call.k,
+                                              call.is_signed, pass},
                 call.view.rows * kTeam, queue);
 }
 

@@ -2,8 +2,8 @@
 //
 // The floor is memory: one read and one write of the activations and 1/8 byte of mask an element (see mask_apply.cu).
 // A thread finds its channel by two divisions for 8 elements and then counts.
-#include "elements.cuh"
 #include <launch.h>
+#include "elements.cuh"
 
 namespace secateur::cuda {
 namespace {

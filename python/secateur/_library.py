@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,9 +21,29 @@ LIBRARY_DIR = Path(_host.__file__).parent / "lib"
 
 torch.ops.load_library(LIBRARY_DIR / "libsecateur.so")
 
-_cuda_library = LIBRARY_DIR / "libsecateur_cuda.so"
-HAS_CUDA = torch.version.cuda is not None and _cuda_library.exists()
-if HAS_CUDA:
-    torch.ops.load_library(_cuda_library)
 
-__all__ = ["HAS_CUDA", "LIBRARY_DIR", "Error"]
+def load_cuda(library: Path) -> bool:
+    """Load the CUDA operators; False where they were not built, and, with a warning, where they do not load.
+
+    The library brings its own CUDA runtime and links nothing of torch's CUDA, so no missing libcudart can stop it. What
+    is left is a damaged file, or a torch older than it was built for.
+    """
+    if not library.exists():
+        return False
+    try:
+        torch.ops.load_library(library)
+    except OSError as cause:
+        warnings.warn(
+            f"secateur: {library} does not load with torch {torch.__version__} ({cause}): operators on CUDA "
+            "tensors will fail, CPU tensors are not affected; "
+            "reinstall with `pip install --force-reinstall --no-deps secateur`",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+# A torch without CUDA has no CUDA tensors to serve.
+HAS_CUDA = torch.version.cuda is not None and load_cuda(LIBRARY_DIR / "libsecateur_cuda.so")
+
+__all__ = ["HAS_CUDA", "LIBRARY_DIR", "Error", "load_cuda"]

@@ -38,8 +38,8 @@ Failure launch(const Body& body, int64_t threads, Queue queue) {
   // This library has its own CUDA runtime (linked statically); the device is said to it too.
   if (Failure failed = failure_of(cudaSetDevice(queue.device))) return failed;
   int multiprocessors = 0;
-  if (Failure failed = failure_of(
-          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, queue.device)))
+  if (Failure failed =
+          failure_of(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, queue.device)))
     return failed;
   const int64_t wanted = threads / kThreads + (threads % kThreads != 0);
   const int64_t most = int64_t{multiprocessors} * kBlocksPerMultiprocessor;

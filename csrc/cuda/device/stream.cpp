@@ -25,7 +25,8 @@ CurrentStream find_current_stream() {
 
 void* current_stream(int device) {
   static const CurrentStream current = find_current_stream();
-  ops::check(current != nullptr, "secateur's CUDA library found no libtorch_cuda.so in this process: is this a CUDA build of torch?");
+  ops::check(current != nullptr,
+             "secateur's CUDA library found no libtorch_cuda.so in this process: is this a CUDA build of torch?");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(current(device, &stream));
   return stream;

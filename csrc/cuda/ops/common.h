@@ -22,7 +22,8 @@ inline Element element_of(const Tensor& t) {
 }
 
 // The mask in the order of memory, given in logical order, and back (contiguous layouts share the tensor).
-Tensor in_memory_order(const char* op, const Tensor& mask, const Tensor& t, const Rows& rows, Layout layout, Queue queue);
+Tensor in_memory_order(const char* op, const Tensor& mask, const Tensor& t, const Rows& rows, Layout layout,
+                       Queue queue);
 Tensor in_logical_order(const char* op, const Tensor& mask, const Tensor& t, const Rows& rows, Layout layout,
                         Queue queue);
 

@@ -4,7 +4,8 @@ namespace secateur::cuda {
 namespace {
 
 // from and to share one dense layout; mask is in the order of their memory.
-void apply_dense(const char* op, const Tensor& from, const Tensor& to, const Tensor& mask, const Rows& rows, Queue queue) {
+void apply_dense(const char* op, const Tensor& from, const Tensor& to, const Tensor& mask, const Rows& rows,
+                 Queue queue) {
   check_launch(op, cuda::mask_apply(from.element_size(), from.const_data_ptr(), to.mutable_data_ptr(),
                                     mask.const_data_ptr<uint8_t>(), flat_view(rows.rows, rows.columns), queue));
 }

@@ -26,14 +26,12 @@ Result threshold_dense(const char* op, const Tensor& from, const Tensor& to, con
     torch::stable::zero_(theta);
     return {mask, theta};
   }
-  const Tensor keep_all = torch::stable::new_empty(from, {rows.rows}, ScalarType::Byte);
   const Tensor bad = torch::stable::new_empty(from, {1}, ScalarType::Long);
   const StatisticsCall call{.element = element_of(from),
                             .w = from.const_data_ptr(),
                             .y = to.mutable_data_ptr(),
                             .mask = mask.mutable_data_ptr<uint8_t>(),
                             .theta = theta.mutable_data_ptr(),
-                            .keep_all = keep_all.mutable_data_ptr<uint8_t>(),
                             .bad = bad.mutable_data_ptr<int64_t>(),
                             .view = view_of(rows.rows, rows.columns),
                             .k = k,

@@ -24,8 +24,8 @@ uint64_t stored_max(double max, Element element) {
 }
 
 // from and to share one dense layout; in channels_last memory the channels lie side by side, as in [N, C] and [C].
-Tensor threshold_dense(const char* op, const Tensor& from, const Tensor& to, const Theta& theta, std::optional<double> max,
-                       const Rows& rows, Layout layout, Queue queue) {
+Tensor threshold_dense(const char* op, const Tensor& from, const Tensor& to, const Theta& theta,
+                       std::optional<double> max, const Rows& rows, Layout layout, Queue queue) {
   Tensor mask = new_mask(from, rows);
   const bool side_by_side = layout == Layout::kChannelsLast || from.dim() <= 2;
   const Element element = element_of(from);
