@@ -475,6 +475,8 @@ def test_sparse_layers_are_counted_and_left() -> None:
     assert secateur.sparsity(model)["1"]["zeros"] == 3
     with pytest.warns(UserWarning, match="prune: 1 is left as it is: it is a Sparse and holds only its nonzeros"):
         secateur.prune(model, Magnitude(0.5))
+    with pytest.raises(Error, match="none is left: weight is left as it is: it is a Sparse"):
+        secateur.prune(model[1], Magnitude(0.5))
 
 
 def test_multihead_attention() -> None:

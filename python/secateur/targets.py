@@ -108,7 +108,8 @@ def plan(
             said.append(f"{names} are one tied weight: it is pruned once, and all of them change")
         tasks.append(Task(w, *rules.get(id(w), (criterion, default))))
     if not tasks:
-        raise Error("prune: exclude and overrides must leave a layer to prune, but none is left")
+        why = f": {'; '.join(said)}" if said else ""
+        raise Error(f"prune: exclude and overrides must leave a layer to prune, but none is left{why}")
     bypassed = [t.label for t in tasks if _is_out_proj(t.weight)]
     if bypassed:
         said.append(
