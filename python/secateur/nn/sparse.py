@@ -312,7 +312,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _fill(layer: nn.Module, sparse: _Sparse) -> nn.Module:
