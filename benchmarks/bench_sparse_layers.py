@@ -1,8 +1,8 @@
 """sparse_conv2d and sparse_linear against torch's dense layers: the demo's layers, ResNet's and VGG's, 90 % zeros.
 
 The operator is timed as SparseConv2d and SparseLinear call it, with a plan made beforehand; the output is fresh memory
-for both sides. ``dense`` is ``F.conv2d`` / ``F.linear`` on the same (zeroed) weight; torch.sparse is what a user of torch's
-own sparsity would call for a linear layer.
+for both sides. ``dense`` is ``F.conv2d`` / ``F.linear`` on the same (zeroed) weight; torch.sparse_csr is what torch
+itself offers for a sparse linear layer.
 """
 
 from __future__ import annotations

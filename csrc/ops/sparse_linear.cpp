@@ -4,21 +4,19 @@
 #include "../cpu/dispatch.h"
 #include "scratch.h"
 #include "sparse_common.h"
+#include "transpose.h"
 
 namespace secateur::ops {
 namespace {
 
 thread_local Scratch input_scratch, output_scratch, partial_scratch;
 
-// Columns [begin, end) of [rows, columns] -> [columns, pitch], rows beyond the last one zero; in blocks that stay in
-// cache.
+// Columns [begin, end) of [rows, columns] -> [columns, pitch], rows beyond the last one zero.
 void transpose_in(const float* from, int64_t rows, int64_t columns, float* to, int64_t begin, int64_t end,
                   int64_t pitch) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t c0 = begin; c0 < end; c0 += kBlock)
-    for (int64_t r0 = 0; r0 < pitch; r0 += kBlock)
-      for (int64_t c = c0; c < std::min(c0 + kBlock, end); ++c)
-        for (int64_t r = r0; r < r0 + kBlock; ++r) to[c * pitch + r] = r < rows ? from[r * columns + c] : 0.0f;
+  transpose(from + begin, columns, rows, end - begin, to + begin * pitch, pitch);
+  if (rows < pitch)
+    for (int64_t c = begin; c < end; ++c) std::fill(to + c * pitch + rows, to + (c + 1) * pitch, 0.0f);
 }
 
 // One input vector: a dot product for each neuron.
@@ -78,8 +76,7 @@ void run_neurons(const Batch& batch, const float* planes, int64_t begin, int64_t
       t.last = next == linear.chunks;
       batch.kernels.sparse_tile[tile](t);
     }
-    for (int64_t b = 0; b < end - begin; ++b)
-      for (int64_t k = k0; k < t.k_end; ++k) batch.y[(begin + b) * neurons + k] = out[(k - k0) * pitch + b];
+    transpose(out, pitch, t.k_end - k0, end - begin, batch.y + begin * neurons + k0, neurons);
   }
 }
 
