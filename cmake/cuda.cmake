@@ -31,6 +31,7 @@ if(NOT CMAKE_CUDA_COMPILER)
     set(ENV{CUDACXX} "${SECATEUR_NVCC}")
   endif()
   # Compiles a small program with nvcc and the host compiler, in a project of its own: a failure is an answer here.
+  unset(CMAKE_CUDA_COMPILER CACHE)  # an earlier configure's "not found"
   include(CheckLanguage)
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
@@ -51,6 +52,11 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
 endif()
 enable_language(CUDA)
+find_package(CUDAToolkit ${SECATEUR_CUDA_MINIMUM})
+if(NOT TARGET CUDA::cudart_static)
+  secateur_no_cuda("the toolkit of ${CMAKE_CUDA_COMPILER} has no static runtime (libcudart_static.a)")
+  return()
+endif()
 
 # Kernels: nvcc sees no torch header, so any nvcc goes with any torch.
 # -fmad=false: a*b+c is fused nowhere, as on the CPU and in the emulated grid, and memory is the limit anyway.
@@ -69,7 +75,6 @@ add_library(secateur_cuda SHARED ${front_sources} csrc/cuda/device/stream.cpp cs
             csrc/ops/transpose_bits.cpp $<TARGET_OBJECTS:secateur_cuda_kernels>)
 target_include_directories(secateur_cuda PRIVATE csrc/cuda/device)
 target_compile_definitions(secateur_cuda PRIVATE USE_CUDA)
-find_package(CUDAToolkit ${SECATEUR_CUDA_MINIMUM} REQUIRED)
 target_link_libraries(secateur_cuda PRIVATE torch_stable CUDA::cudart_static ${CMAKE_DL_LIBS})
 # The static runtime's own symbols stay inside: another CUDA library in the process may bring another version.
 target_link_options(secateur_cuda PRIVATE -Wl,--exclude-libs,ALL)
