@@ -1,4 +1,4 @@
-"""Fake kernels, gradients and the CUDA path of the sparse layers' operators."""
+"""Fake kernels and gradients of the sparse layers' operators."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (the operators must exist before they get their kernels)
-from . import reference
-
 _ops = torch.ops.secateur
 
 
@@ -46,11 +44,6 @@ def _(
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
     ]
     return x.new_empty((x.shape[0], mask.shape[0], *out))
-
-
-# Where there is no CUDA kernel yet the twin runs; nothing else about the layer changes.
-for _name in ("sparse_weight", "sparse_values", "sparse_linear", "sparse_conv2d"):
-    torch.library.impl(f"secateur::{_name}", "CUDA", getattr(reference, _name))
 
 
 def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -4,7 +4,8 @@
 in-place forms (trailing underscore) are for no-grad use. Dims as in the glossary of ``csrc/README.md``.
 
 Every operator runs on CPU tensors (scalar, AVX2, AVX-512 or NEON, chosen at run time, see :mod:`secateur.cpu`) and, where
-the CUDA library was built, on CUDA tensors. Its plain-torch twin of the same name is in :mod:`secateur.reference`.
+the CUDA library was built, on CUDA tensors. Its plain-torch twin of the same name is in :mod:`secateur.reference`; it is
+what runs on devices without kernels (:mod:`secateur._twins`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (loads the operators)
-from . import _register, _register_sparse  # noqa: F401  (fake kernels and gradients)
+from . import _register, _register_sparse, _twins  # noqa: F401  (fake kernels, gradients, other devices)
 from ._errors import Error
 
 _ops = torch.ops.secateur
