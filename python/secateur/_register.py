@@ -83,7 +83,7 @@ def _save_made_mask(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _masked(ctx: Any, grad: Tensor | None) -> Tensor | None:
     (mask,) = ctx.saved_tensors
-    return None if grad is None else _ops.mask_apply.default(grad, mask)  # type: ignore[no-any-return]
+    return None if grad is None else _ops.mask_apply.default(grad, mask)
 
 
 torch.library.register_autograd(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (the operators must exist before they get their kernels)
+
 _ops = torch.ops.secateur
 
 
