@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,15 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda t, m, a: t["conv.weight_mask"].__setitem__((0, 3), 0x80),
         "conv.weight_mask must have zeros in the unused bits",
     ),
+    "a version of 5,000 digits": (lambda t, m, a: m.update(version="9" * 5000), "must have a version, got '9999"),
+    "a theta out of range": (
+        lambda t, m, a: a["packed"]["fc.weight"].update(theta=[10**400, 1, 1]),
+        "must describe its packed tensors, but that part is damaged: OverflowError",
+    ),
+    "masked is no bool": (
+        lambda t, m, a: a["packed"]["fc.weight"].update(masked=1),
+        "must describe its packed tensors, but that part is damaged: ValueError",
+    ),
     "an alias of nothing": (lambda t, m, a: a["aliases"].update({"x": "y"}), "says that x shares y"),
     "a tensor is missing": (lambda t, m, a: t.pop("fc.bias"), "but the file lacks fc.bias"),
     "a tensor too many": (lambda t, m, a: t.update({"fc.more": torch.ones(3)}), "but the model lacks fc.more"),
@@ -294,6 +304,36 @@ def test_files_that_cannot_be_opened_are_os_errors(tmp_path: Path) -> None:
         secateur.save(Net(), tmp_path / "no" / "where")
 
 
+def test_links_are_followed_and_names_may_be_long(tmp_path: Path) -> None:
+    model = pruned()
+    (tmp_path / "link").symlink_to("file")
+    secateur.save(model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "file").is_symlink()
+    assert same(model, secateur.load(tmp_path / "link", Net()))
+    long = bytes(tmp_path / ("n" * 255))
+    secateur.save(model, long)
+    assert same(model, secateur.load(long, Net()))
+
+
+@pytest.mark.parametrize("path", [None, 5, 0.5])
+def test_what_is_no_path(path: Any) -> None:
+    with pytest.raises(Error, match=r"save: path must be a str or os.PathLike, got "):
+        secateur.save(Net(), path)
+    # open(5) would close descriptor 5
+    with pytest.raises(Error, match=r"load: path must be a str or os.PathLike, got "):
+        secateur.load(path, Net())
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Error, match="pipe must be a file or not be there yet, but is a device or a pipe"):
+        secateur.save(Net(), tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(IsADirectoryError):
+        secateur.save(Net(), tmp_path)
+
+
 def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     secateur.save(pruned(), path)
@@ -312,8 +352,6 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
 
 
 def _umask() -> int:
-    import os
-
     mask = os.umask(0)
     os.umask(mask)
     return mask

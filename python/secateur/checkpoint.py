@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class _Packed:
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's state_dict to ``path``: one safetensors file, pruned weights as bit mask and values.
 
-    The file appears whole or not at all: it is written beside ``path`` and then renamed.
+    The file appears whole or not at all: it is written beside ``path`` and then renamed. A symbolic link is followed.
 
     Args:
         model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel) are looked through.
@@ -57,11 +59,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialised or on the
             meta device, or a pruned weight that is not zero (the update went by no ``torch.optim`` optimizer:
-            :func:`secateur.masks.apply` zeroes it).
+            :func:`secateur.masks.apply` zeroes it); path is no path, or names something that is no file.
         OSError: the file cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise Error(f"save: model must be a torch.nn.Module, got {type(model).__name__}")
+    place = _path(path, "save")
     model = unwrapped(model)
     state = _state(model, "save")
     masked = _masked(model)  # parameter key -> theta
@@ -73,11 +76,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for key, value in state.items():
         if key in own_masks:
             continue  # its bits come with the weight
-        place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
-        if value.numel() and place in seen and (key in masked) == (seen[place] in masked):
-            aliases[key] = seen[place]
+        memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        if value.numel() and memory in seen and (key in masked) == (seen[memory] in masked):
+            aliases[key] = seen[memory]
             continue
-        seen[place] = key
+        seen[memory] = key
         keep = _kept(key, value, state.get(buffer_name(key)) if key in masked else None)
         taken = {f"{key}_values", f"{key}_mask"} & (state.keys() - own_masks)
         if taken and key in masked:
@@ -93,7 +96,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         packed[key] = entry
     about = {"packed": packed, "aliases": aliases}
     metadata = {"format": FORMAT, "version": str(VERSION), FORMAT: json.dumps(about, separators=(",", ":"))}
-    _write(tensors, metadata, Path(path))
+    _write(tensors, metadata, place)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -166,10 +169,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, tup
     Raises:
         Error, OSError: as :func:`load`.
     """
+    path = _path(path, "load")
     with open(path, "rb"):
         pass  # an OSError, where safetensors has errors of its own kind
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
     except SafetensorError as error:
@@ -238,8 +242,18 @@ def _kept(key: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
     return keep if small < value.numel() * value.element_size() else None
 
 
+def _path(path: Any, caller: str) -> Path:
+    try:
+        return Path(os.fsdecode(path))
+    except TypeError:
+        raise Error(f"{caller}: path must be a str or os.PathLike, got {type(path).__name__}") from None
+
+
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))  # a rename would replace the link, not the file that it stands for
+    if path.exists() and not path.is_file() and not path.is_dir():  # a directory is an OSError of the rename
+        raise Error(f"save: {path} must be a file or not be there yet, but is a device or a pipe: it would be replaced")
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: path's own name may be as long as names can be
     try:
         with open(beside, "wb") as file:  # an OSError names the reason; safetensors would wrap it
             mode = os.stat(file.fileno()).st_mode & 0o777  # what the umask allows
@@ -258,15 +272,15 @@ def _about(metadata: dict[str, str], path: Any) -> tuple[dict[str, _Packed], dic
     if metadata.get("format") != FORMAT:
         raise Error(f"load: {path} must be a file that secateur.save wrote, got format {metadata.get('format')!r}")
     version = metadata.get("version", "")
-    if not version.isdecimal() or int(version) < 1:
-        raise Error(f"load: {path} must have a version, got {version!r}")
+    if not re.fullmatch("[1-9][0-9]{0,8}", version):
+        raise Error(f"load: {path} must have a version, got {version!r:.40}")
     if int(version) > VERSION:
         raise Error(f"load: {path} has version {version}, and this secateur reads up to {VERSION}: update it")
     try:
         about = json.loads(metadata[FORMAT])
         aliases = {str(name): str(key) for name, key in about["aliases"].items()}
         packed = {str(key): _entry(entry) for key, entry in about["packed"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise Error(f"load: {path} must describe its packed tensors, but that part is damaged: {error!r}") from None
     return packed, aliases
 
@@ -279,7 +293,10 @@ def _entry(entry: dict[str, Any]) -> _Packed:
     if theta is not None:
         low, mean, high = (float(value) for value in theta)
         theta = (low, mean, high)
-    return _Packed(shape, _DTYPES[entry["dtype"]], entry.get("masked") is True, theta)
+    masked = entry.get("masked", False)
+    if not isinstance(masked, bool):
+        raise ValueError(f"masked {masked!r}")
+    return _Packed(shape, _DTYPES[entry["dtype"]], masked, theta)
 
 
 def _unpack(key: str, entry: _Packed, mask: Tensor, values: Tensor) -> Tensor:
