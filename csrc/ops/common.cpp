@@ -21,12 +21,10 @@ const char* name(ScalarType dtype) {
   }
 }
 
-std::string show(Sizes shape) {
-  std::ostringstream out;
+std::ostream& operator<<(std::ostream& out, const Shown& shown) {
   out << '[';
-  for (size_t i = 0; i < shape.size(); ++i) out << (i ? ", " : "") << shape[i];
-  out << ']';
-  return out.str();
+  for (size_t i = 0; i < shown.shape.size(); ++i) out << (i ? ", " : "") << shown.shape[i];
+  return out << ']';
 }
 
 Rows rows_of(Sizes shape, const char* op) {
@@ -72,8 +70,9 @@ void check_writable(const char* op, const char* argument, const Tensor& t) {
   std::sort(dims.begin(), dims.end());
   int64_t reach = 0;  // the furthest element of the dims so far
   for (auto [stride, size] : dims) {
-    check(stride > reach, op, ": ", argument, " must not overlap itself in memory (clone an expanded tensor first), got shape ",
-          show(t.sizes()), " with strides ", show(t.strides()));
+    check(stride > reach, op, ": ", argument,
+          " must not overlap itself in memory (clone an expanded tensor first), got shape ", show(t.sizes()),
+          " with strides ", show(t.strides()));
     reach += stride * (size - 1);
   }
 }
@@ -88,8 +87,10 @@ Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const 
   const int64_t channels = x.dim() == 0 ? 1 : x.dim() > 2 ? x.size(1) : x.size(x.dim() - 1);
   check(theta.numel() == 1 || theta.numel() == channels, op, ": theta must have 1 value or one for each of the ",
         channels, " channels of x ", show(x.sizes()), ", got ", theta.numel());
-  Tensor values =
-      torch::stable::contiguous(torch::stable::to(theta, is_double ? ScalarType::Double : ScalarType::Float));
+  // Already right in a module: two calls through the dispatcher would cost more than a small activation does.
+  const ScalarType compared = is_double ? ScalarType::Double : ScalarType::Float;
+  Tensor values = theta.scalar_type() == compared ? theta : torch::stable::to(theta, compared);
+  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   if (theta.numel() == 1) return {values, 1, INT64_MAX / 2};
   return {values, channels, channels ? view.columns / channels : 1};
 }

@@ -27,7 +27,13 @@ inline void check(bool ok, const Parts&... parts) {
 }
 
 const char* name(ScalarType dtype);
-std::string show(Sizes shape);  // "[64, 3, 7, 7]"
+
+// A shape in a message: "[64, 3, 7, 7]". Written out only where a check has failed.
+struct Shown {
+  Sizes shape;
+};
+inline Shown show(Sizes shape) { return {shape}; }
+std::ostream& operator<<(std::ostream& out, const Shown& shown);
 
 // The 2-d view under which a tensor is packed: rows = shape[0], columns = all other sizes multiplied.
 struct Rows {
@@ -44,8 +50,8 @@ void check_floating(const char* op, const char* argument, const Tensor& t);
 // For in-place forms: two elements in one place would make the result depend on the order of the writes.
 void check_writable(const char* op, const char* argument, const Tensor& t);
 
-// One theta a channel or a single one, in the type that the comparison runs in. Its values are not looked at here: on an
-// accelerator that would wait for the device.
+// One theta a channel or a single one, in the type that the comparison runs in. Its values are not looked at here: on
+// an accelerator that would wait for the device.
 struct Theta {
   Tensor values;  // contiguous float32, or float64 for float64 activations
   int64_t channels;

@@ -141,7 +141,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   for (int64_t d = 0; d + 1 < x.dim(); ++d) count *= x.size(d);
   if (count == 0 || neurons == 0) return y;
 
-  const Tensor dense = torch::stable::contiguous(x);
+  const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
   const cpu::Kernels& kernels = cpu::kernels();
   const float* from = dense.const_data_ptr<float>();
   float* to = y.mutable_data_ptr<float>();

@@ -114,7 +114,9 @@ class _Sparse(nn.Module):
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph holds the id as a constant
     def _plan_now(self) -> int:
-        values, mask = self.weight_values, self.weight_mask
+        values, mask = self._parameters["weight_values"], self._buffers["weight_mask"]  # no search by __getattr__
+        assert values is not None
+        assert mask is not None
         state = (values.data_ptr(), mask.data_ptr(), _version(values), _version(mask), values.numel())
         if self._plan is None or self._plan[0] != state:
             plan = _host.Plan(mask.numpy(force=True), values.numpy(force=True), **self._geometry())

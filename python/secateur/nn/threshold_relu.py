@@ -69,20 +69,20 @@ class ThresholdReLU(nn.Module):
         self.inplace = bool(inplace)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.theta.numel() > 1:
-            channels = x.shape[1 if x.dim() > 2 else -1] if x.dim() else 1
-            if channels != self.theta.numel():
+        theta = self.theta
+        if theta.numel() > 1:
+            channel = 1 if x.dim() > 2 else -1
+            if x.dim() == 0 or x.size(channel) != theta.numel():
                 raise Error(
-                    f"ThresholdReLU: x must have {self.theta.numel()} channels (dim {1 if x.dim() > 2 else -1}), "
-                    f"got {list(x.shape)}"
+                    f"ThresholdReLU: x must have {theta.numel()} channels (dim {channel}), got {list(x.shape)}"
                 )
         if not self.inplace:
-            return ops.threshold_relu(x, self.theta, self.max)[0]
+            return ops.threshold_relu(x, theta, self.max)[0]
         if torch.is_grad_enabled() and x.requires_grad:
             # The in-place operator has no gradient. Copying back costs one pass over x, and keeps what in-place means:
             # whoever else holds x sees the result, in training as in evaluation.
-            return x.copy_(ops.threshold_relu(x, self.theta, self.max)[0])
-        ops.threshold_relu_(x, self.theta, self.max)
+            return x.copy_(ops.threshold_relu(x, theta, self.max)[0])
+        ops.threshold_relu_(x, theta, self.max)
         return x
 
     def extra_repr(self) -> str:
