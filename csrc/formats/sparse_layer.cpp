@@ -89,7 +89,8 @@ int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_
       good = good && value >= least && value <= INT32_MAX;
   if (!good)
     throw std::runtime_error(
-        "sparse layer: stride and dilation must be >= 1, padding >= 0 (all < 2^31), and groups must divide the neurons");
+        "sparse layer: stride and dilation must be >= 1, padding >= 0 (all < 2^31), and groups must divide the "
+        "neurons");
   SparseWeight weight = unpack_weight("sparse layer", shape, mask, mask_rows, mask_bytes, values, count);
   return hold_layer(std::make_shared<const SparseLayer>(std::move(weight), conv));
 }

@@ -11,8 +11,8 @@ namespace secateur::ops {
 
 void check_float_cpu(const char* op, const char* argument, const Tensor& t);
 
-// The dense weight [K, C/groups, R, S] (or [K, C]) in the values' dtype: what float64, float16 and bfloat16 run on, through
-// torch's own layers.
+// The dense weight [K, C/groups, R, S] (or [K, C]) in the values' dtype: what float64, float16 and bfloat16 run on,
+// through torch's own layers.
 Tensor dense_weight(const char* op, const Tensor& mask, const Tensor& values, Sizes sizes);
 
 // [K, ...] as the packed forms see it: neurons, and all else as channels.

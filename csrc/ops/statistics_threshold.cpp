@@ -86,19 +86,20 @@ Result threshold_dense(const char* op, const Tensor& from, const Tensor& to, con
   int64_t bad = kNone;
   switch (from.scalar_type()) {
     case ScalarType::Float:
-      bad = run<float>({table.row_statistics_f32, table.threshold_row_f32}, from, to, bits, theta.mutable_data_ptr<float>(),
-                view, k, is_signed);
+      bad = run<float>({table.row_statistics_f32, table.threshold_row_f32}, from, to, bits,
+                       theta.mutable_data_ptr<float>(), view, k, is_signed);
       break;
     case ScalarType::Double:
-      bad = run<double>({table.row_statistics_f64, table.threshold_row_f64}, from, to, bits, theta.mutable_data_ptr<double>(),
-                view, k, is_signed);
+      bad = run<double>({table.row_statistics_f64, table.threshold_row_f64}, from, to, bits,
+                        theta.mutable_data_ptr<double>(), view, k, is_signed);
       break;
     case ScalarType::BFloat16:
-      bad = run<cpu::bf16>({table.row_statistics_bf16, table.threshold_row_bf16}, from, to, bits, theta.mutable_data_ptr<float>(),
-                view, k, is_signed);
+      bad = run<cpu::bf16>({table.row_statistics_bf16, table.threshold_row_bf16}, from, to, bits,
+                           theta.mutable_data_ptr<float>(), view, k, is_signed);
       break;
-    default: bad = run<cpu::f16>({table.row_statistics_f16, table.threshold_row_f16}, from, to, bits, theta.mutable_data_ptr<float>(),
-                view, k, is_signed);
+    default:
+      bad = run<cpu::f16>({table.row_statistics_f16, table.threshold_row_f16}, from, to, bits,
+                          theta.mutable_data_ptr<float>(), view, k, is_signed);
   }
   check_row(op, bad);
   return {mask_in_logical_order(mask, from, view, layout), theta};

@@ -3,9 +3,9 @@
 ``secateur.ops.X`` is ``torch.ops.secateur.X`` with errors as :class:`secateur.Error`. Functional forms carry gradients;
 in-place forms (trailing underscore) are for no-grad use. Dims as in the glossary of ``csrc/README.md``.
 
-Every operator runs on CPU tensors (scalar, AVX2, AVX-512 or NEON, chosen at run time, see :mod:`secateur.cpu`) and, where
-the CUDA library was built, on CUDA tensors. Its plain-torch twin of the same name is in :mod:`secateur.reference`; it is
-what runs on devices without kernels (:mod:`secateur._twins`).
+Every operator runs on CPU tensors (scalar, AVX2, AVX-512 or NEON, chosen at run time, see :mod:`secateur.cpu`) and,
+where the CUDA library was built, on CUDA tensors. Its plain-torch twin of the same name is in
+:mod:`secateur.reference`; it is what runs on devices without kernels (:mod:`secateur._twins`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (loads the operators)
-from . import _register, _register_sparse, _twins  # noqa: F401  (fake kernels, gradients, other devices)
+from . import _library, _register, _register_sparse, _twins  # noqa: F401  (operators, fakes, gradients, other devices)
 from ._errors import Error
 
 _ops = torch.ops.secateur
@@ -50,8 +49,9 @@ def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
     if written.requires_grad and torch.is_grad_enabled():
         name = op.__name__.removesuffix(".default")
         what = op._schema.arguments[0].name  # type: ignore[attr-defined]
+        functional = name.removesuffix("_")
         raise Error(
-            f"{name}: {what} must not require a gradient here; use {name.removesuffix('_')}, or write under torch.no_grad()"
+            f"{name}: {what} must not require a gradient here; use {functional}, or write under torch.no_grad()"
         )
     result = _call(op, written, *args)
     if not torch.compiler.is_compiling() and not written.is_inference():

@@ -10,8 +10,8 @@
 namespace secateur::cpu {
 namespace {
 
-// A long row's sum: pieces of kPiece elements, added with their rounding errors kept (Knuth's two-sum), so that the error
-// does not grow with the row. torch's own cascade is as accurate; plain lanes would not be.
+// A long row's sum: pieces of kPiece elements, added with their rounding errors kept (Knuth's two-sum), so that the
+// error does not grow with the row. torch's own cascade is as accurate; plain lanes would not be.
 constexpr int64_t kPiece = 4096;
 
 struct LongSum {
@@ -48,8 +48,8 @@ inline f64x16 deviation(const T* w, f64x16 center) {
 
 // Floats take one pass, which measures from the row's first sample, not from 0. No sample is further than sqrt(n)
 // standard deviations from the mean, so the cancellation in E[d^2] - E[d]^2 stays harmless where mean >> std, and a
-// constant row gives exact zeros. The square of a difference of floats fits a double; doubles take a second pass, around
-// their mean.
+// constant row gives exact zeros. The square of a difference of floats fits a double; doubles take a second pass,
+// around their mean.
 template <class T>
 constexpr bool one_pass = sizeof(T) < 8;
 

@@ -73,9 +73,7 @@ class ThresholdReLU(nn.Module):
         if theta.numel() > 1:
             channel = 1 if x.dim() > 2 else -1
             if x.dim() == 0 or x.size(channel) != theta.numel():
-                raise Error(
-                    f"ThresholdReLU: x must have {theta.numel()} channels (dim {channel}), got {list(x.shape)}"
-                )
+                raise Error(f"ThresholdReLU: x must have {theta.numel()} channels (dim {channel}), got {list(x.shape)}")
         if not self.inplace:
             return ops.threshold_relu(x, theta, self.max)[0]
         if torch.is_grad_enabled() and x.requires_grad:
