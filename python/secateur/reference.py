@@ -58,7 +58,7 @@ def mask_apply_(weight: Tensor, mask: Tensor) -> None:
 
 
 def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """theta_j = mean(|w_j|) - k * std(|w_j|) over row j (biased std); keeps |w| >= theta_j, all of a row whose std is 0.
+    """theta_j = mean(|w_j|) - k * std(|w_j|) over row j (biased std); keeps |w| >= theta_j, all of a row of std 0.
 
     ``signed=True`` takes mean and std of w itself; what is compared is |w| all the same.
     theta is float64 for float64 weights, float32 otherwise; the comparison uses theta as returned.
