@@ -36,6 +36,7 @@ def kept(weight: torch.Tensor, rule: MeanStd | Magnitude | Random, pattern: Patt
         ),
         (lambda: MeanStd(float("nan")), "MeanStd: k must be a finite number, got nan"),
         (lambda: MeanStd("1"), "MeanStd: k must be a finite number, got '1'"),
+        (lambda: MeanStd(10**400), "MeanStd: k must be a finite number, got 1000"),
         (lambda: MeanStd(True), "MeanStd: k must be a finite number, got True"),
         (lambda: MeanStd(sparsity=1.1), "MeanStd: sparsity must be a number from 0 to 1, got 1.1"),
         (lambda: MeanStd(sparsity=90), "MeanStd: sparsity must be a number from 0 to 1, got 90"),
@@ -166,6 +167,19 @@ def test_block_scores() -> None:
     assert scores[0, 2, 8] == pytest.approx(w[0, 4, 2, 2].abs().item())
     assert f.cost is not None
     assert f.cost.reshape(2, 3, 9)[0, :, 0].tolist() == [2, 2, 1]
+
+
+def test_a_block_longer_than_the_channels_is_one_block() -> None:
+    """And costs no more memory than that: 10**12 channels of padding would not fit."""
+    w = gaussian(2, 5, 3, 3)
+    short, long = (field(w, None, Layout(), Pattern(n), signed=False, precise=True) for n in (5, 10**30))
+    assert torch.equal(short.score, long.score)
+    keep = short.score > short.score.median()
+    shape = w.shape
+    assert torch.equal(
+        keep_weights(keep, None, shape, Layout(), Pattern(10**30)),
+        keep_weights(keep, None, shape, Layout(), Pattern(5)),
+    )
 
 
 def test_neuron_of_a_transposed_convolution() -> None:

@@ -293,6 +293,13 @@ def test_overrides() -> None:
             lambda m: secateur.prune(nn.ReLU(), MeanStd(0)),
             "prune: model must hold a layer that can be pruned, got a ReLU",
         ),
+        (
+            lambda m: secateur.prune(m, MeanStd(0), overrides="fc"),
+            "prune: overrides must map layers to rules, got 'fc'",
+        ),
+        (lambda m: secateur.prune(m, MeanStd(0), overrides=5), "prune: overrides must map layers to rules, got 5"),
+        (lambda m: secateur.strip(m.state_dict()), "strip: model must be a torch.nn.Module, got OrderedDict"),
+        (lambda m: secateur.masks.apply(None), "apply: model must be a torch.nn.Module, got NoneType"),
         (lambda m: secateur.sparsity(None), "sparsity: model must be a torch.nn.Module, got NoneType"),
     ],
 )
@@ -559,6 +566,16 @@ def test_report_and_sparsity() -> None:
         by_hand[4].weight[:, ::2] = 0
     assert secateur.sparsity(by_hand)["4"]["sparsity"] == 0.5
     assert secateur.sparsity(by_hand)["4"]["theta_mean"] is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_scripted_modules_are_stepped_over() -> None:
+    scripted = torch.jit.script(nn.Linear(8, 8))
+    with pytest.raises(Error, match="prune: model must hold a layer that can be pruned, got a RecursiveScriptModule"):
+        secateur.prune(scripted, Magnitude(0.5))
+    report = secateur.prune(nn.Sequential(nn.Linear(8, 8), scripted), Magnitude(0.5))
+    assert [row["layer"] for row in report.rows] == ["0"]
+    assert "not pruned, for their layer types are unknown here: 1.weight [8, 8]" in report.notes
 
 
 def test_an_ordinary_call_is_quiet() -> None:

@@ -24,7 +24,7 @@ def _number(owner: str, name: str, value: Any, low: float, high: float) -> float
     rule = "a finite number" if math.isinf(low) else f"a number from {low:g} to {high:g}"
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)  # numpy and torch scalars are numbers too
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and low <= number <= high):
         raise Error(f"{owner}: {name} must be {rule}, got {value!r}")

@@ -133,8 +133,10 @@ def detach(module: nn.Module, parameter: str) -> None:
         marked.discard(module)
 
 
-def masked_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def masked_modules(model: nn.Module, caller: str = "masked_modules") -> Iterator[tuple[str, nn.Module]]:
     """``(name, module)`` of every module in ``model`` that carries masks."""
+    if not isinstance(model, nn.Module):
+        raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
         if mark_of(module) is not None:
             yield name, module
@@ -148,7 +150,7 @@ def strip(model: nn.Module) -> nn.Module:
     Returns:
         The model given.
     """
-    for _, module in list(masked_modules(model)):
+    for _, module in list(masked_modules(model, "strip")):
         for parameter in masked_parameters(module):
             detach(module, parameter)
     return model
@@ -156,7 +158,7 @@ def strip(model: nn.Module) -> nn.Module:
 
 def apply(model: nn.Module) -> nn.Module:
     """Zero every pruned weight again: for updates by no ``torch.optim`` optimizer (averaging, copying by hand)."""
-    for _, module in masked_modules(model):
+    for _, module in masked_modules(model, "apply"):
         apply_to(module, masked_parameters(module))
     return model
 

@@ -106,7 +106,7 @@ def keep_weights(keep: Tensor, alive: Tensor | None, shape: torch.Size, layout: 
     elif pattern.block == 1:
         whole = keep.reshape(J, C, T)
     else:
-        whole = keep.reshape(J, -1, T).repeat_interleave(pattern.block, 1)[:, :C]
+        whole = keep.reshape(J, -1, T).repeat_interleave(_length(pattern, C), 1)[:, :C]
     stored = layout.stored(whole, shape)
     return stored if alive is None else stored & alive
 
@@ -116,5 +116,11 @@ def _sums(values: Tensor, pattern: Pattern) -> Tensor:
     J, C, T = values.shape
     if pattern.block == 0:
         return values.sum((1, 2)).reshape(1, J)
-    padded = F.pad(values, (0, 0, 0, -C % pattern.block))  # the last block may be shorter
-    return padded.reshape(J, -1, pattern.block, T).sum(2).reshape(J, -1)
+    block = _length(pattern, C)
+    padded = F.pad(values, (0, 0, 0, -C % block))  # the last block may be shorter
+    return padded.reshape(J, -1, block, T).sum(2).reshape(J, -1)
+
+
+def _length(pattern: Pattern, channels: int) -> int:
+    """The block's length in a layer of so many channels: "1x64" over three of them is a block of three."""
+    return min(pattern.block, max(channels, 1))

@@ -74,7 +74,9 @@ class Weight:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
     while True:
-        inner = model.__dict__.get("_orig_mod") or model._modules.get("_orig_mod")
+        inner = model.__dict__.get("_orig_mod")
+        if inner is None and "_orig_mod" in model._modules:  # a scripted module's _modules has no get
+            inner = model._modules["_orig_mod"]
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if not isinstance(inner, nn.Module):

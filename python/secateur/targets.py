@@ -67,9 +67,11 @@ def plan(
                 "prune nothing else, exclude the others or prune the layer itself)"
             )
         wanted |= {id(w) for w in hits}
+    if not isinstance(overrides, Mapping | None):
+        raise Error(f"prune: overrides must map layers to rules, got {overrides!r:.80}")
     rules: dict[int, tuple[Criterion, Pattern]] = {}
     strength: dict[int, int] = {}
-    for entry, override in dict(overrides or {}).items():
+    for entry, override in (overrides or {}).items():
         selection.check_entries([entry], "overrides")
         for w in selection.matches(entry, weights, "overrides"):
             force = max(selection.match(entry, each) for each in (w, *w.aliases))
