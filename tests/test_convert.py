@@ -131,6 +131,50 @@ def test_zeros_from_torchs_own_pruning_count() -> None:
     torch.testing.assert_close(fast(x), model(x))
 
 
+def test_torchs_own_pruning_after_a_step_is_taken_as_the_next_forward_would() -> None:
+    """Its hook computes the weight; until the next forward the attribute holds the one from before the step."""
+    model = nn.Sequential(nn.Linear(64, 32))
+    torch_prune.random_unstructured(model[0], "weight", 0.9)
+    with torch.no_grad():
+        model[0].weight_orig.mul_(3.0)
+    before = model[0].weight.clone()
+    fast = secateur.convert(model)
+    assert torch.equal(model[0].weight, before)
+    x = torch.randn(4, 64)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*deprecated")
+@pytest.mark.parametrize("example", [X, None])
+def test_layers_that_compute_more_than_their_class_stay(example: Tensor | None) -> None:
+    """Hooks (spectral_norm of old is one) and a forward of the object's own would be lost with the layer."""
+    model = network().eval()
+    secateur.prune(model, MeanStd(sparsity=0.9))
+    nn.utils.spectral_norm(model[0])
+    model[3].register_forward_hook(lambda module, inputs, output: 2 * output)
+    plain = model[6].forward
+    model[6].forward = lambda x: plain(x) + 1
+    with torch.no_grad():  # spectral_norm's weight is no leaf, and torch refuses to copy those that carry a gradient
+        expected = model(X)
+    fast = secateur.convert(model, example)
+    torch.testing.assert_close(fast(X), expected, rtol=1e-4, atol=1e-5)
+    hooks = "it has forward hooks, and another layer in its place would lose them"
+    assert [row["why"] for row in fast.report.rows] == [
+        hooks, hooks, "its forward was replaced, and another layer in its place would lose that"
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("dense_wins")
+def test_a_layer_that_stays_dense_keeps_what_is_frozen(pruned: nn.Sequential) -> None:
+    pruned[0].weight.requires_grad_(False)
+    pruned[6].bias.requires_grad_(False)
+    fast = secateur.convert(pruned, X)
+    assert {name for name, parameter in fast.named_parameters() if not parameter.requires_grad} == {
+        "0.weight", "6.bias"
+    }  # fmt: skip
+
+
 @pytest.mark.usefixtures("sparse_wins")
 def test_a_shared_layer_stays_shared_and_a_bare_layer_will_do() -> None:
     layer = nn.Linear(6, 6)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from . import timing
 from ._errors import Error
@@ -116,11 +117,38 @@ def _layers(model: nn.Module) -> list[_Layer]:
             row["why"] = f"sparse kernels run float32 on the CPU, this is {dtype} on {weight.device.type}"
         elif zeros == 0:
             row["why"] = "no zeros"
+        elif more := _more_than_its_class(module):
+            row["why"] = more
         elif isinstance(module, nn.Conv2d):
-            layer.sparse = SparseConv2d.from_dense(module)
+            layer.sparse = SparseConv2d.from_dense(_up_to_date(module))
         else:
-            layer.sparse = SparseLinear.from_dense(cast(nn.Linear, module))
+            layer.sparse = SparseLinear.from_dense(_up_to_date(cast(nn.Linear, module)))
     return layers
+
+
+def _pruners(module: nn.Module) -> list[Any]:
+    """The hooks of torch.nn.utils.prune, which compute ``weight`` as ``weight_orig * weight_mask`` in each forward."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+
+
+def _more_than_its_class(module: nn.Module) -> str:
+    """What a layer computes beyond its class's forward with its weight, which another in its place would not."""
+    if "forward" in vars(module):
+        return "its forward was replaced, and another layer in its place would lose that"
+    # spectral_norm and weight_norm of old are such hooks: they make the weight that the forward uses.
+    if len(module._forward_hooks) + len(module._forward_pre_hooks) > len(_pruners(module)):
+        return "it has forward hooks, and another layer in its place would lose them"
+    return ""
+
+
+def _up_to_date(module: M) -> M:
+    """The layer with the weight that its next forward uses: after an optimizer's step, the attribute is an old one."""
+    pruners = _pruners(module)
+    if pruners:
+        module = copy.copy(module)  # shallow: what the pruners set is set on the copy alone
+        for pruner in pruners:
+            pruner(module, ())
+    return module
 
 
 def _fill_row(layer: _Layer) -> None:
@@ -185,10 +213,13 @@ def _successor(layer: _Layer) -> nn.Module | None:
     row.update(ms=layer.ms, dense_ms=layer.dense_ms)
     if layer.failed:
         row.update(kernel="dense", why=layer.failed, ms=None, dense_ms=None)
-    elif layer.ms < layer.dense_ms:
+        return None
+    if layer.ms < layer.dense_ms:
         row.update(kernel="sparse", why=f"{layer.dense_ms / layer.ms:.2f}x as fast as dense")
         return sparse
-    else:
-        row.update(kernel="dense", why=f"sparse would take {layer.ms / layer.dense_ms:.2f}x as long")
-    # A plain layer: masks and pruning hooks are for training.
-    return sparse.to_dense()
+    row.update(kernel="dense", why=f"sparse would take {layer.ms / layer.dense_ms:.2f}x as long")
+    dense = sparse.to_dense()  # a plain layer: masks and pruning hooks are for training
+    for parameter, original in ((dense.weight, layer.module.weight), (dense.bias, layer.module.bias)):
+        if parameter is not None:
+            parameter.requires_grad_(cast(Tensor, original).requires_grad)
+    return dense
