@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from samples import SAMPLES, Sample
-from secateur import ops, reference
+from secateur import Error, ops, reference
 from tensors import same_bits
 from torch import Tensor
 
@@ -109,6 +109,20 @@ def test_meta_tensors_give_the_shapes_of_real_ones(name: str, sample: Sample) ->
     for a, b in zip(fake, real, strict=True):
         assert a.is_meta
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_on_two_devices_and_what_is_no_tensor(name: str) -> None:
+    """A meta tensor among real ones reaches the fake kernel, which would hand back memory as it was found."""
+    args = arguments(SAMPLES[name][0])
+    tensors = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+    for i in tensors:
+        wrong: list[tuple[Any, str]] = [([1.0], "must be a Tensor, got list"), (args[i].to_sparse(), "got sparse_coo")]
+        if len(tensors) > 1:
+            wrong.append((args[i].to("meta"), r"must be on (cpu, got meta|meta, got cpu)"))
+        for value, message in wrong:
+            with torch.no_grad(), pytest.raises(Error, match=f"{name}: .*{message}"):
+                getattr(ops, name)(*args[:i], value, *args[i + 1 :])
 
 
 @each_call

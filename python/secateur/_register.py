@@ -29,13 +29,23 @@ def _new_theta(weight: Tensor) -> Tensor:
     return weight.new_empty((weight.shape[0] if weight.dim() else 1,), dtype=dtype)
 
 
+def check_device(name: str, first: Tensor, argument: str, second: Tensor) -> None:
+    """One tensor on the meta device brings the whole call here: what came back would be memory as it was found."""
+    torch._check(
+        first.device.type == second.device.type,
+        lambda: f"{name}: {argument} must be on {first.device}, got {second.device}",
+    )
+
+
 @torch.library.register_fake("secateur::mask_apply")
 def _(weight: Tensor, mask: Tensor) -> Tensor:
+    check_device("mask_apply", weight, "mask", mask)
     return torch.empty_like(weight)
 
 
 @torch.library.register_fake("secateur::mask_apply_")
 def _(weight: Tensor, mask: Tensor) -> None:
+    check_device("mask_apply_", weight, "mask", mask)
     return None
 
 
@@ -51,11 +61,13 @@ def _(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("secateur::threshold_relu")
 def _(x: Tensor, theta: Tensor, max: float | None = None) -> tuple[Tensor, Tensor]:
+    check_device("threshold_relu", x, "theta", theta)
     return torch.empty_like(x), _new_mask(x)
 
 
 @torch.library.register_fake("secateur::threshold_relu_")
 def _(x: Tensor, theta: Tensor, max: float | None = None) -> Tensor:
+    check_device("threshold_relu_", x, "theta", theta)
     return _new_mask(x)
 
 

@@ -9,22 +9,33 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  (the operators must exist before they get their kernels)
+from ._register import check_device
 
 _ops = torch.ops.secateur
 
 
 @torch.library.register_fake("secateur::sparse_weight")
 def _(mask: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    check_device("sparse_weight", values, "mask", mask)
     return values.new_empty(tuple(shape))
 
 
 @torch.library.register_fake("secateur::sparse_values")
 def _(weight: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    check_device("sparse_values", weight, "mask", mask)
     return weight.new_empty((nonzeros,))
+
+
+def _check_devices(name: str, x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None) -> None:
+    check_device(name, x, "mask", mask)
+    check_device(name, x, "values", values)
+    if bias is not None:
+        check_device(name, x, "bias", bias)
 
 
 @torch.library.register_fake("secateur::sparse_linear")
 def _(x: Tensor, mask: Tensor, values: Tensor, bias: Tensor | None, plan: int = 0) -> Tensor:
+    _check_devices("sparse_linear", x, mask, values, bias)
     return x.new_empty((*x.shape[:-1], mask.shape[0]))
 
 
@@ -41,6 +52,7 @@ def _(
     groups: int,
     plan: int = 0,
 ) -> Tensor:
+    _check_devices("sparse_conv2d", x, mask, values, bias)
     out = [
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1 for i in range(2)
     ]

@@ -10,6 +10,7 @@ where the CUDA library was built, on CUDA tensors. Its plain-torch twin of the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,24 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
         text = str(error)
         if f"{name}: " in text and not isinstance(error, torch.OutOfMemoryError):
             raise Error(text[text.index(f"{name}: ") :].split("\nException raised from")[0]) from None
+        _refuse_what_the_dispatcher_could_not_take(op, name, args, text)
         raise
+
+
+def _refuse_what_the_dispatcher_could_not_take(op: Any, name: str, args: tuple[Any, ...], text: str) -> None:
+    """Raise an Error where the call never reached the operator's own checks; looked into only after it has failed."""
+    for argument, value in zip(op._schema.arguments, args, strict=False):
+        kind = str(argument.type)
+        if kind not in ("Tensor", "Optional[Tensor]") or (value is None and kind != "Tensor"):
+            continue
+        if not isinstance(value, Tensor):
+            raise Error(f"{name}: {argument.name} must be a Tensor, got {type(value).__name__}") from None
+        if value.layout != torch.strided or value.is_quantized:
+            layout = "a quantized one" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise Error(f"{name}: {argument.name} must be an ordinary (strided) Tensor, got {layout}") from None
+    wrong = re.search(r"Expected a value of type '(.+?)' for argument '(\w+)' but instead found type '(.+?)'", text)
+    if wrong:
+        raise Error(f"{name}: {wrong[2]} must be {wrong[1]}, got {wrong[3]}") from None
 
 
 def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
@@ -46,6 +64,8 @@ def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
     These schemas carry no gradient. A write that autograd should have recorded is refused, and every write bumps the
     version counter: a backward that had saved the old values then complains, as it does for torch's own operators.
     """
+    if not isinstance(written, Tensor):
+        _call(op, written, *args)  # says what is wrong
     if written.requires_grad and torch.is_grad_enabled():
         name = op.__name__.removesuffix(".default")
         what = op._schema.arguments[0].name  # type: ignore[attr-defined]
