@@ -110,7 +110,17 @@ def test_bad_pruners(call, message: str) -> None:
         call(CubicSchedule(0.9, end=10))
 
 
-def test_a_typing_mistake_shows_at_the_first_pruning() -> None:
-    pruner = GradualPruner(net(), Magnitude(0.9), CubicSchedule(0.9, 0.1, end=10), exclude=["fc"])
-    with pytest.raises(Error, match="exclude must name layers of the model, but 'fc'"):
-        pruner.step()
+def test_mistakes_show_when_the_pruner_is_made() -> None:
+    """Not at the first step that prunes, which may be an epoch later."""
+    model, rule, schedule = nn.Linear(8, 8), Magnitude(0.9), CubicSchedule(0.9, end=4)
+    for wrong, message in [
+        ({"exclude": "typo"}, "exclude must name layers of the model, but 'typo' matches none"),
+        ({"exclude": 5}, "exclude must be names"),
+        ({"overrides": 5}, "overrides must map layers to rules, got 5"),
+    ]:
+        with pytest.raises(Error, match=message):
+            GradualPruner(model, rule, schedule, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(Error, match=r"model must be a torch\.nn\.Module, got NoneType"):
+        GradualPruner(None, rule, schedule)  # type: ignore[arg-type]
+    with pytest.raises(Error, match="CubicSchedule: begin must be a whole number from 0 up, got '0'"):
+        CubicSchedule(0.9, begin="0", end=4)  # type: ignore[arg-type]

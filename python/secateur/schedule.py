@@ -19,8 +19,8 @@ from ._errors import Error
 from .criteria import Criterion, Magnitude, MeanStd, Random, _number
 from .pruning import _prune
 from .report import Report
-from .selection import Entry
-from .targets import Override
+from .selection import Entry, check_entries
+from .targets import Override, plan
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,9 @@ class CubicSchedule:
         _number("CubicSchedule", "initial", self.initial, 0, 1)
         if self.initial > self.final:
             raise Error(f"CubicSchedule: initial must not be above final ({self.final}), got {self.initial}")
-        for name, low in (("begin", 0), ("end", self.begin + 1), ("every", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise Error(f"CubicSchedule: {name} must be a whole number from {low} up, got {value!r}")
+        _whole("begin", self.begin, 0)
+        _whole("end", self.end, self.begin + 1)
+        _whole("every", self.every, 1)
 
     def __call__(self, step: int) -> float:
         """The share of zeros at ``step``; 0 before ``begin``."""
@@ -63,6 +62,11 @@ class CubicSchedule:
     def due(self, step: int) -> bool:
         """Whether ``step`` prunes."""
         return step == self.end or (self.begin <= step < self.end and (step - self.begin) % self.every == 0)
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise Error(f"CubicSchedule: {name} must be a whole number from {low} up, got {value!r}")
 
 
 class GradualPruner:
@@ -105,6 +109,8 @@ class GradualPruner:
                 f"GradualPruner: criterion and schedule must end at one sparsity, got {share} and {schedule.final}"
             )
         patterns.parse(pattern, "GradualPruner")
+        excluded, included = check_entries(exclude, "exclude"), check_entries(include, "include")
+        plan(model, criterion, pattern, excluded, included, overrides)  # prune's errors now, not steps later
         for override in dict(overrides or {}).values():
             for part in override if isinstance(override, tuple) else (override,):
                 if part is not None and not isinstance(part, str):
@@ -115,8 +121,8 @@ class GradualPruner:
         self.steps = 0
         self._how: dict[str, Any] = {
             "pattern": pattern,
-            "exclude": [exclude] if isinstance(exclude, str | type) else list(exclude),
-            "include": [include] if isinstance(include, str | type) else list(include),
+            "exclude": excluded,
+            "include": included,
         }
         self._overrides = dict(overrides or {})
 
