@@ -205,7 +205,7 @@ def test_a_layer_that_disagrees_stays_dense(pruned: nn.Sequential) -> None:
 
 
 def test_bad_input_says_what_is_wrong(pruned: nn.Sequential) -> None:
-    with pytest.raises(Error, match=r"convert: model must be an nn\.Module, got str"):
+    with pytest.raises(Error, match=r"convert: model must be a torch\.nn\.Module, got str"):
         secateur.convert("model")  # type: ignore[type-var]
     with pytest.raises(Error, match="convert: example_input must be what the model takes: RuntimeError"):
         secateur.convert(pruned, torch.randn(2, 5, 16, 16))
@@ -229,3 +229,31 @@ def test_interleave_takes_turns_and_counts() -> None:
     assert [len(each) for each in times] == [4, 4]
     assert all(t > 0 for each in times for t in each)
     assert {"a", "b"} == set(calls)
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_tied_weights_stay_tied() -> None:
+    embedding, head = nn.Embedding(10, 6), nn.Linear(6, 10, bias=False)
+    head.weight = embedding.weight
+    with torch.no_grad():
+        head.weight[::2] = 0
+    fast = secateur.convert(nn.Sequential(embedding, head), torch.tensor([1, 2]))
+    assert fast[0].weight is fast[1].weight
+    assert "tied to another layer's" in fast.report[0]["why"]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("sparse_wins")
+def test_a_layer_that_the_example_never_reaches_stays_as_it_is() -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+            with torch.no_grad():
+                self.used.weight[0] = self.unused.weight[0] = 0
+
+        def forward(self, x: Tensor) -> Any:
+            return self.used(x)
+
+    fast = secateur.convert(Unused(), torch.randn(2, 4))
+    assert [type(layer) for layer in fast.children()] == [SparseLinear, nn.Linear]
+    assert fast.report["unused"]["why"] == "the example never called it"  # type: ignore[index]

@@ -210,5 +210,15 @@ def test_layers_say_what_is_wrong() -> None:
         SparseLinear(torch.randn(3))
     with pytest.raises(Error, match="must be divisible by groups"):
         SparseConv2d(torch.randn(3, 1, 1, 1), groups=2)
+    with pytest.raises(Error, match="SparseLinear: weight must be a floating-point tensor, got list"):
+        SparseLinear([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(Error, match=r"SparseLinear: weight must be a floating-point tensor, got torch\.int64"):
+        SparseLinear(torch.ones(2, 2, dtype=torch.int64))
+    with pytest.raises(Error, match=r"SparseLinear: bias must be \[3\], got \[2\]"):
+        SparseLinear(torch.randn(3, 3), torch.randn(2))
+    with pytest.raises(Error, match="SparseLinear: input must be a tensor, got list"):
+        SparseLinear(torch.randn(3, 3))([1.0])
+    with pytest.raises(Error, match="SparseConv2d: input must be a tensor, got NoneType"):
+        SparseConv2d(torch.randn(3, 3, 1, 1))(None)
     with pytest.raises(AttributeError):
         SparseLinear(torch.randn(3, 3)).weight = torch.randn(3, 3)

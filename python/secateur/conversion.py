@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -59,7 +60,7 @@ def convert(model: M, example_input: Any = None) -> M:
         Error: model is not a module, or it does not run on the example.
     """
     if not isinstance(model, nn.Module):
-        raise Error(f"convert: model must be an nn.Module, got {type(model).__name__}")
+        raise Error(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
     layers = _layers(model)
     for layer in layers:
         if layer.sparse is not None:
@@ -67,7 +68,9 @@ def convert(model: M, example_input: Any = None) -> M:
     if example_input is not None:
         _time(model, layers, example_input)
     # Layers that are replaced are never copied: the copy finds their successors already made.
-    memo: dict[int, Any] = {id(layer.module): successor for layer in layers if (successor := _successor(layer))}
+    memo: dict[int, Any] = {
+        id(layer.module): successor for layer in layers if (successor := _successor(layer, example_input is not None))
+    }
     keep_alive = list(memo.values())
     fast = cast(M, memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo))
     del keep_alive
@@ -92,6 +95,7 @@ class _Layer:
 def _layers(model: nn.Module) -> list[_Layer]:
     """Every layer with weights, once (a module used under two names is one layer)."""
     layers = []
+    users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for name, module in model.named_modules():
         if not isinstance(module, _OTHERS):
             continue
@@ -117,6 +121,8 @@ def _layers(model: nn.Module) -> list[_Layer]:
             row["why"] = f"sparse kernels run float32 on the CPU, this is {dtype} on {weight.device.type}"
         elif zeros == 0:
             row["why"] = "no zeros"
+        elif users[id(weight)] > 1:
+            row["why"] = "its weight is tied to another layer's, and a sparse copy would untie them"
         elif more := _more_than_its_class(module):
             row["why"] = more
         elif isinstance(module, nn.Conv2d):
@@ -202,14 +208,17 @@ def _scale(output: Tensor) -> float:
     return float(finite.abs().amax()) if finite.numel() else 0.0
 
 
-def _successor(layer: _Layer) -> nn.Module | None:
+def _successor(layer: _Layer, timed: bool) -> nn.Module | None:
     """What stands in the layer's place in the copy; None: a copy of itself."""
     sparse, row = layer.sparse, layer.row
     if sparse is None:
         return None
-    if layer.calls == 0:
+    if layer.calls == 0 and not timed:
         sparse.trial = Trial(row)
         return sparse
+    if layer.calls == 0:
+        row.update(kernel="dense", why="the example never called it")
+        return None
     row.update(ms=layer.ms, dense_ms=layer.dense_ms)
     if layer.failed:
         row.update(kernel="dense", why=layer.failed, ms=None, dense_ms=None)

@@ -51,6 +51,9 @@ class _Sparse(nn.Module):
 
     def _begin(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take the nonzeros of a dense weight; a copy, in its dtype and on its device."""
+        if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
+            got = list(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
+            raise Error(f"{type(self).__name__}: bias must be [{weight.shape[0]}], got {got}")
         weight = weight.detach()
         keep = weight != 0
         self.weight_shape = tuple(weight.shape)
@@ -86,6 +89,8 @@ class _Sparse(nn.Module):
         raise NotImplementedError
 
     def _run(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise Error(f"{type(self).__name__}: input must be a tensor, got {type(x).__name__}")
         if self.dense_weight is not None:
             return self._dense(x, self.dense_weight)
         if x.dtype != torch.float32 or self.weight_values.dtype != torch.float32 or x.device.type != "cpu":
@@ -104,7 +109,11 @@ class _Sparse(nn.Module):
                 self.dense_weight = weight
 
     def _plan_id(self) -> int:
-        """The plan of the weights as they are now, made at first use and whenever they have changed."""
+        """The plan of the weights as they are now, made at first use and whenever they have changed.
+
+        A change is seen by the tensors' version counters. ``values.data`` has a counter of its own: what is written
+        through it is not seen (write under ``torch.no_grad()`` instead, or replace the parameter).
+        """
         if self.training and self.weight_values.requires_grad:
             return 0  # they change at every step: unpacked in the call
         if torch.compiler.is_exporting():
@@ -161,6 +170,14 @@ class _Sparse(nn.Module):
             raise Error(f"{name}: weight_values must hold the {kept} weights of weight_mask, got {values.numel()}")
 
 
+def _check_weight(layer: str, weight: Any, shape: str, dims: int) -> None:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise Error(f"{layer}: weight must be a floating-point tensor, got {got}")
+    if weight.dim() != dims:
+        raise Error(f"{layer}: weight must be {shape}, got {list(weight.shape)}")
+
+
 def _version(t: Tensor) -> int:
     """How often a tensor was written in place (inference tensors do not count: they cannot be written outside)."""
     return -1 if t.is_inference() else t._version
@@ -175,8 +192,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # weight can 
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         nn.Module.__init__(self)
-        if weight.dim() != 2:
-            raise Error(f"SparseLinear: weight must be [out, in], got {list(weight.shape)}")
+        _check_weight("SparseLinear", weight, "[out, in]", 2)
         self.out_features, self.in_features = weight.shape
         self._begin(weight, bias)
 
@@ -235,8 +251,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
     ) -> None:
         nn.Module.__init__(self)
-        if weight.dim() != 4:
-            raise Error(f"SparseConv2d: weight must be [K, C/groups, R, S], got {list(weight.shape)}")
+        _check_weight("SparseConv2d", weight, "[K, C/groups, R, S]", 4)
         # The plain layer's own constructor checks the arguments and names the attributes; on meta it costs nothing.
         out_channels, channels, rows, columns = weight.shape
         try:
@@ -293,7 +308,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
         }
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 3:
+        if isinstance(input, Tensor) and input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if self._pads_before():
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
