@@ -38,7 +38,7 @@ def draw(result: Result, path: Path) -> None:
     from matplotlib.figure import Figure
 
     report = result.report
-    style = {
+    style: dict[str, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
         "axes.spines.top": False,
@@ -55,13 +55,13 @@ def draw(result: Result, path: Path) -> None:
         "xtick.labelcolor": _INK,
         "ytick.labelcolor": _INK,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style):  # type: ignore[arg-type,unused-ignore]
         figure = Figure(figsize=(13, 8), dpi=140)
         FigureCanvasAgg(figure)
-        top = figure.add_gridspec(1, 4, left=0.055, right=0.985, top=0.80, bottom=0.545, wspace=0.22)
+        top = figure.add_gridspec(1, 4, left=0.055, right=0.985, top=0.80, bottom=0.53, wspace=0.22)
         for place, row in enumerate(report["weights"]):
             _weights(figure.add_subplot(top[0, place]), result, row, place == 0)
-        bottom = figure.add_gridspec(1, 3, left=0.085, right=0.985, top=0.425, bottom=0.06, wspace=0.36)
+        bottom = figure.add_gridspec(1, 3, left=0.085, right=0.985, top=0.425, bottom=0.075, wspace=0.36)
         _zeros(figure.add_subplot(bottom[0, 0]), report)
         _times(figure.add_subplot(bottom[0, 1]), report)
         _outcome(figure.add_subplot(bottom[0, 2]), report)
@@ -120,7 +120,7 @@ def _weights(axes: Any, result: Result, row: Mapping[str, Any], first: bool) -> 
 
 def _values(model: nn.Module, name: str) -> Any:
     weight = model.get_submodule(name).weight
-    return weight.detach().float().flatten().numpy()  # type: ignore[operator,union-attr]
+    return weight.detach().float().flatten().numpy()  # type: ignore[operator,union-attr,unused-ignore]
 
 
 def _bars(axes: Any, names: list[str], title: str) -> None:
@@ -190,8 +190,7 @@ def _outcome(axes: Any, report: Mapping[str, Any]) -> None:
     _bars(axes, [name for name, _, _ in every], f"accuracy on {report['test_digits']:,} test digits (%)")
     axes.axhline(len(variants) - 0.5, color=_FAINT, linewidth=0.8)
     plural = "epoch" if epochs == 1 else "epochs"
-    rule = f"below: pruned at once, the same zeros by each rule, {epochs} {plural} of tuning"
-    axes.text(start, len(every) - 0.45, rule, fontsize=8, color=_FAINT, va="bottom")
+    axes.set_xlabel(f"lower four: pruned at once, {epochs} {plural} more each", color=_FAINT, fontsize=8.5)
     axes.set_xlim(start, 100.6 + 0.12 * room)
     axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= 100])
-    axes.set_ylim(len(every) - 0.1, -0.6)
+    axes.set_ylim(len(every) - 0.4, -0.6)
