@@ -486,3 +486,32 @@ def test_nothing_is_warned_about_when_all_is_well(batches):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prune_activations(make(Functional), batches, MeanStd(k=0.0), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (None, "batches must be an iterable of batches, got NoneType"),
+        (5, "batches must be an iterable of batches, got int"),
+        ([torch.randn(2, 9)], r"batches must be what the model takes, got float32 \[2, 9\]: RuntimeError"),
+        ([torch.randn(2, 4).double()], r"batches must be what the model takes, got float64 \[2, 4\]"),
+    ],
+)
+def test_batches_that_the_model_cannot_take(batches, message):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(Error, match=message):
+        prune_activations(model, batches, MeanStd(k=0.0), progress=False)
+
+
+@pytest.mark.parametrize("exclude", [None, [1], "relu"])
+def test_exclude_is_a_sequence_of_names(exclude):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(Error, match="exclude must be a sequence of names or patterns"):
+        prune_activations(model, [torch.randn(2, 4)], MeanStd(k=0.0), exclude=exclude, progress=False)
+
+
+def test_sequences_say_which_dim_was_taken_for_the_channel():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.warns(UserWarning, match="3-d activations of 1: the channel is dim 1"):
+        thin = prune_activations(model, [torch.randn(64, 5, 4)], MeanStd(k=0.0), progress=False)
+    assert any("3-d activations" in note for note in thin.report.notes)

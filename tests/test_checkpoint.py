@@ -364,7 +364,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
 
     with pytest.raises(Error, match="save: _extra_state must be a tensor, for nothing is pickled, got dict"):
         secateur.save(Extra(2, 2), tmp_path / "f")
-    with pytest.raises(Error, match="save: weight must be initialised"):
+    with pytest.raises(Error, match="save: weight must be initialized"):
         secateur.save(nn.LazyLinear(2), tmp_path / "f")
     with pytest.raises(Error, match="save: weight must be an ordinary tensor with values, got meta"):
         secateur.save(nn.Linear(2, 2, device="meta"), tmp_path / "f")

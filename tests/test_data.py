@@ -44,19 +44,23 @@ def test_batches(digits):
     assert torch.equal(mixed.sort().values, digits.validation.labels.sort().values)
 
 
-def test_shifted_moves_each_image_by_up_to_two_pixels(digits):
+def test_warped_keeps_the_digit_and_moves_it(digits):
     images = digits.train.images[:40]
-    moved = data.shifted(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2), value=-0.1307 / 0.3081)
-    found = set()
-    for i in range(40):
-        places = [
-            (a, b) for a in range(5) for b in range(5) if torch.equal(moved[i], padded[i, :, a : a + 28, b : b + 28])
-        ]
-        assert places
-        found.update(places)
-    assert len(found) > 10
+    warped = data.warped(images, torch.Generator().manual_seed(0))
+    assert warped.shape == images.shape
+    assert warped.dtype == images.dtype
+    background = -0.1307 / 0.3081
+    assert torch.all(warped >= background - 1e-4)  # interpolation leaves the range of the digit nowhere
+    assert torch.all(warped <= images.max() + 1e-4)
+    ink, before = ((x - background).sum((1, 2, 3)) for x in (warped, images))
+    assert torch.all((ink / before).log().abs() < 0.35)  # as much ink: 10 % of scale is 21 % of area
+    rows = torch.arange(28.0)
+    centers = [((x - background).sum((1, 3)) @ rows) / (x - background).sum((1, 2, 3)) for x in (warped, images)]
+    moved = (centers[0] - centers[1]).abs()
+    assert float(moved.max()) < 5
+    assert float(moved.max()) > 0.5
+    again = data.warped(images, torch.Generator().manual_seed(0))
+    assert torch.equal(again, warped)
 
 
 def test_refuses_another_name():

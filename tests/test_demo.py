@@ -162,12 +162,14 @@ def test_the_tables_print(ran, capsys, monkeypatch, rich):
 
 
 def test_the_choice_of_k_looks_at_validation_digits_only(ran, digits):
-    _, _, result = ran
+    report, _, result = ran
     k, search = pipeline._choose_k(result.pruned, data.Digits("no test", digits.train, digits.validation, None))
-    assert k == result.k
+    tuned = [row["k"] for row in report["k_tuned"]]
+    assert tuned[0] == k
+    assert result.k in tuned
     base = training.accuracy(result.pruned, digits.validation)
     chosen = [row for row in search if row["k"] == k]
-    assert chosen[0]["validation_accuracy"] >= base - 0.0101 or k == pipeline.KS[0]
+    assert chosen[0]["validation_accuracy"] >= base - 0.01 or k == pipeline.KS[0]
     zeros = [row["activation_sparsity"] for row in search]
     assert zeros == sorted(zeros)
 

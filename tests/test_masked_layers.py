@@ -100,7 +100,7 @@ def test_bad_masks() -> None:
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     with pytest.raises(Error, match=r"MaskedConv2d.from_dense: layer must be a Conv2d, got Linear"):
         MaskedConv2d.from_dense(nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(Error, match=r"MaskedLinear.from_dense: the layer's weight must be an initialised Parameter"):
+    with pytest.raises(Error, match=r"MaskedLinear.from_dense: the layer's weight must be an initialized Parameter"):
         MaskedLinear.from_dense(nn.LazyLinear(2))
 
 

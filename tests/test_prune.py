@@ -336,7 +336,7 @@ def test_large_finite_weights_are_finite() -> None:
 
 def test_lazy_meta_and_parametrized_layers_are_errors() -> None:
     lazy = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(4))
-    with pytest.raises(Error, match=r"prune: 1 cannot be pruned: it is not initialised yet \(a lazy layer\)"):
+    with pytest.raises(Error, match=r"prune: 1 cannot be pruned: it is not initialized yet \(a lazy layer\)"):
         secateur.prune(lazy, Magnitude(0.5))
     assert secateur.prune(lazy, Magnitude(0.5), exclude=["1"])[0]["layer"] == "0"
     with pytest.raises(Error, match="on the meta device"):

@@ -75,15 +75,17 @@ def prune_activations(
         that this can be off by.
 
     Raises:
-        Error: no ReLU was found, no batch came, a batch is no tensor, an activation is NaN or infinite, an ``exclude``
-            that matches nothing, a criterion of another kind.
+        Error: no ReLU was found, no batch came, a batch is no tensor or not what the model takes, an activation is NaN
+            or infinite, an ``exclude`` that matches nothing, a criterion of another kind.
     """
     if not isinstance(model, nn.Module):
         raise Error(f"prune_activations: model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(criterion, MeanStd | Magnitude):
         raise Error(f"prune_activations: criterion must be MeanStd or Magnitude, got {criterion!r}")
-    if isinstance(exclude, str):
+    if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(isinstance(p, str) for p in exclude):
         raise Error(f"prune_activations: exclude must be a sequence of names or patterns, got {exclude!r}")
+    if not isinstance(batches, Iterable):
+        raise Error(f"prune_activations: batches must be an iterable of batches, got {type(batches).__name__}")
     stream = _inputs(model, batches)
     first = next(stream, None)
     if first is None:
@@ -135,7 +137,7 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...]) -> _W
             if isinstance(module, ThresholdReLU):
                 module.theta = torch.zeros_like(module.theta)  # calibrate the network as it is without thresholds
         with torch.no_grad(), watch(work) as seen:
-            expected = work(first.clone())
+            expected = _first_run(work, first)
         watched = _Watched(work, unmatched=set(exclude))
         if problem is not None:
             watched.missed.append(problem)
@@ -150,6 +152,18 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...]) -> _W
             return watched
         problem = "tracing changed what the model computes, so functional ReLUs were left alone"
     raise Error("prune_activations: model must compute the same twice in evaluation mode, its outputs differ")
+
+
+def _first_run(model: nn.Module, batch: Tensor) -> Any:
+    try:
+        return model(batch.clone())
+    except Error:
+        raise
+    except Exception as error:
+        got = f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+        raise Error(
+            f"prune_activations: batches must be what the model takes, got {got}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _refuse(watched: _Watched) -> None:
@@ -250,6 +264,12 @@ def _finish(original: nn.Module, watched: _Watched, criterion: MeanStd | Magnitu
             loud.append(f"{path!r} never ran on the calibration data: it stays a plain ReLU")
         else:
             usable[path] = site.statistics
+    sequences = [path for path, site in sites.items() if site.sequences and path in usable]
+    if sequences:
+        loud.append(
+            f"3-d activations of {', '.join(sequences)}: the channel is dim 1, as in Conv1d's [N, C, L]; "
+            "where a Linear made them, [N, L, C], that is the position: exclude such layers"
+        )
     thetas, clamped = _thresholds(usable, criterion)
     idle = [path for path, s in usable.items() if _prunes_nothing(s, thetas[path])]
     if idle:

@@ -127,6 +127,7 @@ class Calibrator(nn.Module):
         self.max = max
         self.inplace = inplace
         self.statistics: ChannelStatistics | None = None
+        self.sequences = False  # it saw 3-d activations, whose channel is dim 1 by definition but not always by meaning
         self.mixed = False  # it saw different numbers of channels, so no threshold per channel can serve
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,6 +141,7 @@ class Calibrator(nn.Module):
         if not y.dtype.is_floating_point:
             raise Error(f"prune_activations: the activations of {self.name!r} must be real floats, got {y.dtype}")
         channel = 0 if y.dim() < 2 else 1
+        self.sequences |= y.dim() == 3
         by_channel = y.reshape(1, 1) if y.dim() == 0 else y.movedim(channel, 0).flatten(1)  # [C, n]
         if y.dim() == 1:
             by_channel = y.unsqueeze(1)

@@ -57,7 +57,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: where to; an existing file is replaced.
 
     Raises:
-        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialised or on the
+        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialized or on the
             meta device, or a pruned weight that is not zero (the update went by no ``torch.optim`` optimizer:
             :func:`secateur.masks.apply` zeroes it); path is no path, or names something that is no file.
         OSError: the file cannot be written.
@@ -208,7 +208,7 @@ def _state(model: nn.Module, caller: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise Error(f"{caller}: {key} must be a tensor, for nothing is pickled, got {type(value).__name__}")
         if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise Error(f"{caller}: {key} must be initialised (a lazy layer: run one batch through the model first)")
+            raise Error(f"{caller}: {key} must be initialized (a lazy layer: run one batch through the model first)")
         if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
             raise Error(f"{caller}: {key} must be an ordinary tensor with values, got {value.device} {value.layout}")
     return dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +119,18 @@ def _split(images: Tensor, labels: Tensor) -> Split:
     return Split(((images / 255 - _MEAN) / _STD).contiguous(), labels.contiguous())
 
 
-def shifted(images: Tensor, generator: torch.Generator, by: int = 2) -> Tensor:
-    """Each image moved by up to ``by`` pixels both ways (background comes in): the one augmentation of the demo."""
+def warped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to 2 pixels, turned by up to 12 degrees, scaled by up to 10 % and sheared by up to 15 %,
+    all at random (background comes in): the one augmentation of the demo. Shape and dtype stay [n, 1, H, W] float32."""
     n, _, height, width = images.shape
+
+    def within(limit: float) -> Tensor:
+        return (2 * torch.rand(n, generator=generator) - 1) * limit  # [n]
+
+    angle, scale, shear = within(math.radians(12)), 1 + within(0.1), within(0.15)
+    right, down = within(4 / width), within(4 / height)  # in halves of the image: 2 pixels
+    cosine, sine = torch.cos(angle) / scale, torch.sin(angle) / scale
+    rows = torch.stack([cosine, shear - sine, right]), torch.stack([sine, cosine, down])  # 2 x [3, n]
+    grid = torch.nn.functional.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
     background = -_MEAN / _STD
-    padded = torch.nn.functional.pad(images, (by, by, by, by), value=background)  # [n, 1, H + 2 by, W + 2 by]
-    down, right = torch.randint(0, 2 * by + 1, (2, n), generator=generator)
-    rows = down.unsqueeze(1) + torch.arange(height)  # [n, H]
-    columns = right.unsqueeze(1) + torch.arange(width)  # [n, W]
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return torch.nn.functional.grid_sample(images - background, grid, align_corners=False) + background

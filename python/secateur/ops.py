@@ -160,6 +160,8 @@ def mask_pack(keep: Tensor) -> Tensor:
 
 def mask_unpack(mask: Tensor, shape: Sequence[int]) -> Tensor:
     """Unpack bits into a bool tensor of ``shape``; the inverse of :func:`mask_pack`."""
+    if not isinstance(shape, Sequence):
+        raise Error(f"mask_unpack: shape must be a sequence of sizes, got {shape!r}")
     return _call(_ops.mask_unpack.default, mask, list(shape))  # type: ignore[no-any-return]
 
 

@@ -170,7 +170,7 @@ def _examine(weight: Weight) -> None:
             )
         return
     if isinstance(stored, UninitializedParameter):
-        weight.problem = "it is not initialised yet (a lazy layer): run one batch through the model first"
+        weight.problem = "it is not initialized yet (a lazy layer): run one batch through the model first"
         weight.refuse = True
     elif stored.device.type == "meta":
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True

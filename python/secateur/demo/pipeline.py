@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .. import convert, data, prune_activations, save, sparsity
 from .._errors import Error
 from ..criteria import MeanStd
 from ..data import Digits
+from ..report import Report
 from ..schedule import CubicSchedule, GradualPruner
 from . import contest, measuring, picture, tables
 from .network import TutorialCNN
@@ -29,19 +30,23 @@ LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 
 #: Zeros of each layer. conv1 has 9 weights a filter and fc2 is what tells the digits apart: together 0.4 % of all
 #: weights, so what they keep costs nothing.
-SPARSITY = {"conv1": 0.7, "conv2": 0.9, "fc1": 0.95, "fc2": 0.8}
+SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.925, "fc2": 0.8}
 
 #: k of the activations' thresholds, from the least zeros to the most; which one is chosen on the validation digits.
-KS = (1.0, 0.5, 0.25, 0.0, -0.25, -0.5, -0.75, -1.0)
+KS = (0.5, 0.25, 0.0, -0.25, -0.5, -0.75, -1.0)
+
+#: Peak learning rates. What is left of a pruned network has further to go than fine-tuning usually does: 3e-3 gave
+#: 0.5 points more on shifted validation digits than 1e-3.
+RATE_DENSE, RATE_PRUNED = 2e-3, 3e-3
 
 
 @dataclass(frozen=True)
 class Budget:
     """Epochs of each stage."""
 
-    dense: int = 18  # until the validation loss is level
-    weights: int = 16  # gradual pruning, then fine-tuning
-    activations: int = 6  # fine-tuning with the thresholds in place
+    dense: int = 20  # until the validation loss is level
+    weights: int = 24  # gradual pruning, then fine-tuning
+    activations: int = 8  # fine-tuning with the thresholds in place
     rules: int = 2  # for each rule of the contest
 
     @classmethod
@@ -141,27 +146,18 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress: bool) -> Result:
     dense = TutorialCNN()
-    fit(dense, digits.train, budget.dense, 2e-3, generator, title="train dense", progress=progress)
+    fit(dense, digits.train, budget.dense, RATE_DENSE, generator, title="train dense", progress=progress)
 
     pruned = copy.deepcopy(dense)
-    thetas = _prune_weights(pruned, dense, digits, budget, generator, progress)
+    thetas = _prune_weights(pruned, digits, budget, generator, progress)
 
     k, search = _choose_k(pruned, digits)
-    thin = _thresholds(pruned, digits, k)
-    fit(
-        thin,
-        digits.train,
-        budget.activations,
-        1e-3,
-        generator,
-        title="prune activations",
-        teacher=dense,
-        progress=progress,
-    )
+    thin, k, tuned = _prune_activations(pruned, digits, k, budget, generator, progress)
     result = Result(dense, pruned, thin, convert(thin, digits.validation.images[:64]), thetas, k)
     result.report = {
         "k_activations": k,
         "k_search": search,
+        "k_tuned": tuned,
         "converted_difference": measuring.check_same(thin, result.converted, digits.validation),
     }
     return result
@@ -169,7 +165,6 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
 
 def _prune_weights(
     model: nn.Module,
-    dense: nn.Module,
     digits: Digits,
     budget: Budget,
     generator: torch.Generator,
@@ -200,11 +195,10 @@ def _prune_weights(
             model,
             digits.train,
             budget.weights,
-            1e-3,
+            RATE_PRUNED,
             generator,
             title="prune weights",
             after_step=after_step,
-            teacher=dense,
             progress=progress,
         )
     return thetas
@@ -218,23 +212,45 @@ def _thresholds(model: nn.Module, digits: Digits, k: float) -> nn.Module:
         return prune_activations(model, calibration, MeanStd(k=k), progress=False)
 
 
-def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, float]]]:
-    """The k with the most zeros among those that cost at most one point of validation accuracy, before fine-tuning.
+def _prune_activations(
+    pruned: nn.Module, digits: Digits, k: float, budget: Budget, generator: torch.Generator, progress: bool
+) -> tuple[nn.Module, float, list[dict[str, float]]]:
+    """Thresholds at ``k``, then fine-tuning with them in place; once more with the next milder k where that costs more
+    than 0.4 points of validation accuracy. Returns the better model, its k, and what was tried."""
+    floor = accuracy(pruned, digits.validation) - 0.004
+    tried: list[tuple[float, float, nn.Module]] = []
+    for each in (k, *[milder for milder in reversed(KS) if milder > k][:1]):
+        thin = _thresholds(pruned, digits, each)
+        fit(
+            thin,
+            digits.train,
+            budget.activations,
+            RATE_PRUNED,
+            generator,
+            title=f"prune activations, k={each:g}",
+            progress=progress,
+        )
+        tried.append((accuracy(thin, digits.validation), each, thin))
+        if tried[-1][0] >= floor - 1e-9:
+            break
+    _, chosen, thin = max(tried, key=lambda row: row[0])
+    return thin, chosen, [{"k": each, "validation_accuracy": share} for share, each, _ in tried]
 
-    Fine-tuning wins most of that point back.
-    """
-    floor = accuracy(pruned, digits.validation) - 0.01
-    search = []
+
+def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, float]]]:
+    """The k with the most zeros among those that cost at most half a point of validation accuracy before
+    fine-tuning, which wins it back."""
+    floor = accuracy(pruned, digits.validation) - 0.005
+    search: list[dict[str, float]] = []
     chosen = KS[0]
     for k in KS:
         thin = _thresholds(pruned, digits, k).eval()
         right = accuracy(thin, digits.validation)
-        zeros = thin.report.sparsity  # type: ignore[union-attr]
+        zeros = cast(Report, thin.report).sparsity
         search.append({"k": k, "activation_sparsity": zeros, "validation_accuracy": right})
         search[-1]["validation_loss"] = mean_loss(thin, digits.validation)
-        if right < floor - 1e-9:
-            break  # accuracy only falls from here on; a lucky outlier further down is none to trust
-        chosen = k
+        if right >= floor - 1e-9:
+            chosen = k
     return chosen, search
 
 
@@ -297,7 +313,6 @@ def _accuracies(result: Result, digits: Digits) -> dict[str, Any]:
 
 
 def _activation_rows(thin: nn.Module, zeros: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    report = thin.report
     return [
         {
             "layer": row["layer"],
@@ -306,5 +321,5 @@ def _activation_rows(thin: nn.Module, zeros: dict[str, dict[str, float]]) -> lis
             "sparsity": zeros[row["layer"]]["sparsity"],
             **{key: row[key] for key in ("theta_min", "theta_mean", "theta_max", "clamped")},
         }
-        for row in report  # type: ignore[union-attr]
+        for row in cast(Report, thin.report)
     ]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-from ..data import Split, shifted
+from ..data import Split, warped
 
 BATCH = 64
 
@@ -32,14 +32,9 @@ def fit(
     *,
     title: str,
     after_step: AfterStep | None = None,
-    teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """AdamW under a one-cycle learning rate that peaks at ``rate``; digits shifted by up to two pixels. In place.
-
-    ``teacher``: half of the loss asks for the teacher's answers (Hinton et al., "Distilling the knowledge in a neural
-    network", 2015): what the trained network knows is the best guide for what is left of it.
-    """
+    """AdamW under a one-cycle learning rate that peaks at ``rate``; each digit warped a little. In place."""
     total = steps(split, epochs)
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(total, 1), pct_start=0.15)
@@ -50,10 +45,10 @@ def fit(
     with tqdm(total=total, desc=f"{title:<24}", disable=not progress, mininterval=often, unit="step") as bar:
         for _ in range(epochs):
             for images, labels in split.batches(BATCH, generator):
-                x = shifted(images, generator)
-                loss = _loss(model(x), labels, None if teacher is None else _answers(teacher, x))
+                x = warped(images, generator)
+                loss = F.cross_entropy(model(x), labels)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
                 optimizer.step()
                 rates.step()
                 if then is not None:
@@ -61,23 +56,6 @@ def fit(
                 bar.update()
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
     return model.eval()
-
-
-def _answers(teacher: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        answer: Tensor = teacher(x)
-    return answer
-
-
-def _loss(logits: Tensor, labels: Tensor, answers: Tensor | None) -> Tensor:
-    right = F.cross_entropy(logits, labels)
-    if answers is None:
-        return right
-    heat = 2.0
-    alike = F.kl_div(
-        F.log_softmax(logits / heat, 1), F.log_softmax(answers / heat, 1), log_target=True, reduction="batchmean"
-    )
-    return 0.5 * right + 0.5 * heat * heat * alike
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class _Masked(nn.Module):
         if not isinstance(layer, plain):
             raise Error(f"{name}.from_dense: layer must be a {plain.__name__}, got {type(layer).__name__}")
         if not _is(layer._parameters.get("weight"), Tensor) or _is(layer.weight, nn.parameter.UninitializedParameter):
-            raise Error(f"{name}.from_dense: the layer's weight must be an initialised Parameter")
+            raise Error(f"{name}.from_dense: the layer's weight must be an initialized Parameter")
         weight: Tensor = layer.get_parameter("weight")
         bias = layer._parameters["bias"]
         new = cls(**arguments, bias=bias is not None, device=weight.device, dtype=weight.dtype)

@@ -62,8 +62,9 @@ class ThresholdReLU(nn.Module):
 
     def __init__(self, theta: float | Tensor = 0.0, max: float | None = None, inplace: bool = False) -> None:
         super().__init__()
-        if max is not None and not (math.isfinite(max) and max > 0):
-            raise Error(f"ThresholdReLU: max must be > 0 and finite, or None, got {max}")
+        number = isinstance(max, int | float) and not isinstance(max, bool)
+        if max is not None and not (number and math.isfinite(max) and max > 0):
+            raise Error(f"ThresholdReLU: max must be > 0 and finite, or None, got {max!r}")
         self.register_buffer("theta", _checked_theta(theta, "ThresholdReLU"))
         self.max = None if max is None else float(max)
         self.inplace = bool(inplace)
