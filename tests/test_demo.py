@@ -167,9 +167,9 @@ def test_the_choice_of_k_looks_at_validation_digits_only(ran, digits):
     tuned = [row["k"] for row in report["k_tuned"]]
     assert tuned[0] == k
     assert result.k in tuned
-    base = training.accuracy(result.pruned, digits.validation)
+    base = training.accuracy(result.pruned, pipeline._judge(digits))
     chosen = [row for row in search if row["k"] == k]
-    assert chosen[0]["validation_accuracy"] >= base - 0.01 or k == pipeline.KS[0]
+    assert chosen[0]["validation_accuracy"] >= base - 0.0031 or k == pipeline.KS[0]
     zeros = [row["activation_sparsity"] for row in search]
     assert zeros == sorted(zeros)
 

@@ -19,7 +19,7 @@ from torch.optim.optimizer import Optimizer
 from .. import convert, data, prune_activations, save, sparsity
 from .._errors import Error
 from ..criteria import MeanStd
-from ..data import Digits
+from ..data import Digits, Split
 from ..report import Report
 from ..schedule import CubicSchedule, GradualPruner
 from . import contest, measuring, picture, tables
@@ -30,10 +30,10 @@ LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 
 #: Zeros of each layer. conv1 has 9 weights a filter and fc2 is what tells the digits apart: together 0.4 % of all
 #: weights, so what they keep costs nothing.
-SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.925, "fc2": 0.8}
+SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.92, "fc2": 0.8}
 
 #: k of the activations' thresholds, from the least zeros to the most; which one is chosen on the validation digits.
-KS = (0.5, 0.25, 0.0, -0.25, -0.5, -0.75, -1.0)
+KS = (1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 
 #: Peak learning rates. What is left of a pruned network has further to go than fine-tuning usually does: 3e-3 gave
 #: 0.5 points more on shifted validation digits than 1e-3.
@@ -45,7 +45,7 @@ class Budget:
     """Epochs of each stage."""
 
     dense: int = 20  # until the validation loss is level
-    weights: int = 24  # gradual pruning, then fine-tuning
+    weights: int = 28  # gradual pruning, then fine-tuning
     activations: int = 8  # fine-tuning with the thresholds in place
     rules: int = 2  # for each rule of the contest
 
@@ -204,6 +204,15 @@ def _prune_weights(
     return thetas
 
 
+def _judge(digits: Digits) -> Split:
+    """The validation digits and eight warped copies of each: 500 digits alone move accuracy by steps of 0.2 points, and
+    a choice made on that is made on noise."""
+    split = digits.validation
+    generator = torch.Generator().manual_seed(0)
+    copies = [split.images, *(data.warped(split.images, generator) for _ in range(8))]
+    return Split(torch.cat(copies), split.labels.repeat(len(copies)))
+
+
 def _thresholds(model: nn.Module, digits: Digits, k: float) -> nn.Module:
     calibration = digits.train.images[:1024].split(256)
     with warnings.catch_warnings():
@@ -216,8 +225,9 @@ def _prune_activations(
     pruned: nn.Module, digits: Digits, k: float, budget: Budget, generator: torch.Generator, progress: bool
 ) -> tuple[nn.Module, float, list[dict[str, float]]]:
     """Thresholds at ``k``, then fine-tuning with them in place; once more with the next milder k where that costs more
-    than 0.4 points of validation accuracy. Returns the better model, its k, and what was tried."""
-    floor = accuracy(pruned, digits.validation) - 0.004
+    than 0.2 points of validation accuracy. Returns the better model, its k, and what was tried."""
+    judge = _judge(digits)
+    floor = accuracy(pruned, judge) - 0.002
     tried: list[tuple[float, float, nn.Module]] = []
     for each in (k, *[milder for milder in reversed(KS) if milder > k][:1]):
         thin = _thresholds(pruned, digits, each)
@@ -230,7 +240,7 @@ def _prune_activations(
             title=f"prune activations, k={each:g}",
             progress=progress,
         )
-        tried.append((accuracy(thin, digits.validation), each, thin))
+        tried.append((accuracy(thin, judge), each, thin))
         if tried[-1][0] >= floor - 1e-9:
             break
     _, chosen, thin = max(tried, key=lambda row: row[0])
@@ -238,17 +248,18 @@ def _prune_activations(
 
 
 def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, float]]]:
-    """The k with the most zeros among those that cost at most half a point of validation accuracy before
-    fine-tuning, which wins it back."""
-    floor = accuracy(pruned, digits.validation) - 0.005
+    """The k with the most zeros among those that cost at most 0.3 points of validation accuracy before fine-tuning,
+    which wins it back."""
+    judge = _judge(digits)
+    floor = accuracy(pruned, judge) - 0.003
     search: list[dict[str, float]] = []
     chosen = KS[0]
     for k in KS:
         thin = _thresholds(pruned, digits, k).eval()
-        right = accuracy(thin, digits.validation)
+        right = accuracy(thin, judge)
         zeros = cast(Report, thin.report).sparsity
         search.append({"k": k, "activation_sparsity": zeros, "validation_accuracy": right})
-        search[-1]["validation_loss"] = mean_loss(thin, digits.validation)
+        search[-1]["validation_loss"] = mean_loss(thin, judge)
         if right >= floor - 1e-9:
             chosen = k
     return chosen, search
