@@ -10,7 +10,7 @@ import pytest
 import secateur
 import torch
 from secateur import Error, MeanStd, timing
-from secateur.nn import SparseConv2d, SparseLinear
+from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
@@ -257,3 +257,31 @@ def test_a_layer_that_the_example_never_reaches_stays_as_it_is() -> None:
     fast = secateur.convert(Unused(), torch.randn(2, 4))
     assert [type(layer) for layer in fast.children()] == [SparseLinear, nn.Linear]
     assert fast.report["unused"]["why"] == "the example never called it"  # type: ignore[index]
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        once, twice = self.conv(x), self.again(x)
+        return torch.relu(once) + torch.relu(twice) + twice  # twice is read again: it may not be written over
+
+
+def test_thresholds_write_over_what_only_they_read() -> None:
+    thin = secateur.prune_activations(Functional(), [X], MeanStd(k=-0.5), progress=False)
+    fast = secateur.convert(thin, X)
+    thresholds = [m for m in fast.modules() if isinstance(m, ThresholdReLU)]
+    assert [m.inplace for m in thresholds] == [True, False]
+    assert not any(m.inplace for m in thin.modules() if isinstance(m, ThresholdReLU))
+    with torch.no_grad():
+        assert torch.equal(fast(X), thin(X))
+
+    chain = nn.Sequential(ThresholdReLU(0.1), nn.Conv2d(3, 4, 3), ThresholdReLU(0.1), ThresholdReLU(0.2))
+    fast = secateur.convert(chain, X)
+    assert [m.inplace for m in fast if isinstance(m, ThresholdReLU)] == [False, True, False]
+    x = X.clone().requires_grad_()
+    a = torch.autograd.grad(fast(x).sum(), x)[0]
+    b = torch.autograd.grad(chain(x).sum(), x)[0]
+    torch.testing.assert_close(a, b)

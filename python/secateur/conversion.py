@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from . import timing
 from ._errors import Error
 from .nn.masked import MaskedConv2d, MaskedLinear
 from .nn.sparse import SparseConv2d, SparseLinear, Trial
+from .nn.threshold_relu import ThresholdReLU
 from .report import Column, Report
 
 M = TypeVar("M", bound=nn.Module)
@@ -37,6 +39,9 @@ _LINEAR = (nn.Linear, MaskedLinear)
 _CONV2D = (nn.Conv2d, MaskedConv2d)
 # Layers with weights that have no sparse kernel yet: named in the report, left as they are.
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+# Their output is new memory that nobody else holds.
+_MAKERS = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
 
 _ROUNDS = 9
 _BUDGET_S = 1.0
@@ -74,10 +79,28 @@ def convert(model: M, example_input: Any = None) -> M:
     keep_alive = list(memo.values())
     fast = cast(M, memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo))
     del keep_alive
+    _threshold_in_place(fast)
     fast.report = Report("converted", COLUMNS, [])  # type: ignore[assignment]
     # The rows themselves, not copies: a layer that decides at its first call writes its decision there.
     cast(Report, fast.report).rows = [layer.row for layer in layers]
     return fast
+
+
+def _threshold_in_place(model: nn.Module) -> None:
+    """A threshold that alone reads what a layer has just made writes over it: the page faults of another output take
+    longer than the comparison. Only where the order of the calls is known: in a Sequential, or in a traced graph."""
+    for module in model.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            called = {n: module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"}
+            reads = {n: n.args[0] for n in called if n.args and isinstance(n.args[0], torch.fx.Node)}
+            pairs = [(called.get(made), called[n]) for n, made in reads.items() if len(made.users) == 1]
+        elif type(module) is nn.Sequential:
+            pairs = list(itertools.pairwise(module))
+        else:
+            continue
+        for maker, threshold in pairs:
+            if type(maker) in _MAKERS and isinstance(threshold, ThresholdReLU):
+                threshold.inplace = True
 
 
 @dataclass
