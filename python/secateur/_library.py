@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-from ._errors import Error
-
 try:
     from . import _host
 except ImportError as cause:  # pragma: no cover - needs a broken installation
@@ -46,4 +44,4 @@ def load_cuda(library: Path) -> bool:
 # A torch without CUDA has no CUDA tensors to serve.
 HAS_CUDA = torch.version.cuda is not None and load_cuda(LIBRARY_DIR / "libsecateur_cuda.so")
 
-__all__ = ["HAS_CUDA", "LIBRARY_DIR", "Error", "load_cuda"]
+__all__ = ["HAS_CUDA", "LIBRARY_DIR", "load_cuda"]
