@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "engine.h"
 #include "sparse.h"
 
 namespace secateur::cpu {
@@ -86,6 +87,9 @@ struct Kernels {
   int max_tile;
   SparseTileFn sparse_tile[kMaxTile + 1];
   SparseDotFn sparse_dot;
+
+  // Planes of 16-lane vectors: what the engine runs on.
+  EngineKernels engine;
 };
 
 extern const Kernels kernels_scalar;

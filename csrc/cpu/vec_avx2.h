@@ -174,6 +174,55 @@ inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
 }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
+// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+inline f32x16 div(f32x16 a, f32x16 b) { return {{_mm256_div_ps(a.v[0], b.v[0]), _mm256_div_ps(a.v[1], b.v[1])}}; }
+// The second operand where unordered.
+inline f32x16 at_least(f32x16 v, f32x16 lo) {
+  return {{_mm256_max_ps(lo.v[0], v.v[0]), _mm256_max_ps(lo.v[1], v.v[1])}};
+}
+inline f32x16 at_most(f32x16 v, f32x16 hi) {
+  return {{_mm256_min_ps(hi.v[0], v.v[0]), _mm256_min_ps(hi.v[1], v.v[1])}};
+}
+inline f32x16 max_of(f32x16 a, f32x16 b) {
+  f32x16 r;
+  for (int i = 0; i < 2; ++i)
+    r.v[i] = _mm256_blendv_ps(_mm256_max_ps(a.v[i], b.v[i]), a.v[i], _mm256_cmp_ps(a.v[i], a.v[i], _CMP_UNORD_Q));
+  return r;
+}
+inline f32x16 keep(f32x16 a, uint32_t bits) {
+  return {{_mm256_and_ps(a.v[0], _mm256_castsi256_ps(lanes_32(bits))),
+           _mm256_and_ps(a.v[1], _mm256_castsi256_ps(lanes_32(bits >> 8)))}};
+}
+inline f32x16 blend(f32x16 off, f32x16 on, uint32_t bits) {
+  return {{_mm256_blendv_ps(off.v[0], on.v[0], _mm256_castsi256_ps(lanes_32(bits))),
+           _mm256_blendv_ps(off.v[1], on.v[1], _mm256_castsi256_ps(lanes_32(bits >> 8)))}};
+}
+inline f32x16 power_of_two(f32x16 shifted) {
+  for (__m256& part : shifted.v) part = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(part), 23));
+  return shifted;
+}
+inline f32x16 permute(const float* from, const int32_t* lane, f32x16 fill) {
+  const __m256 low = _mm256_loadu_ps(from), high = _mm256_loadu_ps(from + 8);
+  f32x16 r;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane) + i);
+    const __m256 of_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 to the sign
+    const __m256 moved =
+        _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), of_high);
+    r.v[i] = _mm256_blendv_ps(moved, fill.v[i], _mm256_castsi256_ps(index));
+  }
+  return r;
+}
+inline float sum_of(f32x16 a) {
+  const __m256 half = _mm256_add_ps(a.v[0], a.v[1]);
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+
+// Sums of a sparse tile and of a dense tile (for each of its four output channels) that 16 registers hold.
+inline constexpr int max_sums = 6, max_dense_sums = 1;
+
 // The first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -127,6 +127,35 @@ inline uint32_t less_equal(f64x16 a, f64x16 b) {
 inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
+// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline f32x16 at_least(f32x16 v, f32x16 lo) {
+  return {_mm512_max_ps(lo.v, v.v)};
+}  // the second operand where unordered
+inline f32x16 at_most(f32x16 v, f32x16 hi) { return {_mm512_min_ps(hi.v, v.v)}; }
+inline f32x16 max_of(f32x16 a, f32x16 b) {
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
+inline f32x16 keep(f32x16 a, uint32_t bits) { return {_mm512_maskz_mov_ps(__mmask16(bits), a.v)}; }
+inline f32x16 blend(f32x16 off, f32x16 on, uint32_t bits) { return {_mm512_mask_mov_ps(off.v, __mmask16(bits), on.v)}; }
+inline f32x16 power_of_two(f32x16 shifted) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23))};
+}
+inline f32x16 permute(const float* from, const int32_t* lane, f32x16 fill) {
+  const __m512i index = _mm512_loadu_si512(lane);
+  const __mmask16 inside = _mm512_cmpge_epi32_mask(index, _mm512_setzero_si512());
+  return {_mm512_mask_permutexvar_ps(fill.v, inside, index, _mm512_loadu_ps(from))};
+}
+inline float sum_of(f32x16 a) {
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+
+// Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
+inline constexpr int max_sums = 28, max_dense_sums = 6;
+
 // The first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);

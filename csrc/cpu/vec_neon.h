@@ -219,6 +219,51 @@ inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
 }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
+// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+inline f32x16 div(f32x16 a, f32x16 b) {
+  for (int i = 0; i < 4; ++i) a.v[i] = vdivq_f32(a.v[i], b.v[i]);
+  return a;
+}
+// NEON's maximum and minimum are NaN where either side is.
+inline f32x16 at_least(f32x16 v, f32x16 lo) {
+  for (int i = 0; i < 4; ++i) v.v[i] = vmaxq_f32(v.v[i], lo.v[i]);
+  return v;
+}
+inline f32x16 at_most(f32x16 v, f32x16 hi) {
+  for (int i = 0; i < 4; ++i) v.v[i] = vminq_f32(v.v[i], hi.v[i]);
+  return v;
+}
+inline f32x16 max_of(f32x16 a, f32x16 b) { return at_least(a, b); }
+inline f32x16 keep(f32x16 a, uint32_t bits) {
+  const r32x16 on = lanes(r32x16{}, bits);
+  for (int i = 0; i < 4; ++i) a.v[i] = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v[i]), on.v[i]));
+  return a;
+}
+inline f32x16 blend(f32x16 off, f32x16 on, uint32_t bits) {
+  const r32x16 chosen = lanes(r32x16{}, bits);
+  for (int i = 0; i < 4; ++i) off.v[i] = vbslq_f32(chosen.v[i], on.v[i], off.v[i]);
+  return off;
+}
+inline f32x16 power_of_two(f32x16 shifted) {
+  for (float32x4_t& part : shifted.v) part = vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(part), 23));
+  return shifted;
+}
+inline f32x16 permute(const float* from, const int32_t* lane, f32x16 fill) {
+  float out[16];
+  store(out, fill);
+  for (int i = 0; i < 16; ++i)
+    if (lane[i] >= 0) out[i] = from[lane[i]];
+  return load(out);
+}
+inline float sum_of(f32x16 a) {
+  const float32x4_t quarter = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t pair = vadd_f32(vget_low_f32(quarter), vget_high_f32(quarter));
+  return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
+}
+
+// Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
+inline constexpr int max_sums = 6, max_dense_sums = 1;
+
 // The first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   int i = 0;

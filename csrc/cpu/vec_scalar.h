@@ -131,6 +131,54 @@ inline uint32_t less_equal(const x16<E>& a, const x16<E>& b) {
 inline f32x16 multiply_add(const f32x16& a, const f32x16& b, const f32x16& c) { return add(mul(a, b), c); }
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 
+// Arithmetic of the engine's kernels. NaN stays NaN throughout.
+inline f32x16 div(const f32x16& a, const f32x16& b) {
+  f32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] / b.lane[i];
+  return r;
+}
+inline f32x16 at_least(const f32x16& v, const f32x16& lo) {  // lo is not NaN
+  f32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = lo.lane[i] > v.lane[i] ? lo.lane[i] : v.lane[i];
+  return r;
+}
+inline f32x16 at_most(const f32x16& v, const f32x16& hi) {  // hi is not NaN
+  f32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = hi.lane[i] < v.lane[i] ? hi.lane[i] : v.lane[i];
+  return r;
+}
+inline f32x16 max_of(const f32x16& a, const f32x16& b) {  // NaN where either side is
+  f32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] > b.lane[i] || a.lane[i] != a.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+// 2^i for shifted = 1.5 * 2^23 + 127 + i, -127 <= i <= 128: i + 127 stands in the low bits, and moves to the exponent.
+inline f32x16 power_of_two(const f32x16& shifted) {
+  uint32_t bits[16];
+  std::memcpy(bits, &shifted, sizeof bits);
+  for (uint32_t& b : bits) b <<= 23;
+  f32x16 r;
+  std::memcpy(&r, bits, sizeof bits);
+  return r;
+}
+// Lane i is from[lane[i]], or fill's where lane[i] is -1.
+inline f32x16 permute(const float* from, const int32_t* lane, const f32x16& fill) {
+  f32x16 r = fill;
+  for (int i = 0; i < 16; ++i)
+    if (lane[i] >= 0) r.lane[i] = from[lane[i]];
+  return r;
+}
+inline float sum_of(const f32x16& a) {  // halves onto each other, four times
+  float sum[8];
+  for (int i = 0; i < 8; ++i) sum[i] = a.lane[i] + a.lane[i + 8];
+  for (int half = 4; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  return sum[0];
+}
+
+// Sums of a sparse tile and of a dense tile (for each of its four output channels) that the registers hold.
+inline constexpr int max_sums = 4, max_dense_sums = 1;
+
 // The first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   for (int i = 0; i < count; ++i) p[i] = from[i];

@@ -91,6 +91,10 @@ std::vector<T> inputs(Random& random, int64_t n, bool with_nonfinite);
 
 // One test = one operator on one instruction set.
 void test_dispatch();
+void test_engine_dense(const Kernels& kernels);
+void test_engine_linear(const Kernels& kernels);
+void test_engine_rows(const Kernels& kernels);
+void test_engine_sparse(const Kernels& kernels);
 void test_mask_apply(const Kernels& kernels);
 void test_mask_bits(const Kernels& kernels);
 void test_sparse_conv2d(const Kernels& kernels);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mask_apply.h"
+#include "planes_table.h"
 #include "sparse_dot.h"
 #include "sparse_tile.h"
 #include "statistics_threshold.h"
@@ -33,6 +34,7 @@ constexpr Kernels make_table(const char* name) {
       .max_tile = max_tile,
       .sparse_tile = {},
       .sparse_dot = sparse_dot,
+      .engine = make_engine_table(),
   };
   fill_tiles<max_tile>(table.sparse_tile);
   return table;

@@ -1,0 +1,94 @@
+// Linear layers on one input vector. Results are finished 16 at a time, whatever channels they belong to.
+#pragma once
+
+#include "bits.h"
+#include "planes_activation.h"
+
+namespace secateur::cpu {
+namespace {
+
+// Up to 16 sums and their channels, on their way through the activation.
+struct Finished {
+  const Activation& activation;
+  float* y;
+  alignas(64) float sum[16] = {}, theta[16] = {};
+  int64_t channel[16];
+  int count = 0;
+
+  Finished(const Activation& a, float* to) : activation(a), y(to) {}
+  Finished(const Finished&) = delete;
+
+  void push(int64_t k, float value) {
+    sum[count] = value;
+    theta[count] = activation.act == Act::kThreshold ? activation.theta[k] : 0.0f;
+    channel[count] = k;
+    if (++count == 16) flush();
+  }
+  void flush() {
+    activate(sum, 1, activation, load(theta));
+    for (int i = 0; i < count; ++i) y[channel[i]] = sum[i];
+    count = 0;
+  }
+};
+
+// Three loads for each nonzero (offset, weight, input) and nothing to share between rows: eight sums hide the latency.
+inline float dot_nonzeros(const uint16_t* offset, const float* weight, int64_t count, const float* x) {
+  float sum[8] = {};
+  int64_t n = 0;
+  for (; n + 8 <= count; n += 8)
+    for (int j = 0; j < 8; ++j) sum[j] = multiply_add(weight[n + j], x[offset[n + j]], sum[j]);
+  for (int j = 0; n < count; ++n, ++j) sum[j] = multiply_add(weight[n], x[offset[n]], sum[j]);
+  for (int half = 4; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) sum[j] += sum[j + half];
+  return sum[0];
+}
+
+inline void sparse_vector(const SparseVector& layer) {
+  Finished finished(layer.activation, layer.y);
+  for (int64_t i = 0; i < layer.row_count; ++i) {
+    const SparseRow& row = layer.rows[i];
+    const float start = !layer.first ? layer.y[row.channel] : layer.bias ? layer.bias[row.channel] : 0.0f;
+    const float sum =
+        start + dot_nonzeros(layer.offsets + row.begin, layer.weights + row.begin, row.count, layer.x + row.base);
+    if (layer.last) finished.push(row.channel, sum);
+    else layer.y[row.channel] = sum;
+  }
+  if (finished.count) finished.flush();
+}
+
+// `Rows` rows of weights at once share each vector of x.
+template <int Rows>
+inline void dot_rows(const float* weights, int64_t channels, const float* x, float* sums) {
+  f32x16 sum[Rows];
+  for (f32x16& s : sum) s = splat(0.0f);
+  int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    const f32x16 in = load(x + c);
+    for (int j = 0; j < Rows; ++j) sum[j] = multiply_add(load(weights + j * channels + c), in, sum[j]);
+  }
+  if (const int64_t left = channels - c; left > 0) {
+    const f32x16 in = load(Tail<float>(x + c, left).lane);
+    for (int j = 0; j < Rows; ++j)
+      sum[j] = multiply_add(load(Tail<float>(weights + j * channels + c, left).lane), in, sum[j]);
+  }
+  for (int j = 0; j < Rows; ++j) sums[j] = sum_of(sum[j]);
+}
+
+inline void dense_vector(const DenseVector& layer) {
+  Finished finished(layer.activation, layer.y);
+  float sums[4];
+  const auto push = [&](int64_t k, float sum) { finished.push(k, sum + (layer.bias ? layer.bias[k] : 0.0f)); };
+  int64_t k = layer.k_begin;
+  for (; k + 4 <= layer.k_end; k += 4) {
+    dot_rows<4>(layer.weights + k * layer.channels, layer.channels, layer.x, sums);
+    for (int j = 0; j < 4; ++j) push(k + j, sums[j]);
+  }
+  for (; k < layer.k_end; ++k) {
+    dot_rows<1>(layer.weights + k * layer.channels, layer.channels, layer.x, sums);
+    push(k, sums[0]);
+  }
+  if (finished.count) finished.flush();
+}
+
+}  // namespace
+}  // namespace secateur::cpu

@@ -1,0 +1,31 @@
+// Fills the engine's part of a kernel table.
+#pragma once
+
+#include "planes_dense.h"
+#include "planes_linear.h"
+#include "planes_rows.h"
+#include "planes_sparse.h"
+
+namespace secateur::cpu {
+namespace {
+
+constexpr EngineKernels make_engine_table() {
+  EngineKernels table{
+      .max_sums = max_sums,
+      .sparse_planes = {},
+      .dense_planes = {},
+      .pool_row = pool_row,
+      .map_row = map_row,
+      .frame = copy_frame,
+      .gather = gather,
+      .lane_sums = lane_sums,
+      .sparse_vector = sparse_vector,
+      .dense_vector = dense_vector,
+  };
+  fill_sparse_tiles<kTileRows, kTileColumns>(table);
+  fill_dense_tiles<kTileRows, kTileColumns>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace secateur::cpu
