@@ -9,6 +9,8 @@
 namespace py = pybind11;
 using namespace secateur::cpu;
 
+void bind_program(py::module_& m);
+
 namespace {
 
 // A plan held by libsecateur for as long as this object lives.
@@ -64,4 +66,5 @@ PYBIND11_MODULE(_host, m) {
            py::arg("padding") = std::array<int64_t, 2>{0, 0}, py::arg("dilation") = std::array<int64_t, 2>{1, 1},
            py::arg("groups") = 1)
       .def_property_readonly("id", &Plan::id);
+  bind_program(m);
 }

@@ -1,0 +1,198 @@
+// secateur._host.Program: how the graph front describes a segment to libsecateur.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "engine/program.h"
+
+namespace py = pybind11;
+using namespace secateur;
+using namespace secateur::engine;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Act = std::tuple<std::string, double, double, std::optional<Floats>>;
+
+std::vector<float> values(const std::optional<Floats>& array, const char* argument) {
+  if (!array) return {};
+  if (array->ndim() != 1) throw py::value_error(std::string("engine: ") + argument + " must be 1-d");
+  return {array->data(), array->data() + array->size()};
+}
+
+engine::Activation activation(const Act& act) {
+  static const std::pair<const char*, cpu::Act> names[] = {
+      {"none", cpu::Act::kNone},       {"clamp", cpu::Act::kClamp},         {"threshold", cpu::Act::kThreshold},
+      {"leaky", cpu::Act::kLeaky},     {"hardswish", cpu::Act::kHardswish}, {"hardsigmoid", cpu::Act::kHardsigmoid},
+      {"sigmoid", cpu::Act::kSigmoid}, {"silu", cpu::Act::kSilu},           {"gelu", cpu::Act::kGelu},
+      {"tanh", cpu::Act::kTanh}};
+  for (const auto& [name, kind] : names)
+    if (std::get<0>(act) == name)
+      return {kind, static_cast<float>(std::get<1>(act)), static_cast<float>(std::get<2>(act)),
+              values(std::get<3>(act), "theta")};
+  throw py::value_error("engine: no activation is named \"" + std::get<0>(act) + "\"");
+}
+
+cpu::Join join_of(const std::string& name) {
+  if (name == "none") return cpu::Join::kNone;
+  if (name == "add") return cpu::Join::kAdd;
+  if (name == "multiply") return cpu::Join::kMultiply;
+  throw py::value_error("engine: join must be \"none\", \"add\" or \"multiply\", got \"" + name + "\"");
+}
+
+std::shared_ptr<const Weights> weights_of(const Floats& weight, int rank) {
+  if (weight.ndim() != rank) throw py::value_error("engine: weight must be " + std::to_string(rank) + "-d");
+  const int64_t k = weight.shape(0);
+  int64_t per_neuron = 1;
+  for (int i = 1; i < rank; ++i) per_neuron *= weight.shape(i);
+  return std::make_shared<const Weights>(weight.data(), k, per_neuron);
+}
+
+using Pair = std::array<int64_t, 2>;
+
+class PyProgram {
+ public:
+  PyProgram() : program_(std::make_shared<Program>()), id_(hold_program(program_)) {}
+  PyProgram(const PyProgram&) = delete;
+  PyProgram& operator=(const PyProgram&) = delete;
+  ~PyProgram() { release_program(id_); }
+  int64_t id() const { return id_; }
+
+  int input_planes(int64_t channels) { return program_->input(ValueKind::kPlanes, channels); }
+  int input_rows(int64_t features) { return program_->input(ValueKind::kRows, features); }
+
+  int conv2d(int x, const Floats& weight, const std::optional<Floats>& bias, const Pair& stride,
+             const std::array<int64_t, 4>& padding, const Pair& dilation, int64_t groups, int residual, const Act& act,
+             const std::string& name) {
+    Op op = make(OpKind::kConv, name, {x}, act);
+    op.weights = weights_of(weight, 4);
+    op.window = {{weight.shape(2), weight.shape(3)}, stride, dilation, padding};
+    op.bias = values(bias, "bias");
+    op.groups = groups;
+    if (residual >= 0) op.inputs.push_back(residual);
+    return program_->add(std::move(op));
+  }
+
+  int linear(int x, const Floats& weight, const std::optional<Floats>& bias, const Act& act, const std::string& name) {
+    Op op = make(OpKind::kLinear, name, {x}, act);
+    op.weights = weights_of(weight, 2);
+    op.bias = values(bias, "bias");
+    return program_->add(std::move(op));
+  }
+
+  int max_pool(int x, const Pair& kernel, const Pair& stride, const std::array<int64_t, 4>& padding,
+               const Pair& dilation, bool ceil_mode, const std::string& name) {
+    Op op = make(OpKind::kMaxPool, name, {x});
+    op.window = {kernel, stride, dilation, padding};
+    op.ceil_mode = ceil_mode;
+    return program_->add(std::move(op));
+  }
+
+  int avg_pool(int x, const Pair& kernel, const Pair& stride, const std::array<int64_t, 4>& padding, bool ceil_mode,
+               bool count_include_pad, int64_t divisor, const std::string& name) {
+    Op op = make(OpKind::kAvgPool, name, {x});
+    op.window = {kernel, stride, {1, 1}, padding};
+    op.ceil_mode = ceil_mode;
+    op.count_include_pad = count_include_pad;
+    op.divisor = divisor;
+    return program_->add(std::move(op));
+  }
+
+  int global_avg_pool(int x, const std::string& name) { return program_->add(make(OpKind::kGlobalPool, name, {x})); }
+
+  int map(int x, const std::optional<Floats>& scale, const std::optional<Floats>& shift, const std::string& join,
+          int other, const Act& act, const std::string& name) {
+    Op op = make(OpKind::kMap, name, {x}, act);
+    op.scale = values(scale, "scale");
+    op.shift = values(shift, "shift");
+    op.join = join_of(join);
+    if (other >= 0) op.inputs.push_back(other);
+    return program_->add(std::move(op));
+  }
+
+  int concat(const std::vector<int>& xs, const std::string& name) {
+    return program_->add(make(OpKind::kConcat, name, xs));
+  }
+
+  int select_channels(int x, const std::vector<int64_t>& index, const std::string& name) {
+    Op op = make(OpKind::kSelect, name, {x});
+    op.index = index;
+    return program_->add(std::move(op));
+  }
+
+  int flatten(int x) { return program_->add(make(OpKind::kFlatten, "flatten", {x})); }
+  void output(int x) { program_->output(x); }
+  void finish() { program_->finish(); }
+
+  // The library itself is asked, with the interpreter free to run other threads.
+  void prepare(int64_t /*batch*/, const std::vector<Pair>& sizes, double budget) {
+    const py::gil_scoped_release release;
+    prepare_program(*program_, sizes, budget);
+  }
+
+  py::list describe(int64_t /*batch*/, const std::vector<Pair>& sizes) {
+    py::list all;
+    for (const ProgramStep& s : describe_program(*program_, sizes)) {
+      py::dict d;
+      d["name"] = s.name;
+      d["kind"] = s.kind;
+      d["shape"] = s.shape;
+      d["zeros"] = s.zeros;
+      d["kernel"] = s.kernel;
+      d["tile"] = s.tile;
+      d["chunk"] = s.chunk;
+      d["ms"] = s.ms;
+      d["dense_ms"] = s.dense_ms;
+      d["multiply_adds"] = s.multiply_adds;
+      d["why"] = s.why;
+      all.append(d);
+    }
+    return all;
+  }
+
+ private:
+  static Op make(OpKind kind, const std::string& name, std::vector<int> inputs,
+                 const Act& act = {"none", 0, 0, std::nullopt}) {
+    Op op;
+    op.kind = kind;
+    op.name = name;
+    op.inputs = std::move(inputs);
+    op.activation = activation(act);
+    return op;
+  }
+
+  std::shared_ptr<Program> program_;
+  int64_t id_;
+};
+
+}  // namespace
+
+void bind_program(py::module_& m);
+void bind_program(py::module_& m) {
+  py::class_<PyProgram>(m, "Program", "A segment of a network, held by libsecateur; its id is engine_run's `program`.")
+      .def(py::init<>())
+      .def("input_planes", &PyProgram::input_planes, py::arg("channels"))
+      .def("input_rows", &PyProgram::input_rows, py::arg("features"))
+      .def("conv2d", &PyProgram::conv2d, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("residual"), py::arg("act"),
+           py::arg("name"))
+      .def("linear", &PyProgram::linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("act"),
+           py::arg("name"))
+      .def("max_pool", &PyProgram::max_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("dilation"), py::arg("ceil_mode"), py::arg("name"))
+      .def("avg_pool", &PyProgram::avg_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"))
+      .def("global_avg_pool", &PyProgram::global_avg_pool, py::arg("x"), py::arg("name"))
+      .def("map", &PyProgram::map, py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("join"), py::arg("other"),
+           py::arg("act"), py::arg("name"))
+      .def("concat", &PyProgram::concat, py::arg("xs"), py::arg("name"))
+      .def("select_channels", &PyProgram::select_channels, py::arg("x"), py::arg("index"), py::arg("name"))
+      .def("flatten", &PyProgram::flatten, py::arg("x"))
+      .def("output", &PyProgram::output, py::arg("x"))
+      .def("finish", &PyProgram::finish)
+      .def("prepare", &PyProgram::prepare, py::arg("batch"), py::arg("sizes"), py::arg("budget_s"))
+      .def("describe", &PyProgram::describe, py::arg("batch"), py::arg("sizes"))
+      .def_property_readonly("id", &PyProgram::id);
+}

@@ -1,0 +1,331 @@
+#include "conv_step.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+#include <stdexcept>
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kCacheVectors = 32 * 1024 / 64;   // of the first-level cache
+constexpr int64_t kScratchFloats = 512 * 1024 / 4;  // sums between chunks stay in the second-level cache
+constexpr int64_t kParts = 4;                       // of output channels, for threads
+constexpr int64_t kMaxOffset = 65535;
+
+}  // namespace
+
+ConvStep::ConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
+                   const cpu::EngineKernels& kernels)
+    : Step(op.name), op_(op), stores_(stores), x_(x), y_(y), residual_(residual), kernels_(kernels) {
+  const Store &from = stores[x], &to = stores[y];
+  const auto& w = op.window;
+  line_ = w.kernel[0] == 1 && w.kernel[1] == 1 && w.stride[0] == 1 && w.stride[1] == 1 && from.layout.is_line() &&
+          to.layout.is_line() && w.padding == std::array<int64_t, 4>{0, 0, 0, 0} &&
+          (residual < 0 || stores[residual].layout.is_line()) && to.layout.blocks == from.layout.blocks;
+  rows_ = line_ ? 1 : to.layout.blocks.rows;
+  columns_ = line_ ? to.layout.blocks.vectors() : to.layout.blocks.columns;
+  max_line_ = 0;
+  for (int c = 1; c <= cpu::kTileLine && kernels.sparse_planes[0][1][c]; ++c) max_line_ = c;
+}
+
+int64_t ConvStep::tap_offset(int64_t tap) const {
+  const auto& w = op_.window;
+  return (tap / w.kernel[1] * w.dilation[0] - w.padding[0]) * stores_[x_].layout.pitch() +
+         tap % w.kernel[1] * w.dilation[1] - w.padding[1];
+}
+
+bool ConvStep::dense_is_worth_trying() const {
+  // A depthwise filter has nothing to share between output channels.
+  return op_.weights->zeros() < 0.8 && op_.weights->neurons() / op_.groups >= 2 && group_channels() >= 2;
+}
+
+bool ConvStep::sparse_is_worth_trying() const { return op_.weights->zeros() > 0.2 || !dense_is_worth_trying(); }
+
+double ConvStep::predict(const ConvChoice& c) const {
+  const auto& w = op_.window;
+  const double tiles_down = static_cast<double>((rows_ + c.rows - 1) / c.rows);
+  const double tiles_across = static_cast<double>((columns_ + c.columns - 1) / c.columns);
+  const double tiles = tiles_down * tiles_across, vectors = static_cast<double>(rows_ * columns_);
+  const double chunks = static_cast<double>((group_channels() + c.chunk - 1) / c.chunk);
+  const double k = static_cast<double>(op_.weights->neurons()), sums = c.rows * c.columns;
+  // What a tile reads of one channel, and what of a chunk.
+  const double read_rows = static_cast<double>(std::min<int64_t>((c.rows - 1) * w.stride[0], 64)) +
+                           static_cast<double>((w.kernel[0] - 1) * w.dilation[0]) + 1;
+  const double read_columns =
+      static_cast<double>((c.columns - 1) * w.stride[1] + (w.kernel[1] - 1) * w.dilation[1] + 1);
+  const double footprint = static_cast<double>(c.chunk) * read_rows * read_columns;
+  const double shared = static_cast<double>(op_.groups) > 1 ? 1 : 0;  // groups share no inputs
+  const double load = footprint <= 0.9 * kCacheVectors || shared > 0 ? 1.0
+                      : footprint <= 1.5 * kCacheVectors             ? 1.2
+                                                                     : 1.5;
+  const double refill = footprint * chunks * tiles * 2.5;
+  if (c.dense) {
+    const double macs = static_cast<double>(op_.weights->neurons() * op_.weights->per_neuron()) * vectors;
+    return macs * (1 + 0.4 / sums) * (1.0 + (load - 1) * 0.1) + refill + k * vectors * 3 * chunks;
+  }
+  const double macs = static_cast<double>(op_.weights->nonzeros()) * vectors;
+  return macs * load * std::max(1.0, 4 / sums) + static_cast<double>(op_.weights->nonzeros()) * tiles * 0.8 + refill +
+         k * chunks * tiles * 18 + k * vectors * 3 * chunks;
+}
+
+std::vector<ConvChoice> ConvStep::candidates(bool dense) const {
+  const auto& w = op_.window;
+  const int step = w.stride[1] == 2 ? 1 : 0;
+  const bool any_step = w.stride[1] > 2;
+  std::vector<std::pair<double, ConvChoice>> all;
+  const int64_t channels = group_channels();
+  for (int r = 1; r <= std::min<int64_t>(rows_, cpu::kTileRows); ++r)
+    for (int c = 1; c <= std::min<int64_t>(columns_, r == 1 && !dense ? cpu::kTileLine : cpu::kTileColumns); ++c) {
+      if (any_step && c > 1) continue;
+      if (dense ? kernels_.dense_planes[step][r][c] == nullptr : kernels_.sparse_planes[step][r][c] == nullptr)
+        continue;
+      // Only shapes that leave narrow remainders, or none.
+      std::vector<int64_t> chunks;
+      for (int64_t n : {4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512})
+        if (n < channels) chunks.push_back(n);
+      chunks.push_back(channels);
+      for (int64_t n : chunks) {
+        ConvChoice choice{dense, r, c, n, false};
+        all.emplace_back(predict(choice), choice);
+      }
+    }
+  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<ConvChoice> best;
+  for (auto& [cost, choice] : all) {
+    if (cost > 1.5 * all.front().first || best.size() >= 10) break;
+    best.push_back(choice);
+  }
+  return best;
+}
+
+void ConvStep::pack(const ConvChoice& choice) {
+  choice_ = choice;
+  tiles_.clear();
+  for (int64_t r = 0; r < rows_; r += choice.rows)
+    for (int64_t c = 0; c < columns_; c += choice.columns)
+      tiles_.push_back({r, c, static_cast<int>(std::min<int64_t>(choice.rows, rows_ - r)),
+                        static_cast<int>(std::min<int64_t>(choice.columns, columns_ - c))});
+  choice_.by_tile = static_cast<int64_t>(tiles_.size()) >= 8;
+  if (choice.dense) pack_dense();
+  else pack_sparse();
+}
+
+void ConvStep::pack_sparse() {
+  const Weights& weights = *op_.weights;
+  const int64_t k = weights.neurons(), taps = op_.window.kernel[0] * op_.window.kernel[1], cg = group_channels();
+  const int64_t plane = stores_[x_].layout.plane(), kg = k / op_.groups;
+  int64_t lowest = 0, highest = 0;
+  for (int64_t t = 0; t < taps; ++t)
+    lowest = std::min(lowest, tap_offset(t)), highest = std::max(highest, tap_offset(t));
+  const int64_t fit = (kMaxOffset - (highest - lowest)) / plane;  // channels that 16 bits reach
+  if (fit < 1) throw std::length_error("engine: " + op_.name + ": the image is too large for 16-bit offsets");
+  choice_.chunk = std::clamp<int64_t>(choice_.chunk, 1, std::min(fit, std::max<int64_t>(cg, 1)));
+  chunks_ = std::max<int64_t>((cg + choice_.chunk - 1) / choice_.chunk, 1);
+
+  // Parts of equal work.
+  const int64_t parts = std::clamp<int64_t>(k / 8, 1, kParts);
+  parts_.assign(1, 0);
+  std::vector<int64_t> counts(static_cast<size_t>(k * chunks_), 0);
+  int64_t total = 0;
+  for (int64_t o = 0; o < k; ++o)
+    weights.for_each(o, [&](int64_t i, float) { ++counts[(i / taps / choice_.chunk) * k + o], ++total; });
+  int64_t sum = 0;
+  for (int64_t o = 0; o < k; ++o) {
+    for (int64_t c = 0; c < chunks_; ++c) sum += counts[c * k + o];
+    if (static_cast<int64_t>(parts_.size()) < parts && sum * parts >= total * static_cast<int64_t>(parts_.size()) &&
+        o + 1 < k)
+      parts_.push_back(o + 1);
+  }
+  parts_.push_back(k);
+
+  sparse_rows_.clear();
+  row_at_.assign(1, 0);
+  const int64_t n_parts = static_cast<int64_t>(parts_.size()) - 1;
+  std::vector<int64_t> place(static_cast<size_t>(k * chunks_));  // of the row in sparse_rows_
+  std::vector<int64_t> order;
+  for (int64_t c = 0; c < chunks_; ++c)
+    for (int64_t p = 0; p < n_parts; ++p) {
+      order.resize(static_cast<size_t>(parts_[p + 1] - parts_[p]));
+      std::iota(order.begin(), order.end(), parts_[p]);
+      // Rows of like lengths follow each other: the loop's end is then foreseen. Groups keep their order: they share
+      // inputs.
+      if (op_.groups == 1)
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return counts[c * k + a] < counts[c * k + b]; });
+      for (int64_t o : order) {
+        if (counts[c * k + o] == 0 && c != 0 && c != chunks_ - 1) continue;
+        place[c * k + o] = static_cast<int64_t>(sparse_rows_.size());
+        sparse_rows_.push_back({static_cast<int32_t>(o), static_cast<int32_t>(o), 0,
+                                static_cast<uint32_t>(counts[c * k + o]),
+                                (o / kg * cg + c * choice_.chunk) * plane + lowest});
+      }
+      row_at_.push_back(static_cast<int64_t>(sparse_rows_.size()));
+    }
+  uint32_t begin = 0;
+  for (auto& row : sparse_rows_) row.begin = begin, begin += row.count;
+  offsets_.assign(static_cast<size_t>(total), 0);
+  weights_.assign(static_cast<size_t>(total), 0);
+  std::vector<uint32_t> at(static_cast<size_t>(chunks_));
+  for (int64_t o = 0; o < k; ++o) {
+    for (int64_t c = 0; c < chunks_; ++c)
+      if (counts[c * k + o]) at[c] = sparse_rows_[place[c * k + o]].begin;
+    weights.for_each(o, [&](int64_t i, float w) {
+      const int64_t channel = i / taps, c = channel / choice_.chunk;
+      offsets_[at[c]] = static_cast<uint16_t>((channel - c * choice_.chunk) * plane + tap_offset(i % taps) - lowest);
+      weights_[at[c]++] = w;
+    });
+  }
+}
+
+void ConvStep::pack_dense() {
+  constexpr int64_t kBlock = cpu::kDenseBlock;
+  const Weights& weights = *op_.weights;
+  const int64_t k = weights.neurons(), taps = op_.window.kernel[0] * op_.window.kernel[1], cg = group_channels();
+  const int64_t kg = k / op_.groups, blocks = (kg + kBlock - 1) / kBlock;
+  choice_.chunk = std::clamp<int64_t>(choice_.chunk, 1, cg);
+  chunks_ = (cg + choice_.chunk - 1) / choice_.chunk;
+  block_floats_ = cg * taps * kBlock;
+  weights_.assign(static_cast<size_t>(op_.groups * blocks * block_floats_), 0);
+  offsets_.clear();
+  sparse_rows_.clear();
+  for (int64_t o = 0; o < k; ++o)
+    weights.for_each(o, [&](int64_t i, float w) {
+      const int64_t block = o / kg * blocks + o % kg / kBlock;
+      weights_[block * block_floats_ + i * kBlock + o % kg % kBlock] = w;
+    });
+  taps_.clear();
+  for (int64_t t = 0; t < taps; ++t) taps_.push_back(static_cast<int32_t>(tap_offset(t) * kLanes));
+  parts_.assign(1, 0);  // whole blocks; whole groups where there are several
+  const int64_t units = op_.groups > 1 ? op_.groups : blocks, unit = op_.groups > 1 ? kg : kBlock;
+  const int64_t parts = std::min<int64_t>(units, kParts);
+  for (int64_t p = 1; p <= parts; ++p) parts_.push_back(std::min(units * p / parts * unit, k));
+}
+
+int64_t ConvStep::tasks() const {
+  if (choice_.by_tile) return std::min<int64_t>(static_cast<int64_t>(tiles_.size()), 8);
+  return static_cast<int64_t>(parts_.size()) - 1;
+}
+
+int64_t ConvStep::scratch_floats(int64_t) const {
+  return chunks_ > 1 ? op_.weights->neurons() * choice_.rows * choice_.columns * kLanes : 0;
+}
+
+int64_t ConvStep::largest_scratch() const {
+  return op_.weights->neurons() * std::max<int64_t>(kernels_.max_sums, cpu::kTileLine) * kLanes;
+}
+
+void ConvStep::run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const {
+  const int64_t parts = static_cast<int64_t>(parts_.size()) - 1;
+  if (choice_.by_tile) {
+    run_range(worker, part(static_cast<int64_t>(tiles_.size()), task, tasks()), {0, parts});
+  } else {
+    run_range(worker, {0, static_cast<int64_t>(tiles_.size())}, {task, task + 1});
+    stores_[y_].fill_frames(kernels_, worker.arena, parts_[task], parts_[task + 1]);
+  }
+}
+
+void ConvStep::run_all(const Call&, const Worker& worker, int64_t, int64_t) const {
+  const int64_t parts = static_cast<int64_t>(parts_.size()) - 1;
+  const int64_t scratch = scratch_floats(1);
+  const int64_t passes = std::clamp<int64_t>((scratch + kScratchFloats - 1) / kScratchFloats, 1, parts);
+  for (int64_t p = 0; p < passes; ++p)
+    run_range(worker, {0, static_cast<int64_t>(tiles_.size())}, part(parts, p, passes));
+  stores_[y_].fill_frames(kernels_, worker.arena, 0, op_.weights->neurons());
+}
+
+void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
+  const Store &x = stores_[x_], &y = stores_[y_];
+  const Store* residual = residual_ < 0 ? nullptr : &stores_[residual_];
+  const auto& w = op_.window;
+  const int step = w.stride[1] == 2 ? 1 : 0;
+  const int64_t n_parts = static_cast<int64_t>(parts_.size()) - 1, x_pitch = x.layout.pitch() * kLanes;
+  cpu::TileOut out{};
+  out.scratch = worker.scratch;
+  out.y_row = y.layout.pitch() * kLanes;
+  out.y_plane = y.plane_floats();
+  out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
+  out.activation = op_.activation.view();
+  out.valid_row = y.layout.blocks.columns;
+  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+    const Tile& tile = tiles_[t];
+    const float* from =
+        x.channel(worker.arena, 0) + tile.row * w.stride[0] * x_pitch + tile.column * w.stride[1] * kLanes;
+    out.y = y.channel(worker.arena, 0) + tile.row * out.y_row + tile.column * kLanes;
+    out.valid = y.valid.empty() ? nullptr : y.valid.data() + tile.row * out.valid_row + tile.column;
+    if (residual) {
+      out.residual_row = residual->layout.pitch() * kLanes;
+      out.residual_plane = residual->plane_floats();
+      out.residual = residual->channel(worker.arena, 0) + tile.row * out.residual_row + tile.column * kLanes;
+    }
+    for (int64_t c = 0; c < chunks_; ++c) {
+      out.first = c == 0;
+      out.last = c + 1 == chunks_;
+      if (!choice_.dense) {
+        const int64_t first = row_at_[c * n_parts + parts.begin], last = row_at_[c * n_parts + parts.end];
+        cpu::SparsePlanes args{sparse_rows_.data() + first, last - first, offsets_.data(), weights_.data(), from,
+                               w.stride[0] * x_pitch,       out};
+        kernels_.sparse_planes[step][tile.rows][tile.columns](args);
+        continue;
+      }
+      const int64_t cg = group_channels(), kg = op_.weights->neurons() / op_.groups,
+                    taps = static_cast<int64_t>(taps_.size());
+      const int64_t blocks = (kg + cpu::kDenseBlock - 1) / cpu::kDenseBlock;
+      cpu::DensePlanes args{};
+      args.block_stride = block_floats_;
+      args.channels = std::min(choice_.chunk, cg - c * choice_.chunk);
+      args.taps = taps_.data();
+      args.tap_count = taps;
+      args.x_row = w.stride[0] * x_pitch;
+      args.x_plane = x.plane_floats();
+      for (int64_t k = parts_[parts.begin]; k < parts_[parts.end];) {
+        const int64_t group = k / kg, in_group = k % kg;
+        args.k_begin = k;
+        args.k_end = std::min(parts_[parts.end], (group + 1) * kg);
+        args.weights = weights_.data() + (group * blocks + in_group / cpu::kDenseBlock) * block_floats_ +
+                       c * choice_.chunk * taps * cpu::kDenseBlock;
+        args.x = from + (group * cg + c * choice_.chunk) * args.x_plane;
+        args.out = out;
+        args.out.scratch = worker.scratch + (k - parts_[parts.begin]) * tile.rows * tile.columns * kLanes;
+        kernels_.dense_planes[step][tile.rows][tile.columns](args);
+        k = args.k_end;
+      }
+    }
+  }
+}
+
+void ConvStep::set_measured(double sparse_ms, double dense_ms, std::string why) {
+  sparse_ms_ = sparse_ms;
+  dense_ms_ = dense_ms;
+  why_ = std::move(why);
+}
+
+StepReport ConvStep::report() const {
+  StepReport r;
+  const Store &x = stores_[x_], &y = stores_[y_];
+  char text[160];
+  const auto& w = op_.window;
+  std::snprintf(text, sizeof text, "%lldx%lld %lld->%lld at %lldx%lld%s%s", static_cast<long long>(w.kernel[0]),
+                static_cast<long long>(w.kernel[1]), static_cast<long long>(x.channels),
+                static_cast<long long>(y.channels), static_cast<long long>(y.layout.height),
+                static_cast<long long>(y.layout.width), w.stride[0] > 1 || w.stride[1] > 1 ? " strided" : "",
+                op_.groups > 1 ? " grouped" : "");
+  r.name = name();
+  r.kind = "conv2d";
+  r.shape = text;
+  r.kernel = choice_.dense ? "dense" : "sparse";
+  std::snprintf(text, sizeof text, "%dx%d of %lldx%lld", choice_.rows, choice_.columns, static_cast<long long>(rows_),
+                static_cast<long long>(columns_));
+  r.tile = text;
+  r.why = why_;
+  r.zeros = op_.weights->zeros();
+  r.chunk = choice_.chunk;
+  r.ms = choice_.dense ? dense_ms_ : sparse_ms_;
+  r.dense_ms = dense_ms_;
+  r.multiply_adds = static_cast<double>(choice_.dense ? op_.weights->neurons() * op_.weights->per_neuron()
+                                                      : op_.weights->nonzeros()) *
+                    static_cast<double>(rows_ * columns_);
+  return r;
+}
+
+}  // namespace secateur::engine

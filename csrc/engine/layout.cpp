@@ -1,0 +1,122 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <map>
+
+namespace secateur::engine {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+
+// Calls f(vector row, vector column, lane, image row, image column) for all lanes of a block, pixel or not.
+template <class F>
+void for_each_lane(const Blocks& b, F&& f) {
+  for (int64_t r = 0; r < b.rows; ++r)
+    for (int64_t c = 0; c < b.columns; ++c)
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        f(r, c, lane, lane / b.grid_columns * b.rows + r, lane % b.grid_columns * b.columns + c);
+}
+
+}  // namespace
+
+void FrameSize::include(const FrameSize& other) {
+  top = std::max(top, other.top);
+  left = std::max(left, other.left);
+  bottom = std::max(bottom, other.bottom);
+  right = std::max(right, other.right);
+}
+
+Blocks best_blocks(int64_t height, int64_t width) {
+  Blocks best;
+  int64_t best_cost = INT64_MAX;
+  for (int64_t rows = 1; rows <= kLanes; ++rows)
+    for (int64_t columns = 1; rows * columns <= kLanes; ++columns) {
+      Blocks b{rows, columns, std::max<int64_t>(ceil_div(height, rows), 1),
+               std::max<int64_t>(ceil_div(width, columns), 1)};
+      // Wide blocks before tall ones, even ones before odd ones (the next stride 2 then needs no repacking).
+      const int64_t frame = 2 * (b.rows + b.columns + 2);
+      const int64_t cost = b.vectors() * 4096 + frame * 16 + (b.rows % 2 + b.columns % 2) * 4 + (b.columns < b.rows);
+      if (cost < best_cost) best = b, best_cost = cost;
+    }
+  return best;
+}
+
+std::vector<uint16_t> valid_lanes(const Layout& layout) {
+  const Blocks& b = layout.blocks;
+  std::vector<uint16_t> valid(static_cast<size_t>(b.vectors()), 0);
+  for_each_lane(b, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
+    if (row < layout.height && column < layout.width)
+      valid[r * b.columns + c] = static_cast<uint16_t>(valid[r * b.columns + c] | 1u << lane);
+  });
+  if (std::all_of(valid.begin(), valid.end(), [](uint16_t bits) { return bits == 0xffff; })) valid.clear();
+  return valid;
+}
+
+FrameFill frame_fill(const Layout& layout) {
+  const Blocks& b = layout.blocks;
+  const FrameSize& f = layout.frame;
+  FrameFill fill;
+  std::map<std::pair<int64_t, int64_t>, int32_t> known;  // (blocks down, blocks right) -> perm
+  auto perm = [&](int64_t down, int64_t right) {
+    auto [at, added] = known.try_emplace({down, right}, static_cast<int32_t>(fill.perms.size()));
+    if (added) {
+      cpu::LanePerm p;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t row = lane / b.grid_columns + down, column = lane % b.grid_columns + right;
+        const bool inside = lane < b.grid_rows * b.grid_columns && row >= 0 && row < b.grid_rows && column >= 0 &&
+                            column < b.grid_columns;
+        p.lane[lane] = inside ? static_cast<int32_t>(row * b.grid_columns + column) : -1;
+      }
+      fill.perms.push_back(p);
+    }
+    return at->second;
+  };
+  for (int64_t r = -f.top; r < b.rows + f.bottom; ++r)
+    for (int64_t c = -f.left; c < b.columns + f.right; ++c) {
+      const int64_t down = floor_div(r, b.rows), right = floor_div(c, b.columns);
+      if (down == 0 && right == 0) continue;
+      const int64_t from = (r - down * b.rows) * layout.pitch() + c - right * b.columns;
+      fill.copies.push_back(
+          {static_cast<int32_t>(r * layout.pitch() + c), static_cast<int32_t>(from), perm(down, right)});
+    }
+  return fill;
+}
+
+std::vector<int32_t> gather_index(const Layout& to, const Layout& from) {
+  const Blocks& b = from.blocks;
+  std::vector<int32_t> index(static_cast<size_t>(to.blocks.vectors() * kLanes), -1);
+  size_t i = 0;
+  for_each_lane(to.blocks, [&](int64_t, int64_t, int64_t lane, int64_t row, int64_t column) {
+    if (lane < to.blocks.grid_rows * to.blocks.grid_columns && row < to.height && column < to.width) {
+      const int64_t from_lane = row / b.rows * b.grid_columns + column / b.columns;
+      index[i] = static_cast<int32_t>((row % b.rows * from.pitch() + column % b.columns) * kLanes + from_lane);
+    }
+    ++i;
+  });
+  return index;
+}
+
+std::vector<int32_t> gather_index(const Layout& to, int64_t row_stride, int64_t column_stride) {
+  std::vector<int32_t> index(static_cast<size_t>(to.blocks.vectors() * kLanes), -1);
+  size_t i = 0;
+  for_each_lane(to.blocks, [&](int64_t, int64_t, int64_t lane, int64_t row, int64_t column) {
+    if (lane < to.blocks.grid_rows * to.blocks.grid_columns && row < to.height && column < to.width)
+      index[i] = static_cast<int32_t>(row * row_stride + column * column_stride);
+    ++i;
+  });
+  return index;
+}
+
+std::vector<int32_t> scatter_index(const Layout& from) {
+  const Blocks& b = from.blocks;
+  std::vector<int32_t> index;
+  index.reserve(static_cast<size_t>(from.height * from.width));
+  for (int64_t row = 0; row < from.height; ++row)
+    for (int64_t column = 0; column < from.width; ++column)
+      index.push_back(static_cast<int32_t>((row % b.rows * from.pitch() + column % b.columns) * kLanes +
+                                           row / b.rows * b.grid_columns + column / b.columns));
+  return index;
+}
+
+}  // namespace secateur::engine

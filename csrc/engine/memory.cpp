@@ -1,0 +1,78 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace secateur::engine {
+namespace {
+
+constexpr size_t kPage = size_t{2} << 20;
+constexpr size_t kKept = 16;  // buffers at rest
+
+struct Block {
+  float* data;
+  size_t bytes;
+};
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block> free;
+};
+Pool& pool() {
+  static auto* all = new Pool;  // never destroyed: a buffer may come back after this library's own teardown
+  return *all;
+}
+
+}  // namespace
+
+Buffer::Buffer(int64_t floats) {
+  const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kPage) / kPage * kPage;
+  Pool& p = pool();
+  {
+    // The smallest that is large enough; one too small is given up rather than kept beside its successor.
+    const std::lock_guard lock(p.mutex);
+    size_t best = p.free.size(), smallest = 0;
+    for (size_t i = 0; i < p.free.size(); ++i) {
+      if (p.free[i].bytes >= bytes && (best == p.free.size() || p.free[i].bytes < p.free[best].bytes)) best = i;
+      if (p.free[i].bytes < p.free[smallest].bytes) smallest = i;
+    }
+    if (best < p.free.size() && p.free[best].bytes <= 4 * bytes + (16 << 20)) {
+      data_ = p.free[best].data;
+      bytes_ = p.free[best].bytes;
+      p.free.erase(p.free.begin() + static_cast<ptrdiff_t>(best));
+      return;
+    }
+    if (!p.free.empty() && p.free[smallest].bytes < bytes) {
+      std::free(p.free[smallest].data);
+      p.free.erase(p.free.begin() + static_cast<ptrdiff_t>(smallest));
+    }
+  }
+  data_ = static_cast<float*>(std::aligned_alloc(kPage, bytes));
+  if (!data_) throw std::bad_alloc();
+  bytes_ = bytes;
+#ifdef __linux__
+  madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(data_, 0, bytes);  // no stray NaN or denormal where a lane holds no pixel
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  Pool& p = pool();
+  {
+    const std::lock_guard lock(p.mutex);
+    if (p.free.size() < kKept) {
+      p.free.push_back({data_, bytes_});
+      return;
+    }
+  }
+  std::free(data_);
+}
+
+}  // namespace secateur::engine

@@ -1,0 +1,26 @@
+// Memory for arenas: on huge pages where the system has them, kept between calls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace secateur::engine {
+
+// 64-byte aligned floats from a pool that all programs share; back to the pool when it goes. Throws std::bad_alloc.
+class Buffer {
+ public:
+  explicit Buffer(int64_t floats);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer& operator=(Buffer&&) = delete;
+  Buffer(const Buffer&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  float* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace secateur::engine

@@ -1,0 +1,215 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "memory.h"
+#include "plan_builder.h"
+#include "planes_steps.h"
+#include "rows_steps.h"
+
+namespace secateur::engine {
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// The frame of a convolution whose tasks are tiles: after all of them, channel by channel. On one thread the
+// convolution writes it itself.
+class ConvFrame : public Step {
+ public:
+  ConvFrame(const ConvStep& conv, const Store& y, const cpu::EngineKernels& kernels)
+      : Step(conv.name() + " (frame)"), conv_(conv), y_(y), kernels_(kernels) {}
+  int64_t tasks() const override {
+    return conv_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.channels / 8, 1, 2) : 0;
+  }
+  void run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const override {
+    const Range r = part(y_.channels, task, tasks());
+    y_.fill_frames(kernels_, worker.arena, r.begin, r.end);
+  }
+  void run_all(const Call&, const Worker&, int64_t, int64_t) const override {}
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = "frame";
+    return r;
+  }
+
+ private:
+  const ConvStep& conv_;
+  const Store& y_;
+  const cpu::EngineKernels& kernels_;
+};
+
+}  // namespace
+
+Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels)
+    : program_(program), kernels_(kernels), sizes_(std::move(sizes)) {
+  PlanBuilder(*this).build();
+  place_stores();
+  make_steps();
+}
+
+// Stores whose times overlap lie side by side, others on top of each other; the largest find their places first.
+void Plan::place_stores() {
+  auto root = [&](int s) {
+    while (stores_[s].parent >= 0) s = stores_[s].parent;
+    return s;
+  };
+  for (size_t s = 0; s < stores_.size(); ++s)
+    stores_[root(static_cast<int>(s))].layout.frame.include(stores_[s].layout.frame);
+  for (size_t s = 0; s < stores_.size(); ++s) stores_[s].layout.frame = stores_[root(static_cast<int>(s))].layout.frame;
+  for (size_t i = 0; i < records_.size(); ++i)
+    for (int s : {records_[i].x, records_[i].y, records_[i].other})
+      if (s >= 0) {
+        Store& r = stores_[root(s)];
+        r.begin = std::min(r.begin, static_cast<int64_t>(i));
+        r.end = std::max(r.end, static_cast<int64_t>(i));
+      }
+  std::vector<int> order;
+  for (size_t s = 0; s < stores_.size(); ++s)
+    if (stores_[s].parent < 0) order.push_back(static_cast<int>(s));
+  auto size = [&](int s) { return stores_[s].channels * stores_[s].plane_floats(); };
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return size(a) > size(b); });
+  std::vector<std::pair<int, int64_t>> placed;  // (store, first float)
+  for (int s : order) {
+    int64_t at = 0;
+    std::vector<std::pair<int64_t, int64_t>> taken;
+    for (auto [other, first] : placed)
+      if (stores_[other].begin <= stores_[s].end && stores_[s].begin <= stores_[other].end)
+        taken.emplace_back(first, first + size(other));
+    std::sort(taken.begin(), taken.end());
+    for (auto [first, last] : taken) {
+      if (at + size(s) <= first) break;
+      at = std::max(at, last);
+    }
+    placed.emplace_back(s, at);
+    stores_[s].offset = at + stores_[s].layout.origin() * kLanes;
+    arena_floats_ = std::max(arena_floats_, at + size(s));
+  }
+  for (size_t s = 0; s < stores_.size(); ++s) {
+    Store& store = stores_[s];
+    int64_t channel = 0;
+    for (int p = static_cast<int>(s); stores_[p].parent >= 0; p = stores_[p].parent)
+      channel += stores_[p].first_channel;
+    store.offset = stores_[root(static_cast<int>(s))].offset + channel * store.plane_floats();
+    store.valid = valid_lanes(store.layout);
+    if (store.fill_value == 0.0f) store.fill = frame_fill(store.layout);
+  }
+}
+
+void Plan::make_steps() {
+  const Workshop shop{stores_, kernels_};
+  const auto& ops = program_.ops();
+  for (const Record& r : records_) {
+    const Op* op = r.op >= 0 ? &ops[r.op] : nullptr;
+    const std::string name = op ? op->name : "input";
+    switch (r.kind) {
+      case RecordKind::kPack: image_steps_.push_back(make_pack(shop, "input", r.port, r.y)); continue;
+      case RecordKind::kUnpack: image_steps_.push_back(make_unpack(shop, name, r.x, r.port)); continue;
+      case RecordKind::kRepack: image_steps_.push_back(make_repack(shop, name, r.x, r.y)); continue;
+      case RecordKind::kCopy: image_steps_.push_back(make_copy(shop, name, r.x, r.y, r.first, {})); continue;
+      case RecordKind::kOp: break;
+    }
+    const bool planes = program_.values()[op->output].kind == ValueKind::kPlanes;
+    const bool from_planes = program_.values()[op->inputs[0]].kind == ValueKind::kPlanes;
+    Steps& steps = planes || from_planes || in_image_[r.op] ? image_steps_ : batch_steps_;
+    switch (op->kind) {
+      case OpKind::kConv: {
+        auto conv = std::make_unique<ConvStep>(*op, stores_, r.x, r.y, r.other, kernels_);
+        convs_.push_back(conv.get());
+        image_steps_.push_back(std::move(conv));
+        image_steps_.push_back(std::make_unique<ConvFrame>(*convs_.back(), stores_[r.y], kernels_));
+        break;
+      }
+      case OpKind::kLinear: steps.push_back(make_linear(*op, kernels_)); break;
+      case OpKind::kMaxPool:
+      case OpKind::kAvgPool: steps.push_back(make_pool(shop, *op, r.x, r.y)); break;
+      case OpKind::kGlobalPool: steps.push_back(make_global_pool(shop, *op, r.x)); break;
+      case OpKind::kMap:
+        steps.push_back(planes ? make_map(shop, *op, r.x, r.other, r.rows, r.y)
+                               : make_rows_map(*op, features_[op->output], kernels_));
+        break;
+      case OpKind::kConcat:
+        if (!planes) {
+          std::vector<int64_t> features;
+          for (int v : op->inputs) features.push_back(features_[v]);
+          steps.push_back(make_rows_concat(*op, std::move(features)));
+        }
+        break;
+      case OpKind::kSelect: steps.push_back(make_copy(shop, op->name, r.x, r.y, 0, op->index)); break;
+      case OpKind::kFlatten: steps.push_back(make_flatten(shop, *op, r.x)); break;
+    }
+  }
+}
+
+int64_t Plan::scratch_floats(int64_t batch) const {
+  int64_t n = 0;
+  for (const auto& step : image_steps_) n = std::max(n, step->scratch_floats(1));
+  for (const auto& step : batch_steps_) n = std::max(n, step->scratch_floats(batch));
+  return n;
+}
+
+double Plan::measure(ConvStep& step, float* arena, float* scratch, double limit) const {
+  const Call call;
+  double best = 1e30;
+  const double begin = now();
+  for (int i = 0; i < 5; ++i) {
+    const double t = now();
+    step.run_all(call, {arena, scratch}, 0, 1);
+    const double end = now();
+    if (i > 0 || end - t > limit) best = std::min(best, end - t);  // the first call warms up
+    if (end - begin > limit) break;
+  }
+  return best;
+}
+
+void Plan::choose(double budget) {
+  const double begin = now();
+  for (ConvStep* conv : convs_) {
+    if (conv->sparse_is_worth_trying()) conv->pack(conv->candidates(false).front());
+    else conv->pack(conv->candidates(true).front());
+  }
+  if (budget > 0 && !convs_.empty()) {
+    int64_t scratch = 0;
+    for (const ConvStep* conv : convs_) scratch = std::max<int64_t>(scratch, conv->largest_scratch());
+    Buffer memory(arena_floats_ + scratch);
+    std::fill(memory.data(), memory.data() + arena_floats_, 0.5f);
+    for (size_t i = 0; i < convs_.size(); ++i) {
+      ConvStep& conv = *convs_[i];
+      const double left = std::max(budget - (now() - begin), 0.0) / static_cast<double>(convs_.size() - i);
+      double best[2] = {1e30, 1e30};
+      ConvChoice choice[2];
+      for (int dense = 0; dense < 2; ++dense) {
+        if (dense ? !conv.dense_is_worth_trying() : !conv.sparse_is_worth_trying()) continue;
+        const auto candidates = conv.candidates(dense);
+        const double limit = left / static_cast<double>(2 * candidates.size());
+        const double until = now() + left / 2;
+        for (const ConvChoice& c : candidates) {
+          if (now() > until && best[dense] < 1e30) break;
+          conv.pack(c);
+          const double t = measure(conv, memory.data(), memory.data() + arena_floats_, limit);
+          // Those that the cost model prefers come first and keep their place in a tie.
+          if (t < best[dense] * 0.98) best[dense] = t, choice[dense] = c;
+        }
+      }
+      const bool dense = best[1] < best[0];
+      conv.pack(choice[dense]);
+      conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0,
+                        best[0] >= 1e30   ? "nearly no zeros"
+                        : best[1] >= 1e30 ? "zeros"
+                        : dense           ? "dense measured faster"
+                                          : "sparse measured faster");
+    }
+  }
+  chosen_in_ = now() - begin;
+}
+
+std::vector<StepReport> Plan::report() const {
+  std::vector<StepReport> all;
+  for (const auto& step : image_steps_) all.push_back(step->report());
+  for (const auto& step : batch_steps_) all.push_back(step->report());
+  return all;
+}
+
+}  // namespace secateur::engine

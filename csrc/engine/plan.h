@@ -1,0 +1,65 @@
+// A program laid out for one image size: stores in one arena, steps with their kernels chosen.
+#pragma once
+
+#include <array>
+
+#include "conv_step.h"
+#include "program.h"
+#include "step.h"
+
+namespace secateur::engine {
+
+class Plan {
+ public:
+  Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels);
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // Chooses each convolution's kernel: by measurement within `budget` seconds, by the cost model where it is negative.
+  void choose(double budget);
+
+  // Steps of one image, then those of the whole batch.
+  const Steps& image_steps() const { return image_steps_; }
+  const Steps& batch_steps() const { return batch_steps_; }
+  int64_t arena_floats() const { return arena_floats_; }
+  int64_t scratch_floats(int64_t batch) const;
+  // F of a rows value, [C, H, W] of planes.
+  int64_t features(int value) const { return features_[value]; }
+  std::array<int64_t, 3> shape(int value) const { return shapes_[value]; }
+  const cpu::EngineKernels& kernels() const { return kernels_; }
+  std::vector<StepReport> report() const;
+  double chosen_in() const { return chosen_in_; }
+
+ private:
+  friend class PlanBuilder;
+  void make_steps();
+  void place_stores();
+  double measure(ConvStep& step, float* arena, float* scratch, double limit) const;
+
+  const Program& program_;
+  const cpu::EngineKernels& kernels_;
+  std::vector<std::array<int64_t, 2>> sizes_;
+
+  // What the builder decided: operations over stores, in order.
+  enum class RecordKind { kPack, kUnpack, kRepack, kCopy, kOp };
+  struct Record {
+    RecordKind kind;
+    int op = -1;  // of the program
+    int x = -1, y = -1, other = -1;
+    int rows = -1;      // value, for a broadcast
+    int port = -1;      // input or output of the program
+    int64_t first = 0;  // kCopy: first channel of y
+  };
+  std::vector<Record> records_;
+  std::vector<Store> stores_;
+  std::vector<int64_t> features_;
+  std::vector<std::array<int64_t, 3>> shapes_;
+  std::vector<bool> in_image_;  // rows operations that planes need, by op
+
+  Steps image_steps_, batch_steps_;
+  std::vector<ConvStep*> convs_;
+  int64_t arena_floats_ = 0;
+  double chosen_in_ = 0;
+};
+
+}  // namespace secateur::engine

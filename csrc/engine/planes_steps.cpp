@@ -1,0 +1,375 @@
+#include "planes_steps.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kTasks = 4;
+
+std::string size_of(const Store& s) {
+  char text[96];
+  std::snprintf(text, sizeof text, "%lld at %lldx%lld", static_cast<long long>(s.channels),
+                static_cast<long long>(s.layout.height), static_cast<long long>(s.layout.width));
+  return text;
+}
+
+// A step whose tasks are ranges of channels.
+class ChannelStep : public Step {
+ public:
+  ChannelStep(const Workshop& shop, std::string name, const char* kind, int shown)
+      : Step(std::move(name)), shop_(shop), kind_(kind), shown_(shown) {}
+  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 8, 1, kTasks); }
+  void run(const Call& call, const Worker& worker, int64_t image, int64_t, int64_t task) const override {
+    const Range r = part(channels(), task, tasks());
+    run_channels(call, worker, image, r.begin, r.end);
+  }
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = kind_;
+    r.shape = size_of(store(shown_));
+    r.kernel = "planes";
+    return r;
+  }
+
+ protected:
+  virtual int64_t channels() const = 0;
+  virtual void run_channels(const Call&, const Worker&, int64_t image, int64_t c0, int64_t c1) const = 0;
+  const Store& store(int i) const { return shop_.stores[i]; }
+  const cpu::EngineKernels& kernels() const { return shop_.kernels; }
+
+ private:
+  Workshop shop_;
+  const char* kind_;
+  int shown_;
+};
+
+class Pack : public ChannelStep {
+ public:
+  Pack(const Workshop& shop, std::string name, int input, int y)
+      : ChannelStep(shop, std::move(name), "input", y),
+        input_(input),
+        y_(y),
+        index_(gather_index(store(y).layout, store(y).layout.width, 1)) {}
+
+ protected:
+  int64_t tasks() const override { return std::min<int64_t>(channels(), kTasks); }
+  int64_t channels() const override { return store(y_).channels; }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& y = store(y_);
+    const Layout& l = y.layout;
+    const int64_t line = l.blocks.columns * kLanes, pixels = l.height * l.width;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t r = 0; r < l.blocks.rows; ++r)
+        kernels().gather(y.channel(worker.arena, c) + r * l.pitch() * kLanes,
+                         call.inputs[input_] + (image * y.channels + c) * pixels, index_.data() + r * line, line,
+                         y.fill_value);
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  int input_, y_;
+  std::vector<int32_t> index_;
+};
+
+class Unpack : public ChannelStep {
+ public:
+  Unpack(const Workshop& shop, std::string name, int x, int output)
+      : ChannelStep(shop, std::move(name), "output", x),
+        x_(x),
+        output_(output),
+        index_(scatter_index(store(x).layout)) {}
+
+ protected:
+  int64_t channels() const override { return store(x_).channels; }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& x = store(x_);
+    const int64_t pixels = static_cast<int64_t>(index_.size());
+    for (int64_t c = c0; c < c1; ++c)
+      kernels().gather(call.outputs[output_] + (image * x.channels + c) * pixels, x.channel(worker.arena, c),
+                       index_.data(), pixels, 0.0f);
+  }
+
+ private:
+  int x_, output_;
+  std::vector<int32_t> index_;
+};
+
+class Repack : public ChannelStep {
+ public:
+  Repack(const Workshop& shop, std::string name, int x, int y)
+      : ChannelStep(shop, std::move(name), "repack", y),
+        x_(x),
+        y_(y),
+        index_(gather_index(store(y).layout, store(x).layout)) {
+    if (store(y).fill_value == 0.0f) return;
+    // Another fill reaches the frame and the pixels beyond the image: all vectors of the plane come from the index.
+    const Layout& to = store(y).layout;
+    const Blocks& b = to.blocks;
+    const FrameFill fill = frame_fill(to);
+    std::vector<int32_t> whole(static_cast<size_t>(to.plane() * kLanes), -1);
+    auto at = [&](int64_t vector) { return whole.begin() + (to.origin() + vector) * kLanes; };
+    for (int64_t r = 0; r < b.rows; ++r)
+      std::copy_n(index_.begin() + r * b.columns * kLanes, b.columns * kLanes, at(r * to.pitch()));
+    for (const auto& copy : fill.copies)
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int32_t from = fill.perms[copy.perm].lane[lane];
+        *(at(copy.to) + lane) = from < 0 ? -1 : *(at(copy.from) + from);
+      }
+    index_ = std::move(whole);
+  }
+
+ protected:
+  int64_t channels() const override { return store(y_).channels; }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Layout& l = y.layout;
+    if (y.fill_value != 0.0f) {
+      for (int64_t c = c0; c < c1; ++c)
+        kernels().gather(y.channel(worker.arena, c) - l.origin() * kLanes, x.channel(worker.arena, c), index_.data(),
+                         static_cast<int64_t>(index_.size()), y.fill_value);
+      return;
+    }
+    const int64_t line = l.blocks.columns * kLanes;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t r = 0; r < l.blocks.rows; ++r)
+        kernels().gather(y.channel(worker.arena, c) + r * l.pitch() * kLanes, x.channel(worker.arena, c),
+                         index_.data() + r * line, line, 0.0f);
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  int x_, y_;
+  std::vector<int32_t> index_;
+};
+
+class Frame : public ChannelStep {
+ public:
+  Frame(const Workshop& shop, std::string name, int y) : ChannelStep(shop, std::move(name), "frame", y), y_(y) {}
+
+ protected:
+  int64_t channels() const override { return store(y_).channels; }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    store(y_).fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  int y_;
+};
+
+class Copy : public ChannelStep {
+ public:
+  Copy(const Workshop& shop, std::string name, int x, int y, int64_t first, std::vector<int64_t> index)
+      : ChannelStep(shop, std::move(name), "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {}
+
+ protected:
+  int64_t channels() const override {
+    return index_.empty() ? store(x_).channels : static_cast<int64_t>(index_.size());
+  }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Layout &from = x.layout, &to = y.layout;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t r = 0; r < to.blocks.rows; ++r)
+        std::memcpy(y.channel(worker.arena, first_ + c) + r * to.pitch() * kLanes,
+                    x.channel(worker.arena, index_.empty() ? c : index_[c]) + r * from.pitch() * kLanes,
+                    static_cast<size_t>(to.blocks.columns * kLanes) * sizeof(float));
+    y.fill_frames(kernels(), worker.arena, first_ + c0, first_ + c1);
+  }
+
+ private:
+  int x_, y_;
+  int64_t first_;
+  std::vector<int64_t> index_;
+};
+
+class Pool : public ChannelStep {
+ public:
+  Pool(const Workshop& shop, const Op& op, int x, int y)
+      : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
+    const Window& w = op.window;
+    for (int64_t i = 0; i < w.kernel[0]; ++i)
+      for (int64_t j = 0; j < w.kernel[1]; ++j)
+        taps_.push_back(static_cast<int32_t>(
+            ((i * w.dilation[0] - w.padding[0]) * store(x).layout.pitch() + j * w.dilation[1] - w.padding[1]) *
+            kLanes));
+    if (op.kind == OpKind::kAvgPool) set_divisors();
+  }
+
+ protected:
+  int64_t channels() const override { return store(y_).channels; }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Blocks& b = y.layout.blocks;
+    cpu::PoolRow row{};
+    row.taps = taps_.data();
+    row.tap_count = static_cast<int64_t>(taps_.size());
+    row.step = op_.window.stride[1] * kLanes;
+    row.count = b.columns;
+    row.is_max = op_.kind == OpKind::kMaxPool;
+    row.factor = factor_;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t r = 0; r < b.rows; ++r) {
+        row.x = x.channel(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kLanes;
+        row.y = y.channel(worker.arena, c) + r * y.layout.pitch() * kLanes;
+        row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
+        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        kernels().pool_row(row);
+      }
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  // How many pixels a window counts, as torch does: padding where count_include_pad, never what ceil_mode adds.
+  void set_divisors() {
+    const Window& w = op_.window;
+    const Layout &in = store(x_).layout, &out = store(y_).layout;
+    auto extent = [&](int64_t at, int64_t size, int i) {
+      int64_t begin = at * w.stride[i] - w.padding[i], end = std::min(begin + w.kernel[i], size + w.padding[i]);
+      if (!op_.count_include_pad) begin = std::max<int64_t>(begin, 0), end = std::min(end, size);
+      return end - begin;
+    };
+    const Blocks& b = out.blocks;
+    factor_ = 1.0f / static_cast<float>(op_.divisor > 0 ? op_.divisor : w.kernel[0] * w.kernel[1]);
+    if (op_.divisor > 0) return;
+    scale_.assign(static_cast<size_t>(b.vectors() * kLanes), factor_);
+    bool same = true;
+    for (int64_t r = 0; r < b.rows; ++r)
+      for (int64_t c = 0; c < b.columns; ++c)
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const int64_t row = lane / b.grid_columns * b.rows + r, column = lane % b.grid_columns * b.columns + c;
+          if (row >= out.height || column >= out.width) continue;
+          const int64_t n = extent(row, in.height, 0) * extent(column, in.width, 1);
+          same = same && n == w.kernel[0] * w.kernel[1];
+          scale_[(r * b.columns + c) * kLanes + lane] = 1.0f / static_cast<float>(n);
+        }
+    if (same) scale_.clear();
+  }
+
+  const Op& op_;
+  int x_, y_;
+  float factor_ = 1;
+  std::vector<int32_t> taps_;
+  std::vector<float> scale_;
+};
+
+class Map : public ChannelStep {
+ public:
+  Map(const Workshop& shop, const Op& op, int x, int other, int rows, int y)
+      : ChannelStep(shop, op.name, "elementwise", y), op_(op), x_(x), other_(other), rows_(rows), y_(y) {}
+
+ protected:
+  int64_t channels() const override { return store(y_).channels; }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Blocks& b = y.layout.blocks;
+    cpu::MapRow row{};
+    row.count = b.columns;
+    row.activation = op_.activation.view();
+    row.join = other_ >= 0 ? op_.join : cpu::Join::kNone;
+    for (int64_t c = c0; c < c1; ++c) {
+      row.channel = c;
+      row.scale = op_.scale.empty() ? 1.0f : op_.scale[c];
+      row.shift = op_.shift.empty() ? 0.0f : op_.shift[c];
+      if (rows_ >= 0) {  // one number for all pixels: it joins scale and shift
+        const float v = call.rows[rows_][image * y.channels + c];
+        if (op_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
+        else row.shift += v;
+      }
+      for (int64_t r = 0; r < b.rows; ++r) {
+        row.a = x.channel(worker.arena, c) + r * x.layout.pitch() * kLanes;
+        if (other_ >= 0) row.b = store(other_).channel(worker.arena, c) + r * store(other_).layout.pitch() * kLanes;
+        row.y = y.channel(worker.arena, c) + r * y.layout.pitch() * kLanes;
+        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        kernels().map_row(row);
+      }
+    }
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  const Op& op_;
+  int x_, other_, rows_, y_;
+};
+
+class GlobalPool : public ChannelStep {
+ public:
+  GlobalPool(const Workshop& shop, const Op& op, int x)
+      : ChannelStep(shop, op.name, "global_avg_pool", x), x_(x), value_(op.output) {}
+
+ protected:
+  int64_t channels() const override { return store(x_).channels; }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& x = store(x_);
+    const Layout& l = x.layout;
+    const float factor = 1.0f / static_cast<float>(l.height * l.width);
+    for (int64_t c = c0; c < c1; ++c) {
+      alignas(64) float sums[kLanes];
+      kernels().lane_sums(x.channel(worker.arena, c), l.blocks.rows, l.blocks.columns, l.pitch() * kLanes, sums);
+      for (int64_t half = kLanes / 2; half > 0; half /= 2)
+        for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+      call.rows[value_][image * x.channels + c] = sums[0] * factor;
+    }
+  }
+
+ private:
+  int x_, value_;
+};
+
+class Flatten : public ChannelStep {
+ public:
+  Flatten(const Workshop& shop, const Op& op, int x)
+      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output), index_(scatter_index(store(x).layout)) {}
+
+ protected:
+  int64_t channels() const override { return store(x_).channels; }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& x = store(x_);
+    const int64_t pixels = static_cast<int64_t>(index_.size());
+    for (int64_t c = c0; c < c1; ++c)
+      kernels().gather(call.rows[value_] + (image * x.channels + c) * pixels, x.channel(worker.arena, c), index_.data(),
+                       pixels, 0.0f);
+  }
+
+ private:
+  int x_, value_;
+  std::vector<int32_t> index_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int input, int y) {
+  return std::make_unique<Pack>(shop, std::move(name), input, y);
+}
+std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output) {
+  return std::make_unique<Unpack>(shop, std::move(name), x, output);
+}
+std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x, int y) {
+  return std::make_unique<Repack>(shop, std::move(name), x, y);
+}
+std::unique_ptr<Step> make_frame(const Workshop& shop, std::string name, int y) {
+  return std::make_unique<Frame>(shop, std::move(name), y);
+}
+std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
+                                std::vector<int64_t> index) {
+  return std::make_unique<Copy>(shop, std::move(name), x, y, first, std::move(index));
+}
+std::unique_ptr<Step> make_pool(const Workshop& shop, const Op& op, int x, int y) {
+  return std::make_unique<Pool>(shop, op, x, y);
+}
+std::unique_ptr<Step> make_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
+  return std::make_unique<Map>(shop, op, x, other, rows, y);
+}
+std::unique_ptr<Step> make_global_pool(const Workshop& shop, const Op& op, int x) {
+  return std::make_unique<GlobalPool>(shop, op, x);
+}
+std::unique_ptr<Step> make_flatten(const Workshop& shop, const Op& op, int x) {
+  return std::make_unique<Flatten>(shop, op, x);
+}
+
+}  // namespace secateur::engine

@@ -1,0 +1,33 @@
+// The steps between convolutions: into planes and out of them, other blocks, pooling, elementwise, channels moved.
+#pragma once
+
+#include "program.h"
+#include "step.h"
+
+namespace secateur::engine {
+
+// Stores and kernels that a step works with; both outlive it.
+struct Workshop {
+  const std::vector<Store>& stores;
+  const cpu::EngineKernels& kernels;
+};
+
+// An image of the caller's -> planes.
+std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int input, int y);
+// Planes -> an output of the caller's.
+std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output);
+// Planes in other blocks, or with another fill.
+std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x, int y);
+// The frame alone, where the step before has no whole channels.
+std::unique_ptr<Step> make_frame(const Workshop& shop, std::string name, int y);
+// Channel i of y is channel index[i] of x (all of them, in order, where index is empty), from channel `first` of y on.
+std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
+                                std::vector<int64_t> index);
+std::unique_ptr<Step> make_pool(const Workshop& shop, const Op& op, int x, int y);
+// other: a store, or -1 and rows: a rows value that is broadcast over the pixels, or neither.
+std::unique_ptr<Step> make_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y);
+// Planes -> rows [N, C] and [N, C * H * W].
+std::unique_ptr<Step> make_global_pool(const Workshop& shop, const Op& op, int x);
+std::unique_ptr<Step> make_flatten(const Workshop& shop, const Op& op, int x);
+
+}  // namespace secateur::engine

@@ -1,0 +1,245 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <stdexcept>
+
+#include "../cpu/dispatch.h"
+#include "plan.h"
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kLargest = int64_t{1} << 20;  // of any kernel size, stride, padding, dilation
+constexpr size_t kPlans = 6;                    // kept at a time
+
+[[noreturn]] void refuse(const std::string& op, const std::string& what) {
+  throw std::invalid_argument("engine: " + op + ": " + what);
+}
+
+void check_size(const std::string& op, const char* argument, size_t got, int64_t want) {
+  if (static_cast<int64_t>(got) != want)
+    refuse(op, std::string(argument) + " must have " + std::to_string(want) + " elements, got " + std::to_string(got));
+}
+
+void check_window(const std::string& op, const Window& w) {
+  for (int i = 0; i < 2; ++i) {
+    if (w.kernel[i] < 1 || w.kernel[i] > kLargest || w.stride[i] < 1 || w.stride[i] > kLargest || w.dilation[i] < 1 ||
+        w.dilation[i] > kLargest)
+      refuse(op, "kernel, stride and dilation must be between 1 and 2^20, got " + std::to_string(w.kernel[i]) + ", " +
+                     std::to_string(w.stride[i]) + ", " + std::to_string(w.dilation[i]));
+  }
+  for (int64_t p : w.padding)
+    if (p < 0 || p > kLargest) refuse(op, "padding must be between 0 and 2^20, got " + std::to_string(p));
+}
+
+void check_activation(const std::string& op, const Activation& a, int64_t channels) {
+  if (a.act == cpu::Act::kThreshold) {
+    if (channels < 0) refuse(op, "a threshold needs a known number of channels");
+    check_size(op, "theta", a.theta.size(), channels);
+    for (float t : a.theta)
+      if (!(t >= 0)) refuse(op, "theta must be at least 0, got " + std::to_string(t));
+  } else if (!a.theta.empty()) {
+    refuse(op, "theta is for the activation \"threshold\" only");
+  }
+  if (std::isnan(a.lo) || std::isnan(a.hi)) refuse(op, "the bounds of an activation must not be NaN");
+}
+
+}  // namespace
+
+Program::Program() = default;
+Program::~Program() = default;
+
+void Program::check_value(const std::string& op, const char* argument, int value, std::optional<ValueKind> kind) const {
+  if (value < 0 || value >= static_cast<int>(values_.size()))
+    refuse(op, std::string(argument) + " must be a value of this program, got " + std::to_string(value));
+  if (kind && values_[value].kind != *kind)
+    refuse(op, std::string(argument) + " must be " + (*kind == ValueKind::kPlanes ? "planes" : "rows"));
+}
+
+int Program::new_value(ValueKind kind, int64_t channels) {
+  values_.push_back({kind, channels});
+  return static_cast<int>(values_.size()) - 1;
+}
+
+int Program::input(ValueKind kind, int64_t channels) {
+  if (finished_) refuse("input", "the program is finished");
+  if (channels < 0 || channels > INT32_MAX)
+    refuse("input", "channels must not be negative, got " + std::to_string(channels));
+  inputs_.push_back(new_value(kind, channels));
+  return inputs_.back();
+}
+
+int Program::add(Op op) {
+  if (finished_) refuse(op.name, "the program is finished");
+  if (op.inputs.empty()) refuse(op.name, "needs an input");
+  for (int v : op.inputs) check_value(op.name, "x", v, std::nullopt);
+  const Value x = values_[op.inputs[0]];
+  ValueKind kind = x.kind;
+  int64_t channels = x.channels;
+  auto want = [&](ValueKind k) { check_value(op.name, "x", op.inputs[0], k); };
+  switch (op.kind) {
+    case OpKind::kConv: {
+      want(ValueKind::kPlanes);
+      check_window(op.name, op.window);
+      if (!op.weights) refuse(op.name, "needs weights");
+      const int64_t taps = op.window.kernel[0] * op.window.kernel[1], k = op.weights->neurons();
+      if (op.groups < 1 || x.channels % op.groups != 0 || k % op.groups != 0)
+        refuse(op.name, "groups must divide the channels, " + std::to_string(x.channels) + " and " + std::to_string(k) +
+                            ", got " + std::to_string(op.groups));
+      if (op.weights->per_neuron() != x.channels / op.groups * taps)
+        refuse(op.name, "weight must have " + std::to_string(x.channels / op.groups * taps) +
+                            " elements an output channel, got " + std::to_string(op.weights->per_neuron()));
+      if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), k);
+      channels = k;
+      if (op.inputs.size() > 1) {
+        check_value(op.name, "residual", op.inputs[1], ValueKind::kPlanes);
+        if (values_[op.inputs[1]].channels != k)
+          refuse(op.name, "residual must have " + std::to_string(k) + " channels, got " +
+                              std::to_string(values_[op.inputs[1]].channels));
+      }
+      break;
+    }
+    case OpKind::kLinear:
+      want(ValueKind::kRows);
+      if (!op.weights) refuse(op.name, "needs weights");
+      if (x.channels >= 0 && x.channels != op.weights->per_neuron())
+        refuse(op.name, "weight must have " + std::to_string(x.channels) + " columns, got " +
+                            std::to_string(op.weights->per_neuron()));
+      channels = op.weights->neurons();
+      if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), channels);
+      break;
+    case OpKind::kMaxPool:
+    case OpKind::kAvgPool: {
+      want(ValueKind::kPlanes);
+      check_window(op.name, op.window);
+      const auto& w = op.window;
+      for (int i = 0; i < 2; ++i)
+        if (w.padding[i] > w.kernel[i] / 2 || w.padding[i + 2] > w.kernel[i] / 2)
+          refuse(op.name, "padding must be at most half of the kernel size");
+      break;
+    }
+    case OpKind::kGlobalPool:
+      want(ValueKind::kPlanes);
+      kind = ValueKind::kRows;
+      break;
+    case OpKind::kMap: {
+      if (!op.scale.empty() || !op.shift.empty()) {
+        if (channels < 0) refuse(op.name, "scale and shift need a known number of channels");
+        if (!op.scale.empty()) check_size(op.name, "scale", op.scale.size(), channels);
+        if (!op.shift.empty()) check_size(op.name, "shift", op.shift.size(), channels);
+      }
+      if ((op.join != cpu::Join::kNone) != (op.inputs.size() == 2))
+        refuse(op.name, "join needs two values, \"none\" one");
+      if (op.inputs.size() == 2) {
+        const Value other = values_[op.inputs[1]];
+        if (x.kind == ValueKind::kRows && other.kind != ValueKind::kRows)
+          refuse(op.name, "other must be rows, as x is");
+        if (other.channels >= 0 && channels >= 0 && other.channels != channels)
+          refuse(op.name,
+                 "other must have " + std::to_string(channels) + " channels, got " + std::to_string(other.channels));
+      }
+      break;
+    }
+    case OpKind::kConcat:
+      channels = 0;
+      for (int v : op.inputs) {
+        check_value(op.name, "xs", v, kind);
+        channels = channels < 0 || values_[v].channels < 0 ? -1 : channels + values_[v].channels;
+      }
+      break;
+    case OpKind::kSelect:
+      want(ValueKind::kPlanes);
+      for (int64_t i : op.index)
+        if (i < 0 || i >= x.channels)
+          refuse(op.name, "index must be below " + std::to_string(x.channels) + ", got " + std::to_string(i));
+      channels = static_cast<int64_t>(op.index.size());
+      break;
+    case OpKind::kFlatten:
+      want(ValueKind::kPlanes);
+      kind = ValueKind::kRows;
+      channels = -1;
+      break;
+  }
+  check_activation(op.name, op.activation, channels);
+  op.output = new_value(kind, channels);
+  ops_.push_back(std::move(op));
+  return ops_.back().output;
+}
+
+void Program::output(int value) {
+  if (finished_) refuse("output", "the program is finished");
+  check_value("output", "value", value, std::nullopt);
+  outputs_.push_back(value);
+}
+
+void Program::finish() {
+  if (outputs_.empty()) refuse("finish", "a program needs an output");
+  finished_ = true;
+}
+
+std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget) {
+  if (!finished_) refuse("plan", "the program is not finished");
+  const std::lock_guard lock(mutex_);
+  const int isa = static_cast<int>(cpu::current_isa());
+  for (size_t i = 0; i < plans_.size(); ++i)
+    if (plans_[i].sizes == sizes && plans_[i].isa == isa) {
+      std::rotate(plans_.begin(), plans_.begin() + static_cast<ptrdiff_t>(i),
+                  plans_.begin() + static_cast<ptrdiff_t>(i) + 1);
+      return plans_.front().plan;
+    }
+  auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine);
+  made->choose(budget);
+  plans_.insert(plans_.begin(), {sizes, isa, made});
+  if (plans_.size() > kPlans) plans_.pop_back();
+  return made;
+}
+
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  int64_t next = 1;
+  std::map<int64_t, std::shared_ptr<Program>> programs;
+};
+Registry& registry() {
+  static auto* all = new Registry;  // never destroyed: programs may be released after this library's own teardown
+  return *all;
+}
+
+}  // namespace
+
+int64_t hold_program(std::shared_ptr<Program> program) {
+  Registry& all = registry();
+  const std::lock_guard lock(all.mutex);
+  all.programs.emplace(all.next, std::move(program));
+  return all.next++;
+}
+
+void release_program(int64_t id) {
+  Registry& all = registry();
+  std::shared_ptr<Program> last;  // destroyed outside of the lock
+  const std::lock_guard lock(all.mutex);
+  if (auto at = all.programs.find(id); at != all.programs.end()) {
+    last = std::move(at->second);
+    all.programs.erase(at);
+  }
+}
+
+std::shared_ptr<Program> find_program(int64_t id) {
+  Registry& all = registry();
+  const std::lock_guard lock(all.mutex);
+  auto at = all.programs.find(id);
+  return at == all.programs.end() ? nullptr : at->second;
+}
+
+void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget) {
+  program.plan(sizes, std::max(budget, 0.0));
+}
+
+std::vector<ProgramStep> describe_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes) {
+  return program.plan(sizes, -1)->report();
+}
+
+}  // namespace secateur::engine

@@ -1,0 +1,121 @@
+// A segment of a network as the front describes it: operations over values, whatever the batch and the image size.
+//
+// Built once, then read-only: plans (plan.h) are made from it for each image size, and calls run a plan (run.h).
+// Everything that a caller can get wrong is checked here or when a plan is made, never by a kernel.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../cpu/engine.h"
+#include "weights.h"
+
+#define SECATEUR_EXPORT __attribute__((visibility("default")))
+
+namespace secateur::engine {
+
+enum class ValueKind { kPlanes, kRows };  // [N, C, H, W] or [N, F]
+
+struct Value {
+  ValueKind kind;
+  int64_t channels;  // C or F; -1: known once the image size is
+};
+
+struct Activation {
+  cpu::Act act = cpu::Act::kNone;
+  float lo = 0, hi = 0;
+  std::vector<float> theta;  // [K] for kThreshold
+  cpu::Activation view() const { return {act, lo, hi, theta.empty() ? nullptr : theta.data()}; }
+};
+
+struct Window {  // rows first
+  std::array<int64_t, 2> kernel{1, 1}, stride{1, 1}, dilation{1, 1};
+  std::array<int64_t, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
+};
+
+enum class OpKind { kConv, kLinear, kMaxPool, kAvgPool, kGlobalPool, kMap, kConcat, kSelect, kFlatten };
+
+struct Op {
+  OpKind kind;
+  std::string name;
+  std::vector<int> inputs;  // kConv: x, then the residual if there is one; kMap: x, then the other one
+  int output = -1;
+
+  Window window;       // kConv and pools
+  int64_t groups = 1;  // kConv
+  std::shared_ptr<const Weights> weights;
+  std::vector<float> bias;  // [K] or empty
+  Activation activation;
+  bool ceil_mode = false, count_include_pad = true;
+  int64_t divisor = 0;
+  std::vector<float> scale, shift;  // kMap, [C] or empty
+  cpu::Join join = cpu::Join::kNone;
+  std::vector<int64_t> index;  // kSelect
+};
+
+class Plan;
+
+// One step of a plan, as reports show it.
+struct ProgramStep {
+  std::string name, kind, shape, kernel, tile, why;
+  double zeros = 0;
+  double ms = 0, dense_ms = 0;  // as measured when the kernel was chosen, on one thread; 0: not measured
+  int64_t chunk = 0;
+  double multiply_adds = 0;  // vectors multiplied and added: one load each is the floor
+};
+
+class SECATEUR_EXPORT Program {
+ public:
+  Program();
+  ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  int input(ValueKind kind, int64_t channels);
+  int add(Op op);  // checks it; its output
+  void output(int value);
+  void finish();
+
+  const std::vector<Value>& values() const { return values_; }
+  const std::vector<Op>& ops() const { return ops_; }
+  const std::vector<int>& inputs() const { return inputs_; }
+  const std::vector<int>& outputs() const { return outputs_; }
+  bool finished() const { return finished_; }
+
+  // The plan for these sizes (height, width) of the planes inputs; made on first use, the last few are kept.
+  // budget: seconds for measuring candidates; negative: what an earlier plan chose, or the cost model.
+  std::shared_ptr<Plan> plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget);
+
+ private:
+  struct Cached {
+    std::vector<std::array<int64_t, 2>> sizes;
+    int isa;
+    std::shared_ptr<Plan> plan;
+  };
+  void check_value(const std::string& op, const char* argument, int value, std::optional<ValueKind> kind) const;
+  int new_value(ValueKind kind, int64_t channels);
+
+  std::vector<Value> values_;
+  std::vector<Op> ops_;
+  std::vector<int> inputs_, outputs_;
+  bool finished_ = false;
+  std::mutex mutex_;
+  std::vector<Cached> plans_;
+};
+
+// Ids start at 1 and are never given again.
+SECATEUR_EXPORT int64_t hold_program(std::shared_ptr<Program> program);
+SECATEUR_EXPORT void release_program(int64_t id);
+std::shared_ptr<Program> find_program(int64_t id);
+
+// For these image sizes: choose kernels within `budget` seconds; what was chosen.
+SECATEUR_EXPORT void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget);
+SECATEUR_EXPORT std::vector<ProgramStep> describe_program(Program& program,
+                                                          const std::vector<std::array<int64_t, 2>>& sizes);
+
+}  // namespace secateur::engine

@@ -1,0 +1,257 @@
+#include "rows_steps.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kTasks = 4;
+constexpr int64_t kReach = 65536;  // inputs that a 16-bit offset names
+
+// With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
+constexpr int64_t kLaneImages = 4;
+constexpr int64_t kTileImages = 4 * kLanes;  // in one pass
+
+class Linear : public Step {
+ public:
+  Linear(const Op& op, const cpu::EngineKernels& kernels)
+      : Step(op.name), op_(op), kernels_(kernels), dense_(op.weights->zeros() < 0.6) {
+    if (dense_) pack_dense();
+    else pack_sparse();
+    while (max_rows_ < kTileImages / kLanes && (dense_ ? kernels.dense_planes[0][max_rows_ + 1][1] != nullptr
+                                                       : kernels.sparse_planes[0][max_rows_ + 1][1] != nullptr))
+      ++max_rows_;
+  }
+
+  int64_t tasks() const override { return std::clamp<int64_t>(neurons() / 16, 1, kTasks); }
+  int64_t scratch_floats(int64_t count) const override {
+    return count < kLaneImages ? 0 : (channels() + 2 * neurons()) * kTileImages;
+  }
+
+  void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const override {
+    const float* x = call.rows[op_.inputs[0]] + image * channels();
+    float* y = call.rows[op_.output] + image * neurons();
+    const Range k{bounds_[task], bounds_[task + 1]};
+    if (count < kLaneImages) {
+      for (int64_t n = 0; n < count; ++n) run_vector(x + n * channels(), y + n * neurons(), k);
+      return;
+    }
+    for (int64_t n = 0; n < count;) {
+      const int64_t rows = std::min<int64_t>((count - n + kLanes - 1) / kLanes, max_rows_);
+      const int64_t images = std::min(count - n, rows * kLanes);
+      run_lanes(worker.scratch, x + n * channels(), y + n * neurons(), images, rows, k);
+      n += images;
+    }
+  }
+
+  StepReport report() const override {
+    StepReport r;
+    char text[96];
+    std::snprintf(text, sizeof text, "%lld->%lld", static_cast<long long>(channels()),
+                  static_cast<long long>(neurons()));
+    r.name = name();
+    r.kind = "linear";
+    r.shape = text;
+    r.kernel = dense_ ? "dense" : "sparse";
+    r.zeros = op_.weights->zeros();
+    r.why = dense_ ? "few zeros" : "zeros";
+    r.multiply_adds = static_cast<double>(dense_ ? neurons() * channels() : op_.weights->nonzeros()) / kLanes;
+    return r;
+  }
+
+ private:
+  int64_t channels() const { return op_.weights->per_neuron(); }
+  int64_t neurons() const { return op_.weights->neurons(); }
+  const float* bias() const { return op_.bias.empty() ? nullptr : op_.bias.data(); }
+
+  void set_bounds(int64_t unit) {
+    const int64_t n = tasks(), units = (neurons() + unit - 1) / unit;
+    for (int64_t t = 0; t <= n; ++t) bounds_.push_back(std::min(units * t / n * unit, neurons()));
+  }
+
+  void pack_sparse() {
+    chunks_ = std::max<int64_t>((channels() + kReach - 1) / kReach, 1);
+    set_bounds(1);
+    for (int64_t c = 0; c < chunks_; ++c)
+      for (int64_t k = 0; k < neurons(); ++k) {
+        const uint32_t begin = static_cast<uint32_t>(offsets_.size());
+        op_.weights->for_each(k, [&](int64_t i, float w) {
+          if (i / kReach != c) return;
+          offsets_.push_back(static_cast<uint16_t>(i - c * kReach));
+          weights_.push_back(w);
+        });
+        rows_.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k), begin,
+                         static_cast<uint32_t>(offsets_.size()) - begin, c * kReach});
+      }
+  }
+
+  void pack_dense() {
+    constexpr int64_t kBlock = cpu::kDenseBlock;
+    set_bounds(kBlock);
+    rowwise_.assign(static_cast<size_t>(neurons() * channels()), 0);
+    weights_.assign(static_cast<size_t>((neurons() + kBlock - 1) / kBlock * kBlock * channels()), 0);
+    for (int64_t k = 0; k < neurons(); ++k)
+      op_.weights->for_each(k, [&](int64_t i, float w) {
+        rowwise_[k * channels() + i] = w;
+        weights_[(k / kBlock * channels() + i) * kBlock + k % kBlock] = w;
+      });
+  }
+
+  void run_vector(const float* x, float* y, Range k) const {
+    if (dense_) {
+      kernels_.dense_vector({rowwise_.data(), k.begin, k.end, channels(), x, bias(), y, op_.activation.view()});
+      return;
+    }
+    for (int64_t c = 0; c < chunks_; ++c)
+      kernels_.sparse_vector({rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(), weights_.data(),
+                              x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
+  }
+
+  // Images in the lanes, 16 in a row of the tile: inputs [rows][C][16], outputs [rows][K][16] in scratch.
+  void run_lanes(float* scratch, const float* x, float* y, int64_t images, int64_t rows, Range k) const {
+    float* in = scratch;
+    float* out = in + channels() * kTileImages;
+    const int64_t in_row = channels() * kLanes, out_row = neurons() * kLanes;
+    for (int64_t n = 0; n < rows * kLanes; ++n) {
+      float* to = in + n / kLanes * in_row + n % kLanes;
+      for (int64_t c = 0; c < channels(); ++c) to[c * kLanes] = n < images ? x[n * channels() + c] : 0.0f;
+    }
+    cpu::TileOut o{};
+    o.scratch = out + neurons() * kTileImages;
+    o.y = out;
+    o.y_row = out_row;
+    o.y_plane = kLanes;
+    o.bias = bias();
+    o.activation = op_.activation.view();
+    if (dense_) {
+      o.first = o.last = true;
+      const int32_t tap = 0;
+      cpu::DensePlanes args{};
+      args.weights = weights_.data() + k.begin * channels();
+      args.block_stride = channels() * cpu::kDenseBlock;
+      args.k_begin = k.begin;
+      args.k_end = k.end;
+      args.channels = channels();
+      args.taps = &tap;
+      args.tap_count = 1;
+      args.x = in;
+      args.x_row = in_row;
+      args.x_plane = kLanes;
+      args.out = o;
+      kernels_.dense_planes[0][rows][1](args);
+    } else {
+      for (int64_t c = 0; c < chunks_; ++c) {
+        o.first = c == 0;
+        o.last = c + 1 == chunks_;
+        kernels_.sparse_planes[0][rows][1](
+            {rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(), weights_.data(), in, in_row, o});
+      }
+    }
+    for (int64_t i = k.begin; i < k.end; ++i)
+      for (int64_t n = 0; n < images; ++n) y[n * neurons() + i] = out[n / kLanes * out_row + i * kLanes + n % kLanes];
+  }
+
+  const Op& op_;
+  const cpu::EngineKernels& kernels_;
+  bool dense_;
+  int64_t max_rows_ = 1;
+  int64_t chunks_ = 1;
+  std::vector<int64_t> bounds_;
+  std::vector<cpu::SparseRow> rows_;
+  std::vector<uint16_t> offsets_;
+  std::vector<float> weights_, rowwise_;
+};
+
+class RowsMap : public Step {
+ public:
+  RowsMap(const Op& op, int64_t features, const cpu::EngineKernels& kernels)
+      : Step(op.name), op_(op), features_(features), kernels_(kernels) {}
+  void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
+    // A feature is a channel of its own, so the kernel sees vectors of one float each where scale, shift or theta
+    // differ between features; plain activations and joins run over whole rows.
+    const bool per_feature = !op_.scale.empty() || !op_.shift.empty() || !op_.activation.theta.empty();
+    const float* a = call.rows[op_.inputs[0]] + image * features_;
+    const float* b = op_.inputs.size() > 1 ? call.rows[op_.inputs[1]] + image * features_ : nullptr;
+    float* y = call.rows[op_.output] + image * features_;
+    cpu::MapRow row{};
+    row.count = 1;
+    row.join = op_.join;
+    row.activation = op_.activation.view();
+    row.scale = 1;
+    alignas(64) float va[kLanes], vb[kLanes], vy[kLanes];
+    row.a = va;
+    row.b = b ? vb : nullptr;
+    row.y = vy;
+    const int64_t total = count * features_, width = per_feature ? 1 : kLanes;
+    for (int64_t i = 0; i < total; i += width) {
+      const int64_t n = std::min(width, total - i), f = i % std::max<int64_t>(features_, 1);
+      std::fill(va, va + kLanes, 0.0f);
+      std::fill(vb, vb + kLanes, 0.0f);
+      std::copy_n(a + i, n, va);
+      if (b) std::copy_n(b + i, n, vb);
+      if (per_feature) {
+        row.channel = f;
+        row.scale = op_.scale.empty() ? 1.0f : op_.scale[f];
+        row.shift = op_.shift.empty() ? 0.0f : op_.shift[f];
+      }
+      kernels_.map_row(row);
+      std::copy_n(vy, n, y + i);
+    }
+  }
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = "elementwise";
+    r.shape = std::to_string(features_);
+    r.kernel = "rows";
+    return r;
+  }
+
+ private:
+  const Op& op_;
+  int64_t features_;
+  const cpu::EngineKernels& kernels_;
+};
+
+class RowsConcat : public Step {
+ public:
+  RowsConcat(const Op& op, std::vector<int64_t> features) : Step(op.name), op_(op), features_(std::move(features)) {}
+  void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
+    const int64_t width = std::accumulate(features_.begin(), features_.end(), int64_t{0});
+    for (int64_t n = image; n < image + count; ++n) {
+      float* to = call.rows[op_.output] + n * width;
+      for (size_t i = 0; i < features_.size(); ++i) {
+        std::copy_n(call.rows[op_.inputs[i]] + n * features_[i], features_[i], to);
+        to += features_[i];
+      }
+    }
+  }
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = "concat";
+    r.kernel = "rows";
+    return r;
+  }
+
+ private:
+  const Op& op_;
+  std::vector<int64_t> features_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_linear(const Op& op, const cpu::EngineKernels& kernels) {
+  return std::make_unique<Linear>(op, kernels);
+}
+std::unique_ptr<Step> make_rows_map(const Op& op, int64_t features, const cpu::EngineKernels& kernels) {
+  return std::make_unique<RowsMap>(op, features, kernels);
+}
+std::unique_ptr<Step> make_rows_concat(const Op& op, std::vector<int64_t> features) {
+  return std::make_unique<RowsConcat>(op, std::move(features));
+}
+
+}  // namespace secateur::engine

@@ -1,0 +1,83 @@
+// A step of a plan: one layer of one image (or of the whole batch, for rows), cut into tasks that may run at once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../cpu/engine.h"
+#include "layout.h"
+#include "program.h"
+
+namespace secateur::engine {
+
+// A planes value in the arena of an image.
+struct Store {
+  int64_t channels = 0;
+  Layout layout;
+  std::vector<uint16_t> valid;  // see valid_lanes
+  FrameFill fill;
+  float fill_value = 0;  // what lies beyond the image: 0, or -inf for a maximum
+  int64_t offset = 0;    // floats from the arena's start to vector (0, 0) of channel 0
+  // Channels [first_channel, first_channel + channels) of another store, or on its own (-1).
+  int parent = -1;
+  int64_t first_channel = 0;
+  int64_t begin = INT64_MAX, end = -1;  // steps between which it must be kept
+
+  int64_t plane_floats() const { return layout.plane() * kLanes; }
+  float* channel(float* arena, int64_t c) const { return arena + offset + c * plane_floats(); }
+  const uint16_t* valid_data() const { return valid.empty() ? nullptr : valid.data(); }
+  void fill_frames(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
+    if (fill.copies.empty()) return;
+    for (int64_t c = c0; c < c1; ++c)
+      k.frame(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(), 0.0f);
+  }
+};
+
+// What one call of the operator brings.
+struct Call {
+  int64_t batch = 0;
+  std::vector<const float*> inputs;  // by input of the program, contiguous
+  std::vector<float*> outputs;       // by output of the program, contiguous
+  std::vector<float*> rows;          // by value: [N][F], null for planes
+};
+
+// What a thread works with: the arena of the image at hand, and scratch of its own.
+struct Worker {
+  float* arena;
+  float* scratch;
+};
+
+using StepReport = ProgramStep;
+
+class Step {
+ public:
+  explicit Step(std::string name) : name_(std::move(name)) {}
+  virtual ~Step() = default;
+  const std::string& name() const { return name_; }
+
+  // Tasks may run in any order, on any thread; together they are the step, for images [image, image + count).
+  // Planes steps work on one image at a time.
+  virtual int64_t tasks() const { return 1; }
+  virtual void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const = 0;
+  // All tasks, on one thread.
+  virtual void run_all(const Call& call, const Worker& worker, int64_t image, int64_t count) const {
+    for (int64_t t = 0; t < tasks(); ++t) run(call, worker, image, count, t);
+  }
+  virtual int64_t scratch_floats(int64_t /*count*/) const { return 0; }
+  virtual StepReport report() const = 0;
+
+ private:
+  std::string name_;
+};
+
+using Steps = std::vector<std::unique_ptr<Step>>;
+
+// [begin, end) of part i of n parts of `count`.
+struct Range {
+  int64_t begin, end;
+};
+inline Range part(int64_t count, int64_t i, int64_t n) { return {count * i / n, count * (i + 1) / n}; }
+
+}  // namespace secateur::engine

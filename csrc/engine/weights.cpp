@@ -1,0 +1,26 @@
+#include "weights.h"
+
+namespace secateur::engine {
+
+Weights::Weights(const float* dense, int64_t neurons, int64_t per_neuron) : neurons_(neurons), per_neuron_(per_neuron) {
+  const int64_t count = neurons * per_neuron;
+  for (int64_t i = 0; i < count; ++i) nonzeros_ += dense[i] != 0;
+  if (nonzeros_ * 2 > count) {
+    dense_.assign(dense, dense + count);
+    return;
+  }
+  start_.reserve(static_cast<size_t>(neurons + 1));
+  index_.reserve(static_cast<size_t>(nonzeros_));
+  value_.reserve(static_cast<size_t>(nonzeros_));
+  start_.push_back(0);
+  for (int64_t k = 0; k < neurons; ++k) {
+    for (int64_t i = 0; i < per_neuron; ++i)
+      if (const float w = dense[k * per_neuron + i]; w != 0) {
+        index_.push_back(static_cast<uint32_t>(i));
+        value_.push_back(w);
+      }
+    start_.push_back(static_cast<int64_t>(index_.size()));
+  }
+}
+
+}  // namespace secateur::engine

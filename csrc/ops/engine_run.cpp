@@ -1,0 +1,52 @@
+// A segment of a compiled network, in one call.
+#include "../engine/run.h"
+#include "common.h"
+
+namespace secateur::ops {
+namespace {
+
+std::vector<Tensor> engine_run(std::vector<Tensor> inputs, int64_t program_id) {
+  const char* op = "engine_run";
+  const auto program = engine::find_program(program_id);
+  check(program != nullptr, op, ": program must be the id of a program that is held, got ", program_id);
+  const auto& ports = program->inputs();
+  check(inputs.size() == ports.size(), op, ": takes ", ports.size(), " inputs, got ", inputs.size());
+
+  engine::Call call;
+  std::vector<std::array<int64_t, 2>> sizes;
+  for (size_t i = 0; i < ports.size(); ++i) {
+    Tensor& x = inputs[i];
+    const engine::Value& value = program->values()[ports[i]];
+    const int64_t rank = value.kind == engine::ValueKind::kPlanes ? 4 : 2;
+    check(x.is_cpu(), op, ": input ", i, " must be on the CPU");
+    check(x.scalar_type() == ScalarType::Float, op, ": input ", i, " must be float32, got ", name(x.scalar_type()));
+    check(x.dim() == rank && x.size(1) == value.channels, op, ": input ", i, " must be ", rank == 4 ? "[N, " : "[N, ",
+          value.channels, rank == 4 ? ", H, W]" : "]", ", got ", show(x.sizes()));
+    check(i == 0 || x.size(0) == call.batch, op, ": inputs must agree in N, got ", call.batch, " and ", x.size(0));
+    call.batch = x.size(0);
+    if (rank == 4) sizes.push_back({x.size(2), x.size(3)});
+    if (!x.is_contiguous()) x = torch::stable::contiguous(x);
+    call.inputs.push_back(x.const_data_ptr<float>());
+  }
+  const auto plan = program->plan(sizes, -1);
+
+  std::vector<Tensor> outputs;
+  for (int v : program->outputs()) {
+    std::vector<int64_t> shape{call.batch};
+    if (program->values()[v].kind == engine::ValueKind::kRows) shape.push_back(plan->features(v));
+    else
+      for (int64_t s : plan->shape(v)) shape.push_back(s);
+    outputs.push_back(torch::stable::new_empty(inputs[0], {shape.data(), shape.size()}));
+    call.outputs.push_back(outputs.back().mutable_data_ptr<float>());
+  }
+  engine::run(*plan, *program, call, torch::stable::get_num_threads(), [](int64_t n, const auto& f) {
+    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); });
+  });
+  return outputs;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(secateur, CPU, m) { m.impl("engine_run", TORCH_BOX(&engine_run)); }
+
+}  // namespace secateur::ops
