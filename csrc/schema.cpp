@@ -18,4 +18,5 @@ STABLE_TORCH_LIBRARY(secateur, m) {
       "sparse_conv2d(Tensor x, Tensor mask, Tensor values, Tensor? bias, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, int groups, int plan=0) -> Tensor");
   m.def("engine_run(Tensor[] inputs, int program) -> Tensor[]");
+  m.def("engine_step_times(Tensor[] inputs, int program) -> Tensor");
 }

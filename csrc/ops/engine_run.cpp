@@ -1,12 +1,15 @@
 // A segment of a compiled network, in one call.
+#include <algorithm>
+
 #include "../engine/run.h"
 #include "common.h"
 
 namespace secateur::ops {
 namespace {
 
-std::vector<Tensor> engine_run(std::vector<Tensor> inputs, int64_t program_id) {
-  const char* op = "engine_run";
+// step_ms: null, or where the milliseconds of every step go.
+std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int64_t program_id,
+                                std::vector<double>* step_ms) {
   const auto program = engine::find_program(program_id);
   check(program != nullptr, op, ": program must be the id of a program that is held, got ", program_id);
   const auto& ports = program->inputs();
@@ -39,14 +42,36 @@ std::vector<Tensor> engine_run(std::vector<Tensor> inputs, int64_t program_id) {
     outputs.push_back(torch::stable::new_empty(inputs[0], {shape.data(), shape.size()}));
     call.outputs.push_back(outputs.back().mutable_data_ptr<float>());
   }
-  engine::run(*plan, *program, call, torch::stable::get_num_threads(), [](int64_t n, const auto& f) {
-    torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); });
-  });
+  engine::run(
+      *plan, *program, call, torch::stable::get_num_threads(),
+      [](int64_t n, const auto& f) {
+        torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); });
+      },
+      step_ms);
   return outputs;
+}
+
+std::vector<Tensor> engine_run(std::vector<Tensor> inputs, int64_t program) {
+  return run_program("engine_run", std::move(inputs), program, nullptr);
+}
+
+// Milliseconds of every step of one image, in the order of Program.describe, float64 [steps]: for reports.
+Tensor engine_step_times(std::vector<Tensor> inputs, int64_t program) {
+  const char* op = "engine_step_times";
+  check(!inputs.empty(), op, ": needs an input");
+  std::vector<double> ms;
+  run_program(op, inputs, program, &ms);
+  const std::vector<int64_t> shape{static_cast<int64_t>(ms.size())};
+  Tensor result = torch::stable::new_empty(inputs[0], {shape.data(), shape.size()}, ScalarType::Double);
+  std::copy(ms.begin(), ms.end(), result.mutable_data_ptr<double>());
+  return result;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(secateur, CPU, m) { m.impl("engine_run", TORCH_BOX(&engine_run)); }
+STABLE_TORCH_LIBRARY_IMPL(secateur, CPU, m) {
+  m.impl("engine_run", TORCH_BOX(&engine_run));
+  m.impl("engine_step_times", TORCH_BOX(&engine_step_times));
+}
 
 }  // namespace secateur::ops
