@@ -31,7 +31,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test bench lint types format native-test sanitize neon werror cuda abi other-torch sdist check clean distclean
+.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize neon werror cuda abi other-torch sdist check clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,12 @@ test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
 
 bench: setup ## the operators and layers against their peers, side by side
 	$(py) -m pytest benchmarks $(ARGS)
+
+peers: setup ## ONNX Runtime, OpenVINO and DeepSparse, for engine-bench
+	benchmarks/engine/peers
+
+engine-bench: setup ## whole networks against the peers that are here (ARGS="table --quick"; `make peers` first)
+	$(py) -m benchmarks.engine $(or $(ARGS),table)
 
 # ---- the gates of CI ------------------------------------------------------------------------------------------------
 
