@@ -82,18 +82,18 @@ class PyProgram {
     return program_->add(std::move(op));
   }
 
-  int max_pool(int x, const Pair& kernel, const Pair& stride, const std::array<int64_t, 4>& padding,
-               const Pair& dilation, bool ceil_mode, const std::string& name) {
+  int max_pool(int x, const Pair& kernel, const Pair& stride, const Pair& padding, const Pair& dilation, bool ceil_mode,
+               const std::string& name) {
     Op op = make(OpKind::kMaxPool, name, {x});
-    op.window = {kernel, stride, dilation, padding};
+    op.window = {kernel, stride, dilation, {padding[0], padding[1], padding[0], padding[1]}};
     op.ceil_mode = ceil_mode;
     return program_->add(std::move(op));
   }
 
-  int avg_pool(int x, const Pair& kernel, const Pair& stride, const std::array<int64_t, 4>& padding, bool ceil_mode,
+  int avg_pool(int x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
                bool count_include_pad, int64_t divisor, const std::string& name) {
     Op op = make(OpKind::kAvgPool, name, {x});
-    op.window = {kernel, stride, {1, 1}, padding};
+    op.window = {kernel, stride, {1, 1}, {padding[0], padding[1], padding[0], padding[1]}};
     op.ceil_mode = ceil_mode;
     op.count_include_pad = count_include_pad;
     op.divisor = divisor;
@@ -138,7 +138,8 @@ class PyProgram {
       py::dict d;
       d["name"] = s.name;
       d["kind"] = s.kind;
-      d["shape"] = s.shape;
+      if (s.shape.empty()) d["shape"] = py::none();
+      else d["shape"] = py::tuple(py::cast(s.shape));
       d["zeros"] = s.zeros;
       d["kernel"] = s.kernel;
       d["tile"] = s.tile;
@@ -146,6 +147,8 @@ class PyProgram {
       d["ms"] = s.ms;
       d["dense_ms"] = s.dense_ms;
       d["multiply_adds"] = s.multiply_adds;
+      d["floor_ms"] = s.floor_ms;
+      d["roofline"] = s.ms > 0 ? s.floor_ms / s.ms : 0.0;
       d["why"] = s.why;
       all.append(d);
     }

@@ -302,20 +302,16 @@ void ConvStep::set_measured(double sparse_ms, double dense_ms, std::string why) 
 
 StepReport ConvStep::report() const {
   StepReport r;
-  const Store &x = stores_[x_], &y = stores_[y_];
-  char text[160];
+  const Layout& to = stores_[y_].layout;
   const auto& w = op_.window;
-  std::snprintf(text, sizeof text, "%lldx%lld %lld->%lld at %lldx%lld%s%s", static_cast<long long>(w.kernel[0]),
-                static_cast<long long>(w.kernel[1]), static_cast<long long>(x.channels),
-                static_cast<long long>(y.channels), static_cast<long long>(y.layout.height),
-                static_cast<long long>(y.layout.width), w.stride[0] > 1 || w.stride[1] > 1 ? " strided" : "",
-                op_.groups > 1 ? " grouped" : "");
+  char text[160];
   r.name = name();
   r.kind = "conv2d";
-  r.shape = text;
+  r.shape = {op_.weights->neurons(), group_channels(), w.kernel[0], w.kernel[1]};
   r.kernel = choice_.dense ? "dense" : "sparse";
-  std::snprintf(text, sizeof text, "%dx%d of %lldx%lld", choice_.rows, choice_.columns, static_cast<long long>(rows_),
-                static_cast<long long>(columns_));
+  std::snprintf(text, sizeof text, "%dx%d of %lldx%lld, %lld ch, %lldx%lld", choice_.rows, choice_.columns,
+                static_cast<long long>(rows_), static_cast<long long>(columns_), static_cast<long long>(choice_.chunk),
+                static_cast<long long>(to.height), static_cast<long long>(to.width));
   r.tile = text;
   r.why = why_;
   r.zeros = op_.weights->zeros();

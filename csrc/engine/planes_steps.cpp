@@ -32,8 +32,8 @@ class ChannelStep : public Step {
     StepReport r;
     r.name = name();
     r.kind = kind_;
-    r.shape = size_of(store(shown_));
     r.kernel = "planes";
+    r.tile = size_of(store(shown_));
     return r;
   }
 

@@ -62,11 +62,13 @@ class Plan;
 
 // One step of a plan, as reports show it.
 struct ProgramStep {
-  std::string name, kind, shape, kernel, tile, why;
+  std::string name, kind, kernel, tile, why;
+  std::vector<int64_t> shape;  // of the weight; empty where there is none
   double zeros = 0;
   double ms = 0, dense_ms = 0;  // as measured when the kernel was chosen, on one thread; 0: not measured
   int64_t chunk = 0;
-  double multiply_adds = 0;  // vectors multiplied and added: one load each is the floor
+  double multiply_adds = 0;  // vectors multiplied and added
+  double floor_ms = 0;  // those, at the speed at which one core loads and multiplies from its nearest cache
 };
 
 class SECATEUR_EXPORT Program {

@@ -49,12 +49,9 @@ class Linear : public Step {
 
   StepReport report() const override {
     StepReport r;
-    char text[96];
-    std::snprintf(text, sizeof text, "%lld->%lld", static_cast<long long>(channels()),
-                  static_cast<long long>(neurons()));
     r.name = name();
     r.kind = "linear";
-    r.shape = text;
+    r.shape = {neurons(), channels()};
     r.kernel = dense_ ? "dense" : "sparse";
     r.zeros = op_.weights->zeros();
     r.why = dense_ ? "few zeros" : "zeros";
@@ -205,7 +202,7 @@ class RowsMap : public Step {
     StepReport r;
     r.name = name();
     r.kind = "elementwise";
-    r.shape = std::to_string(features_);
+    r.tile = std::to_string(features_);
     r.kernel = "rows";
     return r;
   }

@@ -5,6 +5,7 @@ from .activations import prune_activations
 from .checkpoint import load, save
 from .conversion import convert
 from .criteria import Magnitude, MeanStd, Random
+from .engine import compile, profile
 from .masks import strip
 from .pruning import prune, sparsity
 from .report import Report
@@ -18,8 +19,10 @@ __all__ = [
     "MeanStd",
     "Random",
     "Report",
+    "compile",
     "convert",
     "load",
+    "profile",
     "prune",
     "prune_activations",
     "save",

@@ -1,0 +1,344 @@
+"""``secateur.compile``: a model as one fused plan, and the module that holds it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import Error
+from ..conversion import _pruners
+from ..report import Report
+from .profiling import compile_report
+from .program import ENGINE, Backend
+from .reference import REFERENCE
+from .segment import Decision
+from .unit import Key, Settings, Unit, _key_of, hooks_of, stand_in
+
+C = TypeVar("C", bound="CompiledModel")
+
+BUDGET_S = 40.0
+_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -> CompiledModel:
+    """A copy of ``model`` for running it: the whole graph fused, laid out once, in the fastest form measured here.
+
+    The model is traced; what the engine knows of it (convolutions, linear layers, BatchNorm, activations, pools, sums,
+    concatenations and what moves channels) runs from C++ in segments as large as can be, with the zeros of the weights
+    skipped; what it does not know runs as ordinary torch between them, and the report says why. Each segment is timed
+    beside torch's own form of it on what the example brings there, and left to torch where that is faster. Any model
+    will do, with or without zeros, whoever put them there; ``model`` itself is left alone.
+
+    Args:
+        model: the model. It is compiled as it computes in evaluation mode (BatchNorm's running statistics, no
+            dropout), whatever mode it is in. float32 on the CPU runs in the engine, everything else in torch.
+        example_input: a tensor, or a tuple of the model's positional arguments, at least one image. Later calls need
+            the same dtypes, ranks and channels; batch size and image size may change, but the choices are made for
+            those of the example.
+        budget: seconds that may be spent on choosing kernels and timing.
+
+    Returns:
+        A :class:`CompiledModel`; its ``report`` has a row for each layer.
+
+    Raises:
+        Error: model is no module or has uninitialized parameters, it does not run on the example, or budget is not
+            positive.
+    """
+    if isinstance(model, CompiledModel):
+        model = model.source
+    if not isinstance(model, nn.Module):
+        raise Error(f"compile: model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
+        raise Error(f"compile: budget must be a positive number of seconds, got {budget!r}")
+    return _compile(model, example_input, float(budget), ENGINE)
+
+
+def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backend) -> CompiledModel:
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    for t in args:
+        if isinstance(t, Tensor) and t.dim() >= 2 and t.numel() == 0:
+            raise Error(f"compile: example_input must hold at least one image, got {list(t.shape)}")
+    fast = CompiledModel(_own_copy(model, "compile"), budget, backend)
+    fast._build(args)
+    return fast
+
+
+def _own_copy(model: nn.Module, caller: str) -> nn.Module:
+    """A copy in evaluation mode, whose parameters need no gradients."""
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(t):
+            raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
+    memo: dict[int, Any] = {}
+    for module in model.modules():  # deepcopy refuses what is computed with gradients: torch.nn.utils.prune's weights
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    source = copy.deepcopy(model, memo).eval()
+    source.requires_grad_(False)
+    for module in source.modules():
+        for pruner in _pruners(module):
+            pruner(module, ())
+    return source
+
+
+class CompiledModel(nn.Module):
+    """What :func:`secateur.compile` makes: runs like the model, for inference.
+
+    ``state_dict`` has the model's own keys and values, and what is loaded takes effect at the next call. Copies and
+    pickles (``torch.save``, ``torch.load(weights_only=False)``) hold the model and the choices, and build their
+    programs at their first call. Weights written in place are seen after :meth:`refresh`. Any number of threads may
+    call it.
+
+    Attributes:
+        report: one row a layer: what runs it, and why.
+    """
+
+    report: Report
+
+    def __init__(self, source: nn.Module, budget: float, backend: Backend) -> None:
+        super().__init__()
+        self.__dict__["_backend"] = backend
+        self._budget = budget
+        self._decisions: dict[str, Decision] = {}
+        self.report = Report("compiled", (), [])
+        self.__dict__["_lock"] = threading.RLock()
+        self._take(source, None)
+
+    def _take(self, source: nn.Module, built: _Built | None) -> None:
+        self.__dict__["_source"] = source
+        for table in _TABLES:  # the model's own, so that its parameters, buffers and children are this module's too
+            self.__dict__[table] = source.__dict__[table]
+        self.__dict__["training"] = False
+        self.__dict__["_built"] = built  # one object, so that a call sees all of it or nothing
+
+    # ---- running ----
+
+    @property
+    def source(self) -> nn.Module:
+        """The model that is compiled: this module's own copy, in evaluation mode."""
+        return cast(nn.Module, self.__dict__["_source"])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            args = self._positional(args, kwargs)
+        if torch.is_grad_enabled():
+            _check_gradients(args)
+        built: _Built | None = self.__dict__["_built"]
+        if built is None:
+            built = self._build(args)
+        elif tuple(_key_of(a, False) for a in args) != built.expected:
+            self._refuse(args, built.expected)
+        with torch.no_grad():
+            return built.entry(*args)
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Keyword arguments in their places."""
+        try:
+            bound = inspect.signature(self.source.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise Error(f"compile: {error}") from None
+        if bound.kwargs:
+            bound.apply_defaults()
+        if bound.kwargs:
+            raise Error(f"compile: arguments must have a position, got {', '.join(bound.kwargs)} by keyword only")
+        return bound.args
+
+    def _refuse(self, args: tuple[Any, ...], expected: Key) -> None:
+        if len(args) != len(expected):
+            raise Error(f"compile: inputs must be {len(expected)}, as in the example, got {len(args)}")
+        for i, (value, want) in enumerate(zip(args, expected, strict=True)):
+            got = _key_of(value, False)
+            if got != want:
+                raise Error(
+                    f"compile: input {i} must be {_words(want)}, as the example was, got {_words(got)} (compile again "
+                    "for other inputs)"
+                )
+
+    def _build(self, args: tuple[Any, ...]) -> _Built:
+        with self.__dict__["_lock"]:
+            built: _Built | None = self.__dict__["_built"]
+            if built is None:
+                built = self._made(self.source, args)
+                self.__dict__["_built"] = built
+            return built
+
+    def _made(self, source: nn.Module, args: tuple[Any, ...]) -> _Built:
+        settings = Settings(self.__dict__["_backend"], self._budget, self._decisions)
+        settings.deadline = time.perf_counter() + self._budget
+        unit = Unit(source, "", settings)
+        try:
+            unit.state(args)
+        except Exception as error:
+            _blame_example(source, args, error)
+            raise
+        settings.sealed = True
+        entry = stand_in(unit) if hooks_of(source) else unit
+        self.report = compile_report(unit)
+        example = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+        return _Built(entry, unit, tuple(_key_of(a, False) for a in args), example)
+
+    # ---- weights ----
+
+    def refresh(self: C, model: nn.Module | None = None) -> C:
+        """Take the weights that ``model`` has now; without it, those of this module, written in place.
+
+        The choices stay as they were made, except where a segment has become denser or sparser. Calls that are under
+        way finish with the old weights; the next ones have the new.
+
+        Args:
+            model: a model of the same architecture as the one that was compiled, or None.
+
+        Returns:
+            This module.
+
+        Raises:
+            Error: another architecture; the first difference is named. Nothing has changed then.
+        """
+        if isinstance(model, CompiledModel):
+            model = model.source
+        if model is not None and not isinstance(model, nn.Module):
+            raise Error(f"refresh: model must be a torch.nn.Module, got {type(model).__name__}")
+        source = _own_copy(self.source if model is None else model, "refresh")
+        _check_alike(self.source, source)
+        with self.__dict__["_lock"]:
+            built: _Built | None = self.__dict__["_built"]
+            self._take(source, None if built is None else self._made(source, built.example))
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.source.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        with self.__dict__["_lock"]:
+            try:
+                return self.source.load_state_dict(state_dict, strict, assign)
+            finally:
+                self._stale()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # as a part of a larger model
+        self._stale()
+        self.source._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self: C, fn: Any, recurse: bool = True) -> C:
+        self.source._apply(fn, recurse)  # type: ignore[no-untyped-call,unused-ignore]
+        self._stale()
+        return self
+
+    def _stale(self) -> None:
+        """What was built no longer is what the weights say: the next call builds again."""
+        self.__dict__["_built"] = None
+
+    def train(self: C, mode: bool = True) -> C:
+        if mode:
+            raise Error(
+                "train: a compiled model is for inference; train the model that was compiled, then call "
+                "refresh(model) on this one"
+            )
+        return self
+
+    # ---- copies ----
+
+    def __deepcopy__(self: C, memo: dict[int, Any]) -> C:
+        return cast(C, _restored(type(self), copy.deepcopy(self.source, memo), *copy.deepcopy(self._form(), memo)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.source, *self._form())
+
+    def _form(self) -> tuple[str, float, dict[str, Decision], Report]:
+        return self.__dict__["_backend"].name, self._budget, dict(self._decisions), self.report
+
+    def extra_repr(self) -> str:
+        return f"compiled from {type(self.source).__name__}"
+
+
+@dataclass(frozen=True)
+class _Built:
+    entry: Any  # called with the inputs
+    unit: Unit
+    expected: Key
+    example: tuple[Any, ...]
+
+
+def _restored(
+    kind: type[CompiledModel], source: nn.Module, backend: str, budget: float, decisions: dict[str, Decision],
+    report: Report,
+) -> CompiledModel:  # fmt: skip
+    made = kind(source, budget, BACKENDS[backend])
+    made._decisions.update(decisions)
+    made.report = report
+    return made
+
+
+def _check_gradients(args: tuple[Any, ...]) -> None:
+    for x in args:
+        if isinstance(x, Tensor) and x.requires_grad:
+            raise Error(
+                "compile: input must not require grad, for a compiled model computes no gradients: call it under "
+                "torch.no_grad(), or give it x.detach() (to train, use the model that was compiled)"
+            )
+
+
+def _blame_example(source: nn.Module, args: tuple[Any, ...], error: Exception) -> None:
+    """An Error, if the model itself does not run on the example."""
+    try:
+        with torch.no_grad():
+            source(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
+    except Exception as own:
+        raise Error(f"compile: example_input must be what the model takes: {type(own).__name__}: {own}") from error
+
+
+def _check_alike(old: nn.Module, new: nn.Module) -> None:
+    def refuse(what: str) -> None:
+        raise Error(f"refresh: model must have the architecture of the one that was compiled, but {what}")
+
+    ours, theirs = dict(old.named_modules()), dict(new.named_modules())
+    for name in [*ours, *theirs]:
+        label = name or "the model"
+        if name not in theirs or name not in ours:
+            refuse(f"{label} is only in the {'compiled one' if name in ours else 'new one'}")
+        a, b = ours[name], theirs[name]
+        if type(a) is not type(b):
+            refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
+        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and a.extra_repr() != b.extra_repr():
+            refuse(f"{label} was {type(a).__name__}({a.extra_repr()}) and is {type(b).__name__}({b.extra_repr()})")
+    before, after = old.state_dict(), new.state_dict()
+    for key in [*before, *after]:
+        if key not in after or key not in before:
+            refuse(f"{key} is only in the {'compiled one' if key in before else 'new one'}")
+        a, b = before[key], after[key]
+        free = key.rpartition(".")[2] in ("weight_values", "theta")  # as many as the pruning left
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        if a.dtype != b.dtype or (a.shape != b.shape and not free):
+            refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
+
+
+def _tensor_words(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+
+
+def _words(key: Any) -> str:
+    """An input's kind for an error message."""
+    if isinstance(key, tuple) and len(key) == 6 and isinstance(key[0], torch.dtype):
+        dtype, device, _, rank, fixed, _ = key
+        sizes = ["N", *"ABCDEFG"][:rank]
+        if rank == 4:
+            sizes = ["N", str(fixed[0]), "H", "W"]
+        elif rank == 2:
+            sizes = ["N", str(fixed[0]) if fixed else "L"]
+        return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}] on {device}"
+    if isinstance(key, tuple) and key and isinstance(key[0], str):
+        return f"{key[0]} {key[1]!r}" if len(key) == 2 else key[0]
+    return getattr(key, "__name__", str(key))
+
+
+BACKENDS = {backend.name: backend for backend in (ENGINE, REFERENCE)}

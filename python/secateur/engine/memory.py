@@ -1,0 +1,96 @@
+"""Value semantics for graphs that write in place: who reads what, once no value is ever overwritten.
+
+``relu_(x)``, ``x += y`` and their like give a new value in the engine. So whatever reads x after the write must read
+the writer's result instead, and where the writer stays in torch it must come after everything that reads the old x.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from .tracing import Traced
+
+
+@dataclass
+class Order:
+    """What the graph's arguments do not say."""
+
+    after: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)  # node -> what must come before it as well
+    pinned: dict[fx.Node, str] = field(default_factory=dict)  # nodes that must stay torch, and why
+
+    def add(self, first: fx.Node, second: fx.Node) -> None:
+        if first is not second:
+            self.after.setdefault(second, set()).add(first)
+
+
+def make_functional(traced: Traced) -> Order:
+    """Rewire the graph (in place) so that each value is read from where it was last written."""
+    order = Order()
+    nodes = list(traced.graph.nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    families = _families(traced, nodes)
+    for node in nodes:
+        for target in traced.meta[node].writes if node.op != "output" else ():
+            family = families[target]
+            if not _redirect(traced, node, target, family, place, order):
+                _pin(node, family, place, order)
+    return order
+
+
+def _families(traced: Traced, nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Nodes whose values lie in the same memory."""
+    families: dict[fx.Node, list[fx.Node]] = {}
+    for node in nodes:
+        families[node] = [node]
+        if node.op == "output":
+            continue
+        for other in traced.meta[node].shares:
+            ours, theirs = families[node], families[other]
+            if ours is not theirs:
+                theirs.extend(ours)
+                for member in ours:
+                    families[member] = theirs
+    return families
+
+
+def _redirect(
+    traced: Traced, writer: fx.Node, target: fx.Node, family: list[fx.Node], place: dict[fx.Node, int], order: Order
+) -> bool:
+    """Let later readers of the written value read the writer's result; False where that cannot be said."""
+    where = traced.meta[target].geometry
+    if traced.meta[writer].geometry != where or writer not in family:
+        return False
+    earlier = [member for member in family if place[member] < place[writer]]
+    for member in earlier:
+        if member.op in ("placeholder", "get_attr"):
+            return False  # memory that others hold: it has to be written
+        if traced.meta[member].constant is not None:
+            return False
+        late = any(place[user] > place[writer] for user in member.users)
+        if late and traced.meta[member].geometry != where:
+            return False  # a view of it shows the write too
+    for member in earlier:
+        for user in list(member.users):
+            if place[user] > place[writer]:
+                user.replace_input_with(member, writer)
+            elif user is not writer:
+                order.add(user, writer)
+    return True
+
+
+def _pin(writer: fx.Node, family: list[fx.Node], place: dict[fx.Node, int], order: Order) -> None:
+    """All that touches this memory stays in torch and in the order of the program."""
+    why = "it shares memory that is written in place"
+    touching = {writer, *family, *(user for member in family for user in member.users)}
+    for member in family:
+        order.pinned[member] = why
+    order.pinned[writer] = "it writes into memory that other values show"
+    ordered = sorted((n for n in touching if n.op != "output"), key=place.__getitem__)
+    for first, second in itertools.pairwise(ordered):
+        order.add(first, second)
+
+
+__all__ = ["Order", "make_functional"]
