@@ -62,45 +62,6 @@ def test_report_refuses_what_is_no_checkpoint(tmp_path, capsys, model):
     assert "must hold a tensor of two dims or more" in refused(capsys, "report", str(tmp_path / "flat"))
 
 
-def test_bench_times_a_model_of_the_callers(tmp_path, capsys, monkeypatch):
-    (tmp_path / "mymodel.py").write_text(
-        "from torch import nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    out = tmp_path / "bench.json"
-    argv = ["bench", "mymodel:make", "--shape", "3,16,16", "--batch", "1", "2", "--seconds", "0.05", "--json", str(out)]
-    assert cli.main(argv) == 0
-    assert "times as fast" in capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert [row["batch"] for row in found["rows"]] == [1, 2]
-    assert found["sparsity"] == pytest.approx(0.9, abs=0.01)
-    for row in found["rows"]:
-        assert row["ratio"] == pytest.approx(row["dense_ms"] / row["converted_ms"])
-        assert row["difference"] < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["bench", "nosuchmodule:make"], "must be module:callable"),
-        (["bench", "math:pi"], "must be module:callable"),
-        (["bench", "math:nosuch"], "must be module:callable"),
-        (["bench", "builtins:dict"], "must return a torch.nn.Module, got dict"),
-        (["bench", "x:y", "--shape", "3,a"], "--shape must be sizes"),
-        (["bench", "x:y", "--seconds", "0"], "--seconds must be above 0"),
-    ],
-)
-def test_bench_refuses(argv, words, capsys):
-    assert words in refused(capsys, *argv)
-
-
-def test_bench_refuses_an_unknown_torchvision_model(capsys):
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
-    assert "torchvision has no model 'nosuchnet'" in refused(capsys, "bench", "nosuchnet")
-
-
 def test_demo_passes_its_arguments_on(monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(demo, "run", lambda *args, **kwargs: seen.update(args=args, kwargs=kwargs))

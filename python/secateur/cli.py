@@ -6,10 +6,8 @@ What the caller got wrong is printed as one line, exit code 2.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,13 +58,29 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--threads", type=_positive, default=2)
     demo.set_defaults(run=_demo)
 
-    bench = commands.add_parser("bench", help="time a model dense against pruned and converted")
-    bench.add_argument("model", help="a torchvision model's name, or module:callable that returns a model")
-    bench.add_argument("--sparsity", type=_share, default=0.9, help="zeros of each layer, by magnitude (default 0.9)")
+    bench = commands.add_parser("bench", help="time your model dense against sparse")
+    bench.add_argument(
+        "model",
+        help="a torchvision model's name; module:callable that returns a model; or a file: a module that torch.save "
+        "wrote (opening one runs the code in it), or a .pt2 of torch.export.save",
+    )
+    bench.add_argument(
+        "--weights", type=Path, metavar="FILE",
+        help="fill the model from this file: of secateur.save, any safetensors file, or a torch state_dict",
+    )  # fmt: skip
+    bench.add_argument(
+        "--sparsity", type=_share, metavar="SHARE",
+        help="first zero this share of each layer's weights, by magnitude (default: 0.9 where the model has no zeros "
+        "of its own, otherwise nothing)",
+    )  # fmt: skip
     bench.add_argument("--batch", type=_positive, nargs="+", default=[1], help="one or more batch sizes (default 1)")
-    bench.add_argument("--shape", default="3,224,224", help="of one input (default 3,224,224)")
+    bench.add_argument(
+        "--input-shape", "--shape", dest="shape", default="3,224,224", help="of one input (default 3,224,224)"
+    )
     bench.add_argument("--threads", type=_positive, default=2)
     bench.add_argument("--seconds", type=float, default=5.0, help="of timing for each batch size (default 5)")
+    bench.add_argument("--inductor", action="store_true", help="torch.compile with freezing takes part too")
+    bench.add_argument("--layers", action="store_true", help="then layer by layer: zeros, kernel, time, why")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here")
     bench.set_defaults(run=_bench)
 
@@ -102,14 +116,14 @@ def checkpoint_report(path: Path) -> Any:
 
     from .checkpoint import read
     from .report import WEIGHT_COLUMNS, Report
+    from .tensor_files import kind_of, torch_tensors
 
     tensors: Mapping[str, Any]
-    with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
-        zipped = file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
     masked: Mapping[str, Any] = {}
-    if zipped:
-        tensors = _torch_tensors(path)
-    elif _is_plain_safetensors(path):
+    kind = kind_of(path, "report")
+    if kind == "torch":
+        tensors = torch_tensors(path, "report")
+    elif kind == "safetensors":
         tensors = load_file(path)
     else:
         tensors, masked = read(path)
@@ -151,139 +165,37 @@ def checkpoint_report(path: Path) -> Any:
     return Report(str(path), WEIGHT_COLUMNS, rows, notes, total)
 
 
-def _is_plain_safetensors(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    from .checkpoint import FORMAT
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return (file.metadata() or {}).get("format") != FORMAT
-    except SafetensorError as error:
-        raise Error(
-            f"report: {path} must be a safetensors file or a torch state_dict, it is neither ({error})"
-        ) from None
-
-
-def _torch_tensors(path: Path) -> dict[str, Any]:
-    import pickle
-
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as reason:
-        raise Error(
-            f"report: {path} must be a state_dict of tensors (whole pickled models run code when they are opened): "
-            f"{str(reason).strip().splitlines()[0]}"
-        ) from reason
-    for key in ("state_dict", "model"):  # how training scripts wrap it
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, Mapping) else {}
-    if not tensors:
-        raise Error(f"report: {path} must hold tensors by name, got {type(found).__name__}")
-    return tensors
-
-
 # ---- bench ----------------------------------------------------------------------------------------------------------
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from . import Magnitude, convert, prune
+    from . import bench
     from .demo import measuring
-    from .report import Column, Report
 
     shape = _shape(arguments.shape)
     if not arguments.seconds > 0:
         raise Error(f"bench: --seconds must be above 0, got {arguments.seconds}")
-    with measuring.threads(arguments.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = _model(arguments.model).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # tied weights and the like are in the report's notes
-            pruned = prune(model, Magnitude(arguments.sparsity)) if arguments.sparsity > 0 else None
-        rows = []
-        for batch in arguments.batch:
-            x = torch.randn(batch, *shape)
-            fast = convert(model, x)  # for each batch size: which layers are faster sparse depends on it
-            with torch.no_grad():
-                off = _difference(model(x), fast(x))
-            taken = measuring.side_by_side({"dense": model, "converted": fast}, x, arguments.seconds)
-            rows.append({"batch": batch, "difference": off, "ratio": taken["dense"]["ms"] / taken["converted"]["ms"]})
-            for name, values in taken.items():
-                rows[-1] |= {f"{name}_{key}": value for key, value in values.items()}
-        where = measuring.machine()
-    zeros = 0.0 if pruned is None else pruned.sparsity
-    columns = [
-        Column("batch", "batch", "count"),
-        *(
-            Column(f"{name}_{key}", heading, "ms")
-            for name in ("dense", "converted")
-            for key, heading in (("ms", f"{name} ms"), ("ms_p10", "10 %"), ("ms_p90", "90 %"))
-        ),
-        Column("ratio", "times as fast", "number"),
-        Column("difference", "off by", "number"),
-    ]
-    notes = [
-        "medians of interleaved calls, the same pruned weights on both sides; dense is torch eager",
-        f"{where['cpu']}, {where['threads']} threads, {where['instruction_set']}, torch {where['torch']}",
-    ]
-    title = f"{arguments.model}, {100 * zeros:.1f} % zeros (random weights are pruned as trained ones would be)"
-    report = Report(title, columns, rows, notes)
-    print(report)
-    if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps({**report.to_dict(), "sparsity": zeros, "machine": where}, indent=2) + "\n"
-        )
+    with measuring.threads(arguments.threads):
+        model = bench.load(arguments.model, arguments.weights)
+        done = bench.run(
+            model, arguments.model, shape, arguments.batch, arguments.sparsity, arguments.seconds,
+            inductor=arguments.inductor, layers=arguments.layers, say=_progress,
+        )  # fmt: skip
+        print(done.report)
+        for layers in done.layers:
+            print(f"\n{layers}")
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(done.to_dict() | {"machine": measuring.machine()}, indent=2) + "\n")
+
+
+def _progress(text: str) -> None:
+    """On a terminal only, and off it again: the table is what stays."""
+    if sys.stderr.isatty():  # pragma: no cover - the tests have no terminal
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.replace("x", ",").split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise Error(f"bench: --shape must be sizes such as 3,224,224, got {text!r}")
+        raise Error(f"bench: --input-shape must be sizes such as 3,224,224, got {text!r}")
     return tuple(int(part) for part in parts)
-
-
-def _difference(a: Any, b: Any) -> float:
-    """Relative to the largest output; an Error where it is more than rounding explains."""
-    import torch
-
-    if not isinstance(a, torch.Tensor):
-        raise Error(f"bench: the model must return a tensor, got {type(a).__name__}")
-    off = float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
-    if not off < 1e-3:
-        raise Error(f"bench: the converted model must compute what the dense one does, off by {off:.2g}")
-    return off
-
-
-def _model(name: str) -> Any:
-    from torch import nn
-
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-        if "" not in sys.path:
-            sys.path.insert(0, "")  # a module in the working directory, as python -m would find it
-        try:
-            make = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as reason:
-            raise Error(f"bench: {name} must be module:callable ({reason})") from reason
-        if not callable(make):
-            raise Error(f"bench: {name} must be module:callable, got a {type(make).__name__}")
-        made = make()
-        if not isinstance(made, nn.Module):
-            raise Error(f"bench: {name} must return a torch.nn.Module, got {type(made).__name__}")
-        return made
-    try:
-        from torchvision import models  # type: ignore[import-untyped,unused-ignore]
-    except ImportError as missing:
-        raise Error(
-            f"bench: {name} is looked up in torchvision, which is not installed: pip install torchvision, or "
-            "give module:callable"
-        ) from missing
-    try:
-        return models.get_model(name, weights=None)
-    except ValueError as unknown:
-        raise Error(f"bench: torchvision has no model {name!r}") from unknown
