@@ -16,11 +16,12 @@ constexpr double kWaste = 1.08;
 
 std::string size_of(int64_t h, int64_t w) { return std::to_string(h) + "x" + std::to_string(w); }
 
+// The values are never below 0.
 bool keeps_sign(const Op& op) {
   using cpu::Act;
   const auto& a = op.activation;
-  return a.act == Act::kThreshold || a.act == Act::kHardsigmoid || a.act == Act::kSigmoid ||
-         (a.act == Act::kClamp && a.lo >= 0);
+  return a.act == Act::kHardsigmoid || a.act == Act::kSigmoid || (a.act == Act::kThreshold && a.hi >= 0) ||
+         (a.act == Act::kClamp && a.lo >= 0 && a.hi >= 0);
 }
 
 int64_t output_size(const Op& op, int i, int64_t size) {
@@ -125,7 +126,7 @@ bool PlanBuilder::try_build() {
       plan_.features_[v] = values[v].channels;
       continue;
     }
-    const auto [h, w] = plan_.sizes_.at(planes++);
+    const auto [h, w] = plan_.sizes_[planes++];
     if (h < 1 || w < 1) refuse("input", "an image must have at least one pixel, got " + size_of(h, w));
     if (h * w > INT32_MAX / kLanes) refuse("input", "an image of " + size_of(h, w) + " is too large");
     plan_.shapes_[v] = {values[v].channels, h, w};
@@ -249,8 +250,10 @@ void PlanBuilder::add_window_op(int index) {
   frame.right = std::max<int64_t>(0, (out.columns - 1) * w.stride[1] + reach_right - (need.columns - 1));
   if ((frame.top + need.rows + frame.bottom) * (frame.left + need.columns + frame.right) > INT32_MAX / (kLanes * 4))
     refuse(op.name, "padding and dilation are too large for an image of " + size_of(in[1], in[2]));
+  // 0 beyond the image wins over no value that is at least 0; but a dilated window may miss the image altogether.
+  const bool zero_will_do = values_[x].never_negative && w.dilation == std::array<int64_t, 2>{1, 1};
   float fill = 0;
-  if (op.kind == OpKind::kMaxPool && !values_[x].never_negative &&
+  if (op.kind == OpKind::kMaxPool && !zero_will_do &&
       (!frame.empty() || !valid_lanes({in[1], in[2], need, {}}).empty()))
     fill = -std::numeric_limits<float>::infinity();
 
@@ -263,7 +266,7 @@ void PlanBuilder::add_window_op(int index) {
     r.other = use(op.inputs[1], out, {});
   }
   r.y = new_store(op.output, out);
-  values_[op.output].never_negative = conv ? keeps_sign(op) : values_[x].never_negative;
+  values_[op.output].never_negative = conv ? keeps_sign(op) : values_[x].never_negative && op.divisor >= 0;
   plan_.records_.push_back(r);
 }
 

@@ -181,6 +181,11 @@ void Program::finish() {
 
 std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget) {
   if (!finished_) refuse("plan", "the program is not finished");
+  const auto is_planes = [&](int v) { return values_[v].kind == ValueKind::kPlanes; };
+  const auto images = std::count_if(inputs_.begin(), inputs_.end(), is_planes);
+  if (static_cast<int64_t>(sizes.size()) != images)
+    refuse("plan", "sizes must be one for each input of planes, " + std::to_string(images) + ", got " +
+                       std::to_string(sizes.size()));
   const std::lock_guard lock(mutex_);
   const int isa = static_cast<int>(cpu::current_isa());
   for (size_t i = 0; i < plans_.size(); ++i)

@@ -22,7 +22,8 @@ _FUNCTIONS = {
 }  # fmt: skip
 _METHODS = {
     "flatten", "reshape", "view", "transpose", "permute", "chunk", "split", "narrow", "squeeze", "unsqueeze",
-    "contiguous", "clone", "detach", "tensor_split", "swapaxes", "movedim", "index_select", "unflatten", "reshape_as", "view_as", "t",
+    "contiguous", "clone", "detach", "tensor_split", "swapaxes", "movedim", "index_select", "unflatten", "reshape_as",
+    "view_as", "t",
 }  # fmt: skip
 _MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 _MOST = 1 << 24  # numbered pixels that are tried at most
