@@ -124,6 +124,8 @@ def test_a_network_is_pruned_but_for_its_first_and_depthwise_layers():
 def test_plans_hold_the_issues_cases():
     table = plans.PLANS["table"]
     assert {(c.network, c.zeros, c.batch) for c in table.cases(None, None, None)} == set(plans.GOALS)
+    assert 4 <= len(table.cases(None, None, None, quick=True)) < len(plans.GOALS)
+    assert table.cases(["vgg16"], [1], None, quick=True)
     asked = table.cases(["vgg16"], None, [0.8])  # not in the issue's table, but asked for
     assert [(c.network, c.batch, c.zeros) for c in asked] == [("vgg16", 1, 0.8), ("vgg16", 16, 0.8)]
     assert [c.batch for c in plans.PLANS["batches"].cases(None, None, None)] == list(range(1, 18))

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--rounds", type=int, default=plan.rounds, help=f"turns of each engine ({plan.rounds})")
         command.add_argument("--turn", type=float, default=plan.turn_s, help=f"seconds of a turn ({plan.turn_s})")
         command.add_argument(
-            "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK_TURN_S} s, without the slowest peers"
+            "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK_TURN_S} s, fewer cases and peers"
         )
         command.add_argument("--profile", action="store_true", default=plan.profile, help="layer by layer, in the JSON")
         command.add_argument(
@@ -92,7 +92,7 @@ def _measure(name: str, plan: Plan, arguments: argparse.Namespace) -> int:
     if arguments.quick:
         engines = [engine for engine in engines if engine in plan.engines or arguments.engines]
         arguments.rounds, arguments.turn = QUICK_ROUNDS, QUICK_TURN_S
-    cases = plan.cases(arguments.networks, arguments.batch, arguments.zeros)
+    cases = plan.cases(arguments.networks, arguments.batch, arguments.zeros, arguments.quick)
     store = Store(arguments.out, name, arguments.resume)
     todo = [case for case in cases if not store.has(case, engines)]
     print(f"{len(todo)} cases of {len(cases)}, {', '.join(engines)}; results go to {arguments.out}", flush=True)

@@ -90,7 +90,8 @@ def _table(figure: Any, data: dict[str, Any]) -> None:
         axes.set_xticks(range(len(own)), [f"{_name(c['network'])}\n{100 * c['zeros']:g} % zeros" for c in own])
         axes.set_title(f"Batch {batch}")
         axes.set_ylabel("times the best dense engine")
-    figure.axes[0].legend(ncols=4, loc="upper left", bbox_to_anchor=(0, 1.42), fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="outside upper left", fontsize=8.5, columnspacing=1.2)
 
 
 def _lines(axes: Any, cases: list[dict[str, Any]], names: list[str], x: Callable[[Any], float], y: Any) -> None:

@@ -159,9 +159,11 @@ def layers(data: dict[str, Any]) -> str:
 
 
 def engine_step_ms(case: Case) -> float | None:
-    """What the engine's profile says of the layer: without laying the input out and the output back."""
+    """What the engine's profile says of the layer: without laying the input out and the output back.
+
+    None where compile left the layer to torch."""
     rows = (case["engines"].get("compile", {}).get("profile") or {}).get("rows", [])
-    found = [row["ms"] for row in rows if row.get("ms") is not None and row.get("shape")]
+    found = [row["ms"] for row in rows if row.get("ms") is not None and row.get("kernel", "torch") != "torch"]
     return max(found, default=None)
 
 
