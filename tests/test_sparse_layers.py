@@ -222,3 +222,27 @@ def test_layers_say_what_is_wrong() -> None:
         SparseConv2d(torch.randn(3, 3, 1, 1))(None)
     with pytest.raises(AttributeError):
         SparseLinear(torch.randn(3, 3)).weight = torch.randn(3, 3)
+
+
+def test_a_convolution_in_blocks_is_the_same_layer_and_follows_its_weights() -> None:
+    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+    with torch.no_grad():
+        conv.weight.mul_(torch.rand_like(conv.weight) > 0.7)
+    layer = SparseConv2d.from_dense(conv)
+    layer.in_blocks = True
+    x = torch.randn(3, 6, 13, 9)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), conv(x), atol=1e-5)
+        assert layer._program is not None, "the engine did not run it"
+        layer.weight_values.mul_(2)
+        layer.bias.zero_()  # type: ignore[union-attr]
+        expected = nn.functional.conv2d(x, 2 * conv.weight, None, 2, 1)
+        assert torch.allclose(layer(x), expected, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(layer)(x), expected, atol=1e-5)
+        assert torch.allclose(pickle.loads(pickle.dumps(layer))(x), expected, atol=1e-5)
+        assert layer(x[0]).shape == (8, 7, 5)
+        with pytest.raises(Error, match="sparse_conv2d"):
+            layer(torch.randn(1, 5, 8, 8))
+    grad = x.clone().requires_grad_()
+    layer(grad).sum().backward()  # gradients go through the operator
+    assert grad.grad is not None

@@ -155,6 +155,9 @@ struct EngineKernels {
   void (*frame)(float* plane, const FrameCopy* copies, int64_t count, const LanePerm* perms, float fill);
   // to[i] = index[i] < 0 ? fill : from[index[i]]
   void (*gather)(float* to, const float* from, const int32_t* index, int64_t count, float fill);
+  // to[16 * i + l] = lanes[l][i], and back, for i < count.
+  void (*interleave)(float* to, const float* const* lanes, int64_t count);
+  void (*deinterleave)(float* const* lanes, const float* from, int64_t count);
   // Sums of rows x columns vectors, lane by lane.
   void (*lane_sums)(const float* x, int64_t rows, int64_t columns, int64_t row_stride, float* sums);
   void (*sparse_vector)(const SparseVector&);

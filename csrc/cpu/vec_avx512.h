@@ -173,5 +173,37 @@ inline void bytes_of_bits(uint8_t* p, uint32_t bits) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_maskz_set1_epi8(__mmask16(bits), 1));
 }
 
+// The first `count` (1..15) lanes from memory, the others 0; and to memory, the others left alone.
+inline f32x16 load_first(const float* p, int count) {
+  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p)};
+}
+inline void store_first(float* p, f32x16 v, int count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v.v);
+}
+
+// v[i] lane j <-> v[j] lane i: pairs, fours, then quarters of registers change places.
+inline void transpose(f32x16 (&v)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(v[i].v, v[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(v[i].v, v[i + 1].v);
+  }
+  auto pd = [](__m512 r) { return _mm512_castps_pd(r); };
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(a[i + j]), pd(a[i + 2 + j])));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(a[i + j]), pd(a[i + 2 + j])));
+    }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+    const __m512 even1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512 odd1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+    v[j].v = _mm512_shuffle_f32x4(even0, even1, 0x88);
+    v[8 + j].v = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+    v[4 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+    v[12 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+  }
+}
+
 }  // namespace
 }  // namespace secateur::cpu

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kCacheVectors = 32 * 1024 / 64;   // of the first-level cache
 constexpr int64_t kScratchFloats = 512 * 1024 / 4;  // sums between chunks stay in the second-level cache
-constexpr int64_t kParts = 4;                       // of output channels, for threads
 constexpr int64_t kMaxOffset = 65535;
 
 }  // namespace
@@ -124,7 +123,7 @@ void ConvStep::pack_sparse() {
   chunks_ = std::max<int64_t>((cg + choice_.chunk - 1) / choice_.chunk, 1);
 
   // Parts of equal work.
-  const int64_t parts = std::clamp<int64_t>(k / 8, 1, kParts);
+  const int64_t parts = std::clamp<int64_t>(k / 8, 1, work_units());
   parts_.assign(1, 0);
   std::vector<int64_t> counts(static_cast<size_t>(k * chunks_), 0);
   int64_t total = 0;
@@ -198,12 +197,12 @@ void ConvStep::pack_dense() {
   for (int64_t t = 0; t < taps; ++t) taps_.push_back(static_cast<int32_t>(tap_offset(t) * kLanes));
   parts_.assign(1, 0);  // whole blocks; whole groups where there are several
   const int64_t units = op_.groups > 1 ? op_.groups : blocks, unit = op_.groups > 1 ? kg : kBlock;
-  const int64_t parts = std::min<int64_t>(units, kParts);
+  const int64_t parts = std::min<int64_t>(units, work_units());
   for (int64_t p = 1; p <= parts; ++p) parts_.push_back(std::min(units * p / parts * unit, k));
 }
 
 int64_t ConvStep::tasks() const {
-  if (choice_.by_tile) return std::min<int64_t>(static_cast<int64_t>(tiles_.size()), 8);
+  if (choice_.by_tile) return std::min<int64_t>(static_cast<int64_t>(tiles_.size()), 2 * work_units());
   return static_cast<int64_t>(parts_.size()) - 1;
 }
 

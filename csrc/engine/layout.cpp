@@ -97,26 +97,4 @@ std::vector<int32_t> gather_index(const Layout& to, const Layout& from) {
   return index;
 }
 
-std::vector<int32_t> gather_index(const Layout& to, int64_t row_stride, int64_t column_stride) {
-  std::vector<int32_t> index(static_cast<size_t>(to.blocks.vectors() * kLanes), -1);
-  size_t i = 0;
-  for_each_lane(to.blocks, [&](int64_t, int64_t, int64_t lane, int64_t row, int64_t column) {
-    if (lane < to.blocks.grid_rows * to.blocks.grid_columns && row < to.height && column < to.width)
-      index[i] = static_cast<int32_t>(row * row_stride + column * column_stride);
-    ++i;
-  });
-  return index;
-}
-
-std::vector<int32_t> scatter_index(const Layout& from) {
-  const Blocks& b = from.blocks;
-  std::vector<int32_t> index;
-  index.reserve(static_cast<size_t>(from.height * from.width));
-  for (int64_t row = 0; row < from.height; ++row)
-    for (int64_t column = 0; column < from.width; ++column)
-      index.push_back(static_cast<int32_t>((row % b.rows * from.pitch() + column % b.columns) * kLanes +
-                                           row / b.rows * b.grid_columns + column / b.columns));
-  return index;
-}
-
 }  // namespace secateur::engine

@@ -65,9 +65,4 @@ FrameFill frame_fill(const Layout& layout);
 // For each lane of each vector of the block, [rows][columns][16]: where its pixel lies in a plane of `from` (floats
 // from that plane's vector (0, 0)), or -1 where there is none.
 std::vector<int32_t> gather_index(const Layout& to, const Layout& from);
-// The same from an image of rows and columns with these strides, in floats.
-std::vector<int32_t> gather_index(const Layout& to, int64_t row_stride, int64_t column_stride);
-// For each pixel, row by row: where it lies in a plane of `from`.
-std::vector<int32_t> scatter_index(const Layout& from);
-
 }  // namespace secateur::engine

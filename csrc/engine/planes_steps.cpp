@@ -9,8 +9,6 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kTasks = 4;
-
 std::string size_of(const Store& s) {
   char text[96];
   std::snprintf(text, sizeof text, "%lld at %lldx%lld", static_cast<long long>(s.channels),
@@ -23,7 +21,7 @@ class ChannelStep : public Step {
  public:
   ChannelStep(const Workshop& shop, std::string name, const char* kind, int shown)
       : Step(std::move(name)), shop_(shop), kind_(kind), shown_(shown) {}
-  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 8, 1, kTasks); }
+  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 8, 1, work_units()); }
   void run(const Call& call, const Worker& worker, int64_t image, int64_t, int64_t task) const override {
     const Range r = part(channels(), task, tasks());
     run_channels(call, worker, image, r.begin, r.end);
@@ -49,55 +47,96 @@ class ChannelStep : public Step {
   int shown_;
 };
 
+// Where the lanes of a block's row lie in an image: their pixels in columns [begin, begin + count) of their blocks.
+// Lanes without all of them go through `spare`, [16][kSpan].
+constexpr int64_t kSpan = 64;
+struct LaneRow {
+  const float* at[kLanes];
+  int64_t present[kLanes];  // how many of `count` are pixels
+};
+
+LaneRow lane_row(const Layout& l, const float* image, int64_t row, int64_t begin, int64_t count) {
+  const Blocks& b = l.blocks;
+  LaneRow lanes;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const int64_t y = lane / b.grid_columns * b.rows + row, x = lane % b.grid_columns * b.columns + begin;
+    const bool inside = lane < b.grid_rows * b.grid_columns && y < l.height && x < l.width;
+    lanes.present[lane] = inside ? std::min(count, l.width - x) : 0;
+    lanes.at[lane] = inside ? image + y * l.width + x : image;
+  }
+  return lanes;
+}
+
+// One channel of an image -> the vectors of its blocks.
+void image_to_blocks(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane) {
+  alignas(64) float spare[kLanes][kSpan];
+  for (int64_t r = 0; r < l.blocks.rows; ++r)
+    for (int64_t c = 0; c < l.blocks.columns; c += kSpan) {
+      const int64_t count = std::min(kSpan, l.blocks.columns - c);
+      LaneRow lanes = lane_row(l, image, r, c, count);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        if (lanes.present[lane] == count) continue;
+        std::fill_n(std::copy_n(lanes.at[lane], lanes.present[lane], spare[lane]), count - lanes.present[lane], 0.0f);
+        lanes.at[lane] = spare[lane];
+      }
+      k.interleave(plane + (r * l.pitch() + c) * kLanes, lanes.at, count);
+    }
+}
+
+// And back.
+void blocks_to_image(const cpu::EngineKernels& k, const Layout& l, const float* plane, float* image) {
+  alignas(64) float spare[kLanes][kSpan];
+  for (int64_t r = 0; r < l.blocks.rows; ++r)
+    for (int64_t c = 0; c < l.blocks.columns; c += kSpan) {
+      const int64_t count = std::min(kSpan, l.blocks.columns - c);
+      const LaneRow lanes = lane_row(l, image, r, c, count);
+      float* to[kLanes];
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        to[lane] = lanes.present[lane] == count ? const_cast<float*>(lanes.at[lane]) : spare[lane];
+      k.deinterleave(to, plane + (r * l.pitch() + c) * kLanes, count);
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        if (to[lane] == spare[lane]) std::copy_n(spare[lane], lanes.present[lane], const_cast<float*>(lanes.at[lane]));
+    }
+}
+
 class Pack : public ChannelStep {
  public:
   Pack(const Workshop& shop, std::string name, int input, int y)
-      : ChannelStep(shop, std::move(name), "input", y),
-        input_(input),
-        y_(y),
-        index_(gather_index(store(y).layout, store(y).layout.width, 1)) {}
+      : ChannelStep(shop, std::move(name), "input", y), input_(input), y_(y) {}
 
  protected:
-  int64_t tasks() const override { return std::min<int64_t>(channels(), kTasks); }
+  int64_t tasks() const override { return std::min<int64_t>(channels(), work_units()); }
   int64_t channels() const override { return store(y_).channels; }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
     const Store& y = store(y_);
-    const Layout& l = y.layout;
-    const int64_t line = l.blocks.columns * kLanes, pixels = l.height * l.width;
+    const int64_t pixels = y.layout.height * y.layout.width;
     for (int64_t c = c0; c < c1; ++c)
-      for (int64_t r = 0; r < l.blocks.rows; ++r)
-        kernels().gather(y.channel(worker.arena, c) + r * l.pitch() * kLanes,
-                         call.inputs[input_] + (image * y.channels + c) * pixels, index_.data() + r * line, line,
-                         y.fill_value);
+      image_to_blocks(kernels(), y.layout, call.inputs[input_] + (image * y.channels + c) * pixels,
+                      y.channel(worker.arena, c));
     y.fill_frames(kernels(), worker.arena, c0, c1);
   }
 
  private:
   int input_, y_;
-  std::vector<int32_t> index_;
 };
 
 class Unpack : public ChannelStep {
  public:
   Unpack(const Workshop& shop, std::string name, int x, int output)
-      : ChannelStep(shop, std::move(name), "output", x),
-        x_(x),
-        output_(output),
-        index_(scatter_index(store(x).layout)) {}
+      : ChannelStep(shop, std::move(name), "output", x), x_(x), output_(output) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
     const Store& x = store(x_);
-    const int64_t pixels = static_cast<int64_t>(index_.size());
+    const int64_t pixels = x.layout.height * x.layout.width;
     for (int64_t c = c0; c < c1; ++c)
-      kernels().gather(call.outputs[output_] + (image * x.channels + c) * pixels, x.channel(worker.arena, c),
-                       index_.data(), pixels, 0.0f);
+      blocks_to_image(kernels(), x.layout, x.channel(worker.arena, c),
+                      call.outputs[output_] + (image * x.channels + c) * pixels);
   }
 
  private:
   int x_, output_;
-  std::vector<int32_t> index_;
 };
 
 class Repack : public ChannelStep {
@@ -324,21 +363,20 @@ class GlobalPool : public ChannelStep {
 class Flatten : public ChannelStep {
  public:
   Flatten(const Workshop& shop, const Op& op, int x)
-      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output), index_(scatter_index(store(x).layout)) {}
+      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
     const Store& x = store(x_);
-    const int64_t pixels = static_cast<int64_t>(index_.size());
+    const int64_t pixels = x.layout.height * x.layout.width;
     for (int64_t c = c0; c < c1; ++c)
-      kernels().gather(call.rows[value_] + (image * x.channels + c) * pixels, x.channel(worker.arena, c), index_.data(),
-                       pixels, 0.0f);
+      blocks_to_image(kernels(), x.layout, x.channel(worker.arena, c),
+                      call.rows[value_] + (image * x.channels + c) * pixels);
   }
 
  private:
   int x_, value_;
-  std::vector<int32_t> index_;
 };
 
 }  // namespace

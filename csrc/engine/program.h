@@ -68,7 +68,7 @@ struct ProgramStep {
   double ms = 0, dense_ms = 0;  // as measured when the kernel was chosen, on one thread; 0: not measured
   int64_t chunk = 0;
   double multiply_adds = 0;  // vectors multiplied and added
-  double floor_ms = 0;  // those, at the speed at which one core loads and multiplies from its nearest cache
+  double floor_ms = 0;       // those, at the speed at which one core loads and multiplies from its nearest cache
 };
 
 class SECATEUR_EXPORT Program {

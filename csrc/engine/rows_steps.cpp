@@ -8,7 +8,6 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kTasks = 4;
 constexpr int64_t kReach = 65536;  // inputs that a 16-bit offset names
 
 // With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
@@ -26,7 +25,7 @@ class Linear : public Step {
       ++max_rows_;
   }
 
-  int64_t tasks() const override { return std::clamp<int64_t>(neurons() / 16, 1, kTasks); }
+  int64_t tasks() const override { return std::clamp<int64_t>(neurons() / 16, 1, work_units()); }
   int64_t scratch_floats(int64_t count) const override {
     return count < kLaneImages ? 0 : (channels() + 2 * neurons()) * kTileImages;
   }

@@ -78,7 +78,7 @@ class Schedule {
  private:
   void wait_for(int64_t tasks) const {
     for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins) {
-      if (spins < 20000) pause_briefly();
+      if (spins < 2000) pause_briefly();
       else std::this_thread::yield();
     }
   }

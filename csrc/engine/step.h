@@ -1,9 +1,11 @@
 // A step of a plan: one layer of one image (or of the whole batch, for rows), cut into tasks that may run at once.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../cpu/engine.h"
@@ -73,6 +75,13 @@ class Step {
 };
 
 using Steps = std::vector<std::unique_ptr<Step>>;
+
+// Into how many tasks a step is cut where it can be: as many as there are cores, whatever the number of threads that a
+// call brings, so that one plan serves them all.
+inline int64_t work_units() {
+  static const int64_t units = std::clamp<int64_t>(std::thread::hardware_concurrency(), 2, 32);
+  return units;
+}
 
 // [begin, end) of part i of n parts of `count`.
 struct Range {

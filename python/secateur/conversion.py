@@ -212,9 +212,10 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
 
 def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        x, sparse = inputs[0], cast(nn.Module, layer.sparse)
+        x, sparse = inputs[0], cast(SparseConv2d | SparseLinear, layer.sparse)
         layer.calls += 1
         forward = type(module).forward
+        sparse._choose_form(x)
         # What is compared must be the same: a layer that disagrees is a bug here, or an input with Inf or NaN.
         if not torch.allclose(sparse(x), forward(module, x), rtol=1e-3, atol=1e-4 * _scale(output)):
             layer.failed = "sparse and dense outputs differ on the example (Inf or NaN in it?)"

@@ -3,6 +3,7 @@
 
 #include "planes_dense.h"
 #include "planes_linear.h"
+#include "planes_moves.h"
 #include "planes_rows.h"
 #include "planes_sparse.h"
 
@@ -18,6 +19,8 @@ constexpr EngineKernels make_engine_table() {
       .map_row = map_row,
       .frame = copy_frame,
       .gather = gather,
+      .interleave = interleave,
+      .deinterleave = deinterleave,
       .lane_sums = lane_sums,
       .sparse_vector = sparse_vector,
       .dense_vector = dense_vector,

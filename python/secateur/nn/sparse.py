@@ -21,6 +21,8 @@ from ..reference import rows_and_columns
 
 L = TypeVar("L", bound="_Sparse")
 
+_BLOCKS_BUDGET_S = 0.3  # for choosing tiles
+
 
 @dataclass
 class Trial:
@@ -46,6 +48,7 @@ class _Sparse(nn.Module):
     weight_mask: Tensor  # uint8 [K, ceil(weights per neuron / 8)]
     weight_values: nn.Parameter  # [nnz]
     _plan: tuple[object, _host.Plan] | None
+    _program: tuple[object, _host.Program] | None  # of a convolution in blocks
     trial: Trial | None  # set while the layer has yet to choose between its forms
     dense_weight: Tensor | None  # the unpacked weight, where the dense form was faster; not in the state_dict
 
@@ -65,6 +68,7 @@ class _Sparse(nn.Module):
         else:
             self.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self._plan = None
+        self._program = None
         self.trial = None
         self.register_buffer("dense_weight", None, persistent=False)
 
@@ -85,6 +89,9 @@ class _Sparse(nn.Module):
     def _sparse(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _choose_form(self, x: Tensor) -> None:
+        """Where there are several sparse kernels: choose."""
+
     def _dense(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -104,6 +111,7 @@ class _Sparse(nn.Module):
         """The first call: time both forms, keep the faster one."""
         trial, self.trial = cast(Trial, self.trial), None
         x, weight = x.detach(), self.weight.detach()
+        self._choose_form(x)
         with torch.no_grad():
             if not trial.decide(lambda: self._sparse(x), lambda: self._dense(x, weight)):
                 self.dense_weight = weight
@@ -123,17 +131,22 @@ class _Sparse(nn.Module):
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph holds the id as a constant
     def _plan_now(self) -> int:
-        values, mask = self._parameters["weight_values"], self._buffers["weight_mask"]  # no search by __getattr__
-        assert values is not None
-        assert mask is not None
-        state = (values.data_ptr(), mask.data_ptr(), _version(values), _version(mask), values.numel())
+        state = self._weight_state()
         if self._plan is None or self._plan[0] != state:
+            mask, values = self.weight_mask, self.weight_values
             plan = _host.Plan(mask.numpy(force=True), values.numpy(force=True), **self._geometry())
             self._plan = (state, plan)
         return self._plan[1].id
 
+    def _weight_state(self) -> tuple[int, ...]:
+        """Changes whenever the weights do, but for what is written through ``.data``."""
+        values, mask = self._parameters["weight_values"], self._buffers["weight_mask"]  # no search by __getattr__
+        assert values is not None
+        assert mask is not None
+        return values.data_ptr(), mask.data_ptr(), _version(values), _version(mask), values.numel()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}  # a plan belongs to this process and this object
+        return {**self.__dict__, "_plan": None, "_program": None}  # they belong to this process and this object
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any,
@@ -238,7 +251,12 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
     Made by :meth:`from_dense`. Input ``[N, C, H, W]`` or ``[C, H, W]``, output as ``nn.Conv2d``, contiguous. State:
     ``weight_mask`` uint8 ``[K, ceil(C / groups * R * S / 8)]``, ``weight_values`` ``[nnz]``, ``bias`` ``[K]`` or None.
     A zero weight is skipped, so that zero times Inf in the input is 0 here where a dense layer gives NaN.
+
+    Where gradients are off it can run the kernels of :func:`secateur.compile` instead of those for a single layer
+    (``in_blocks``; :func:`secateur.convert` measures which are faster).
     """
+
+    in_blocks: bool = False
 
     def __init__(
         self,
@@ -316,10 +334,54 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
         return self._run(input)
 
     def _sparse(self, x: Tensor) -> Tensor:
+        if self.in_blocks and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._takes(x):
+            made: Tensor = torch.ops.secateur.engine_run.default([x], self._program_now(x).id)[0]
+            return made
         return ops.sparse_conv2d(
             x, self.weight_mask, self.weight_values, self.bias, self.kernel_size, self.stride, self._padding(),
             self.dilation, self.groups, self._plan_id(),
         )  # fmt: skip
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether the engine takes it; what it does not take, the operator does, or refuses with a reason."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        sizes = zip(x.shape[2:], self._padding(), _pair(self.dilation), _pair(self.kernel_size), strict=True)
+        return all(size > 0 and size + 2 * pad > dilation * (kernel - 1) for size, pad, dilation, kernel in sizes)
+
+    def _program_now(self, x: Tensor) -> _host.Program:
+        """The layer as a program of the engine, made at first use and whenever the weights or the bias have changed."""
+        bias = self.bias
+        state = (*self._weight_state(), *((bias.data_ptr(), _version(bias)) if bias is not None else ()))
+        if self._program is None or self._program[0] != state:
+            program = _host.Program()
+            top, left = self._padding()
+            y = program.conv2d(
+                program.input_planes(self.in_channels), self.weight.numpy(force=True),
+                None if bias is None else bias.numpy(force=True), _pair(self.stride), (top, left, top, left),
+                _pair(self.dilation), self.groups, -1, ("none", 0.0, 0.0, None), "conv2d",
+            )  # fmt: skip
+            program.output(y)
+            program.finish()
+            program.prepare(1, [(x.shape[2], x.shape[3])], _BLOCKS_BUDGET_S)
+            self._program = (state, program)
+        return self._program[1]
+
+    def _choose_form(self, x: Tensor) -> None:
+        """Measure which sparse kernels are faster on this input."""
+        self.in_blocks = False
+        if not self._takes(x) or x.numel() == 0:
+            return
+
+        def run(in_blocks: bool) -> Tensor:
+            self.in_blocks = in_blocks
+            return self._sparse(x)
+
+        with torch.no_grad():
+            single, blocks = timing.medians([lambda: run(False), lambda: run(True)], rounds=7, budget_s=0.3)
+        self.in_blocks = blocks < single
+        if not self.in_blocks:
+            self._program = None
 
     def _dense(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, self.bias, self.stride, self._padding(), self.dilation, self.groups)
