@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from ..conversion import _pruners
@@ -148,7 +149,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
         expected = _own_forward(module)(*_clones(args))
         torch.random.set_rng_state(state)
         try:
-            got = examiner.run(*_clones(args))
+            got = _plain(examiner.run(*_clones(args)))
         except Exception as error:
             raise Untraceable(f"its graph does not run: {type(error).__name__}: {error}") from error
     if not same(got, expected):
@@ -193,6 +194,16 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
 def _clones(args: Sequence[Any]) -> list[Any]:
     """Copies, for the model may write over its input."""
     return [pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, a) for a in args]
+
+
+def _plain(value: Any) -> Any:
+    """The graph's code returns lists and dicts where its output node holds immutable ones."""
+    if type(value) is immutable_list or type(value) is tuple or type(value) is list:
+        kind = tuple if type(value) is tuple else list
+        return kind(_plain(v) for v in value)
+    if type(value) is immutable_dict or type(value) is dict:
+        return {key: _plain(v) for key, v in value.items()}
+    return value
 
 
 def same(got: Any, expected: Any) -> bool:
