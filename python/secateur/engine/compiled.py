@@ -82,7 +82,8 @@ def _own_copy(model: nn.Module, caller: str) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     source = copy.deepcopy(model, memo).eval()
-    source.requires_grad_(False)
+    for p in source.parameters():  # not the module's own method, which TorchScript refuses
+        p.requires_grad_(False)
     for module in source.modules():
         for pruner in _pruners(module):
             pruner(module, ())

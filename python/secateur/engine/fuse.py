@@ -164,7 +164,7 @@ def _fold(step: Step, scale: Tensor | None, shift: Tensor | None) -> None:
     channels = step.weight.shape[0]
     bias = torch.zeros(channels, dtype=torch.float64) if step.bias is None else step.bias.double()
     if scale is not None:
-        step.weight = step.weight.double() * scale.reshape(-1, *[1] * (step.weight.dim() - 1))
+        step.row_scale = scale if step.row_scale is None else step.row_scale * scale
         bias = bias * scale
     step.bias = bias if shift is None else bias + shift
 

@@ -236,6 +236,12 @@ class _Writer:
     def _array(self, t: Tensor | None) -> Any:
         return None if t is None else self.backend.array(t.to(self.dtype))
 
+    def _weight(self, step: Step) -> Any:
+        weight, scale = step.weight, step.row_scale
+        if weight is not None and scale is not None:
+            weight = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        return self._array(weight)
+
     def _act(self, act: Act) -> Act:
         return act if act.theta is None else act._replace(theta=self._array(act.theta))
 
@@ -246,11 +252,11 @@ class _Writer:
         if s.kind == "conv2d":
             residual = self._id(s.inputs[1]) if len(s.inputs) > 1 else -1
             return program.conv2d(
-                x, self._array(s.weight), self._array(s.bias), s.stride, s.padding, s.dilation, s.groups, residual,
+                x, self._weight(s), self._array(s.bias), s.stride, s.padding, s.dilation, s.groups, residual,
                 self._act(s.act), name,
             )  # fmt: skip
         if s.kind == "linear":
-            return program.linear(x, self._array(s.weight), self._array(s.bias), self._act(s.act), name)
+            return program.linear(x, self._weight(s), self._array(s.bias), self._act(s.act), name)
         if s.kind == "max_pool":
             return program.max_pool(x, s.kernel, s.stride, s.padding[:2], s.dilation, s.ceil_mode, name)
         if s.kind == "avg_pool":

@@ -35,6 +35,7 @@ class Step:
     out: str
     name: str = ""
     weight: Tensor | None = None
+    row_scale: Tensor | None = None  # [K], folded into the weight only while it is handed over: no copy is kept
     bias: Tensor | None = None
     stride: Size = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
