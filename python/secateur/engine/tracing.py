@@ -146,13 +146,18 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     examiner = _Examiner(traced)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = torch.random.get_rng_state()
-        expected = _own_forward(module)(*_clones(args))
+        theirs, ours = _clones(args), _clones(args)  # what is written into them counts too
+        before_run = _versions(module)
+        expected = _own_forward(module)(*theirs)
+        if _versions(module) != before_run:
+            raise Untraceable("its forward writes into its own parameters or buffers")
         torch.random.set_rng_state(state)
         try:
-            got = _plain(examiner.run(*_clones(args)))
+            got = _plain(examiner.run(*ours))
         except Exception as error:
             raise Untraceable(f"its graph does not run: {type(error).__name__}: {error}") from error
-    if not same(got, expected):
+    # fx takes `x += y` for `x = x + y`, so a write into x can be lost.
+    if not same(got, expected) or not same(ours, theirs):
         raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
     targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
     return Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes})
@@ -189,6 +194,11 @@ def _own_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward without the module's own hooks, which stay outside of its graph."""
     forward: Callable[..., Any] = module.forward
     return forward
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
 
 
 def _clones(args: Sequence[Any]) -> list[Any]:
