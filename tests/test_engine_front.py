@@ -7,6 +7,7 @@ import io
 import math
 import operator
 import pickle
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -746,6 +747,42 @@ def test_calls_refuse_what_the_example_was_not() -> None:
 
 def net_of(fast: CompiledModel) -> nn.Module:
     return _with(net(), fast.state_dict())
+
+
+def test_torchscript_is_for_parts_only() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript
+        part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval())
+    with pytest.raises(Error, match="compile: model must be the module itself, got what TorchScript made of it"):
+        compiled(part, X)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), part, nn.Conv2d(4, 4, 1)).eval()
+    fast = compiled(model, X)
+    assert in_torch(fast) == ["1.forward"]
+    assert kinds(fast).count("conv2d") == 2
+    with torch.no_grad():
+        torch.testing.assert_close(fast(X), model(X))
+
+
+def test_what_cannot_be_planned_runs_in_torch() -> None:
+    far = nn.Conv2d(3, 2, 3, padding=100, dilation=100)  # taps further apart than 16 bits reach, in a wide image
+    model = prune(nn.Sequential(far, nn.ReLU()))
+    fast = compiled(model, X)
+    assert kinds(fast)
+    wide = torch.randn(1, 3, 4, 4000)
+    with pytest.warns(UserWarning, match=r"compile: 0: torch computes \[1, 3, 4, 4000\], for .* too large for 16-bit"):
+        assert_near(fast(wide), model, wide)
+    fast = compiled(model, wide)
+    assert kinds(fast) == []
+    assert "the engine refuses it: engine: 0: the image is too large for 16-bit offsets" in in_words(fast)
+    assert_near(fast(wide), model, wide)
+
+    valid = compiled(prune(nn.Sequential(nn.Conv2d(3, 4, 5))), X)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        valid(X[:, :, :4])
+
+
+def in_words(fast: CompiledModel) -> str:
+    return "; ".join(row["why"] for row in fast.report)
 
 
 # ---- profile ----

@@ -92,6 +92,13 @@ def test_one_program_for_every_batch_and_image_size(batch: int, isa: str) -> Non
             assert_close(got, want, near)
 
 
+def test_images_of_which_one_plane_is_all_that_16_bits_reach(isa: str) -> None:
+    case = ((), (), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    weight = weights(2, 3, 3, 3, zeros=0.6)
+    program = check(lambda p, x: conv(p, x, case, weight), torch.randn(1, 3, 1030, 1030))
+    assert [step["chunk"] for step in program.describe(1, [(1030, 1030)]) if step["kind"] == "conv2d"] == [1]
+
+
 def test_what_lies_oddly_in_memory(isa: str) -> None:
     weight = weights(6, 4, 3, 3)
     case = ((), (), (1, 1), (1, 1, 1, 1), (1, 1), 1)
@@ -416,7 +423,11 @@ def _map(p: Any, x: int = 0, **a: Any) -> int:
 
 # Value 0 is planes of 4 channels, 1 rows of 6, 2 planes of 3 channels.
 REFUSED: list[tuple[Any, str]] = [
-    (lambda p: p.input_planes(-1), r"engine: input: channels must not be negative, got -1"),
+    (lambda p: p.input_planes(0), r"engine: input: channels must be at least 1, and below 2\^31, got 0"),
+    (lambda p: p.input_rows(-1), r"engine: input: channels must be at least 1, and below 2\^31, got -1"),
+    (lambda p: _conv(p, weight=W[:0]), r"c1: weight must have elements"),
+    (lambda p: p.linear(1, np.ones((0, 6), np.float32), None, NONE, "l1"), r"l1: weight must have elements"),
+    (lambda p: p.select_channels(0, [], "s1"), r"s1: index must not be empty"),
     (lambda p: _conv(p, 9), r"engine: c1: x must be a value of this program, got 9"),
     (lambda p: _conv(p, -1), r"engine: c1: x must be a value of this program, got -1"),
     (lambda p: _conv(p, 1), r"engine: c1: x must be planes"),

@@ -117,8 +117,9 @@ void ConvStep::pack_sparse() {
   int64_t lowest = 0, highest = 0;
   for (int64_t t = 0; t < taps; ++t)
     lowest = std::min(lowest, tap_offset(t)), highest = std::max(highest, tap_offset(t));
-  const int64_t fit = (kMaxOffset - (highest - lowest)) / plane;  // channels that 16 bits reach
-  if (fit < 1) throw std::length_error("engine: " + op_.name + ": the image is too large for 16-bit offsets");
+  const int64_t room = kMaxOffset - (highest - lowest);  // for the step from a chunk's first channel to its last
+  if (room < 0) throw std::length_error("engine: " + op_.name + ": the image is too large for 16-bit offsets");
+  const int64_t fit = room / plane + 1;  // channels that 16 bits reach
   choice_.chunk = std::clamp<int64_t>(choice_.chunk, 1, std::min(fit, std::max<int64_t>(cg, 1)));
   chunks_ = std::max<int64_t>((cg + choice_.chunk - 1) / choice_.chunk, 1);
 

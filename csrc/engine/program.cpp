@@ -65,8 +65,8 @@ int Program::new_value(ValueKind kind, int64_t channels) {
 
 int Program::input(ValueKind kind, int64_t channels) {
   if (finished_) refuse("input", "the program is finished");
-  if (channels < 0 || channels > INT32_MAX)
-    refuse("input", "channels must not be negative, got " + std::to_string(channels));
+  if (channels < 1 || channels > INT32_MAX)
+    refuse("input", "channels must be at least 1, and below 2^31, got " + std::to_string(channels));
   inputs_.push_back(new_value(kind, channels));
   return inputs_.back();
 }
@@ -79,6 +79,8 @@ int Program::add(Op op) {
   ValueKind kind = x.kind;
   int64_t channels = x.channels;
   auto want = [&](ValueKind k) { check_value(op.name, "x", op.inputs[0], k); };
+  if (op.weights && (op.weights->neurons() < 1 || op.weights->per_neuron() < 1))
+    refuse(op.name, "weight must have elements");
   switch (op.kind) {
     case OpKind::kConv: {
       want(ValueKind::kPlanes);
@@ -151,6 +153,7 @@ int Program::add(Op op) {
       break;
     case OpKind::kSelect:
       want(ValueKind::kPlanes);
+      if (op.index.empty()) refuse(op.name, "index must not be empty");
       for (int64_t i : op.index)
         if (i < 0 || i >= x.channels)
           refuse(op.name, "index must be below " + std::to_string(x.channels) + ", got " + std::to_string(i));

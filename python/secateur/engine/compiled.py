@@ -49,13 +49,15 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
         A :class:`CompiledModel`; its ``report`` has a row for each layer.
 
     Raises:
-        Error: model is no module or has uninitialized parameters, it does not run on the example, or budget is not
-            positive.
+        Error: model is no module, is TorchScript (its parts may be) or has uninitialized parameters, it does not run
+            on the example, or budget is not positive.
     """
     if isinstance(model, CompiledModel):
         model = model.source
     if not isinstance(model, nn.Module):
         raise Error(f"compile: model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Error("compile: model must be the module itself, got what TorchScript made of it, which is no graph")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise Error(f"compile: budget must be a positive number of seconds, got {budget!r}")
     return _compile(model, example_input, float(budget), ENGINE)
@@ -81,7 +83,8 @@ def _own_copy(model: nn.Module, caller: str) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    source = copy.deepcopy(model, memo).eval()
+    with torch.no_grad():  # TorchScript clones its parameters
+        source = copy.deepcopy(model, memo).eval()
     for p in source.parameters():  # not the module's own method, which TorchScript refuses
         p.requires_grad_(False)
     for module in source.modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,8 +61,19 @@ class Segment(nn.Module):
         if self.engine:
             inputs = self._inputs(args)
             if inputs is not None:
-                return self._outputs(self.backend.run(inputs, self.program), args)
+                try:
+                    return self._outputs(self.backend.run(inputs, self.program), args)
+                except (ValueError, RuntimeError) as refusal:
+                    return self._unplanned(args, refusal)
         return self.torch_form(*args)
+
+    def _unplanned(self, args: Sequence[Tensor], refusal: Exception) -> Any:
+        """What the engine cannot plan for this image size (offsets that 16 bits do not reach, say) torch computes.
+        Where the size is wrong, torch says so."""
+        result = self.torch_form(*args)
+        shapes = ", ".join(str(list(x.shape)) for x in args)
+        warnings.warn(f"compile: {self.steps[0].name}: torch computes {shapes}, for {refusal}", stacklevel=2)
+        return result
 
     def _inputs(self, args: Sequence[Tensor]) -> list[Tensor] | None:
         """What the program takes; None where the arguments are not what it was built for."""
@@ -125,7 +137,10 @@ class Segment(nn.Module):
         key = self.key(path)
         known = decisions.get(key)
         if known is None or known.engine:
-            self.program.prepare(batch, sizes, budget_s)
+            try:
+                self.program.prepare(batch, sizes, budget_s)
+            except (ValueError, RuntimeError) as refusal:
+                known = decisions[key] = Decision(False, f"the engine refuses it: {refusal}")
         if known is None:
             known = decisions[key] = self._measure(args, budget_s)
         self.decision, self.engine = known, known.engine
