@@ -42,6 +42,7 @@ struct TileOut {
   Activation activation;
   const uint16_t* valid;  // bit l of [r * valid_row + c]: lane l holds a pixel there; null: all lanes do
   int64_t valid_row;
+  bool fetch = false;  // y lies beyond the second-level cache: fetch the lines of the next channel before it is summed
 };
 
 // The nonzeros of one output channel in one chunk of input channels.
@@ -53,6 +54,14 @@ struct SparseRow {
   int64_t base;  // vectors, added to each of its offsets; may be negative (the frame)
 };
 
+// Vectors that a later call will read, to be brought into the second-level cache meanwhile; strides in floats.
+struct Ahead {
+  const float* x = nullptr;  // null: nothing
+  int64_t planes = 0, plane = 0;
+  int64_t rows = 0, row = 0;
+  int64_t columns = 0;  // vectors side by side
+};
+
 // Sparse weights: for each row, R x C sums in registers; for each nonzero R * C multiply-adds with memory operands.
 struct SparsePlanes {
   const SparseRow* rows;
@@ -62,6 +71,7 @@ struct SparsePlanes {
   const float* x;  // vector (0, 0) of the tile in input channel 0
   int64_t x_row;   // floats from what tile row r reads to what row r + 1 reads (stride included)
   TileOut out;
+  Ahead ahead;
 };
 
 // Dense weights in blocks of kDenseBlock output channels: weights [blocks][channels][taps][kDenseBlock], the last block

@@ -220,6 +220,16 @@ inline float sum_of(f32x16 a) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 
+// Four weights, splatted one by one.
+struct f32x4s {
+  const float* p;
+};
+inline f32x4s load_four(const float* p) { return {p}; }
+template <int I>
+inline f32x16 splat_one(f32x4s four) {
+  return splat(four.p[I]);
+}
+
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 16 registers hold.
 inline constexpr int max_sums = 6, max_dense_sums = 1;
 

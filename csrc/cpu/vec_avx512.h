@@ -153,6 +153,20 @@ inline float sum_of(f32x16 a) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 
+// One load for four weights; the splats are shuffles, which do not compete with a multiply-add's operand from memory.
+struct f32x4s {
+  __m512 v;
+};
+inline f32x4s load_four(const float* p) {
+  f32x4s four{_mm512_broadcast_f32x4(_mm_loadu_ps(p))};
+  asm("" : "+v"(four.v));  // or the compiler turns each splat back into a load
+  return four;
+}
+template <int I>
+inline f32x16 splat_one(f32x4s four) {
+  return {_mm512_permute_ps(four.v, I * 0x55)};
+}
+
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
 inline constexpr int max_sums = 28, max_dense_sums = 6;
 

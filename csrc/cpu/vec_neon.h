@@ -261,6 +261,17 @@ inline float sum_of(f32x16 a) {
   return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
 }
 
+// Four weights, splatted one by one (part of the multiply-add).
+struct f32x4s {
+  float32x4_t v;
+};
+inline f32x4s load_four(const float* p) { return {vld1q_f32(p)}; }
+template <int I>
+inline f32x16 splat_one(f32x4s four) {
+  const float32x4_t s = vdupq_laneq_f32(four.v, I);
+  return {{s, s, s, s}};
+}
+
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
 inline constexpr int max_sums = 6, max_dense_sums = 1;
 

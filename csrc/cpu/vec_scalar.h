@@ -176,6 +176,16 @@ inline float sum_of(const f32x16& a) {  // halves onto each other, four times
   return sum[0];
 }
 
+// Four weights, splatted one by one.
+struct f32x4s {
+  const float* p;
+};
+inline f32x4s load_four(const float* p) { return {p}; }
+template <int I>
+inline f32x16 splat_one(f32x4s four) {
+  return splat(four.p[I]);
+}
+
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that the registers hold.
 inline constexpr int max_sums = 4, max_dense_sums = 1;
 

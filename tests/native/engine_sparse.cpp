@@ -23,7 +23,7 @@ void test_case(const Kernels& kernels, Random& random, const TileCase& c) {
     std::vector<float> weights;
     for (int64_t k = 0; k < c.channels; ++k) {
       const int64_t base = static_cast<int64_t>(random() % (2 * before + 1)) - before;
-      const uint32_t count = static_cast<uint32_t>(random() % 14);  // none, too
+      const uint32_t count = static_cast<uint32_t>(random() % 14);  // none, too; every remainder of four
       most = std::max<int64_t>(most, count);
       // Slots do not follow channels.
       rows.push_back({static_cast<int32_t>(k), static_cast<int32_t>((k + 1) % c.channels),
@@ -56,6 +56,7 @@ void test_case(const Kernels& kernels, Random& random, const TileCase& c) {
       tile.x = planes.data() + before * 16;
       tile.x_row = x_row;
       tile.out = output.out(chunk);
+      if (c.columns % 2) tile.ahead = {planes.data(), static_cast<int64_t>(random() % 20), 16, 2, 16, 3};
       kernels.engine.sparse_planes[c.step == 2][c.rows][c.columns](tile);
     }
   }

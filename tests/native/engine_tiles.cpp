@@ -34,6 +34,7 @@ cpu::TileOut TileOutput::out(int chunk) const {
   out.activation = activation_;
   out.valid = case_.valid ? valid_.data() : nullptr;
   out.valid_row = valid_row_;
+  out.fetch = (case_.rows + case_.columns) % 2;  // hints: no result depends on them
   return out;
 }
 

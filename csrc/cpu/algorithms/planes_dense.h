@@ -13,6 +13,9 @@ void dense_planes(const DensePlanes& tile) {
   for (int64_t k = tile.k_begin; k < tile.k_end; k += kDenseBlock) {
     const int64_t slot = k - tile.k_begin;
     const int64_t filled = tile.k_end - k < kDenseBlock ? tile.k_end - k : kDenseBlock;
+    if (tile.out.fetch && tile.out.last) [[unlikely]]
+      for (int64_t next = k + kDenseBlock; next < k + 2 * kDenseBlock && next < tile.k_end; ++next)
+        fetch_output(tile.out, next, R, C);
     Sums<R, C> sum[kDenseBlock];
     SECATEUR_UNROLL
     for (int j = 0; j < kDenseBlock; ++j) {
