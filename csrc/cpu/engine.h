@@ -71,7 +71,7 @@ struct SparsePlanes {
   const float* x;  // vector (0, 0) of the tile in input channel 0
   int64_t x_row;   // floats from what tile row r reads to what row r + 1 reads (stride included)
   TileOut out;
-  Ahead ahead;
+  Ahead ahead = {};
 };
 
 // Dense weights in blocks of kDenseBlock output channels: weights [blocks][channels][taps][kDenseBlock], the last block
