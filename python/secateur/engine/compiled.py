@@ -6,7 +6,8 @@ import copy
 import inspect
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .._errors import Error
 from ..conversion import _pruners
+from ..nn.sparse import _version
 from ..report import Report
 from .profiling import compile_report
 from .program import ENGINE, Backend
@@ -139,10 +141,13 @@ class CompiledModel(nn.Module):
         built: _Built | None = self.__dict__["_built"]
         if built is None:
             built = self._build(args)
-        elif tuple(_key_of(a, False) for a in args) != built.expected:
+        key = tuple([_key_of(a, False) for a in args])
+        if key != built.expected:
             self._refuse(args, built.expected)
+        if not torch.is_grad_enabled():
+            return built.call(args, key)
         with torch.no_grad():
-            return built.entry(*args)
+            return built.call(args, key)
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Keyword arguments in their places."""
@@ -180,7 +185,8 @@ class CompiledModel(nn.Module):
         settings.deadline = time.perf_counter() + self._budget
         unit = Unit(source, "", settings)
         try:
-            unit.state(args)
+            with _buffers_kept(source):
+                unit.state(args)
         except Exception as error:
             _blame_example(source, args, error)
             raise
@@ -271,6 +277,26 @@ class _Built:
     expected: Key
     example: tuple[Any, ...]
 
+    def call(self, args: tuple[Any, ...], key: Key) -> Any:
+        unit = self.unit
+        if self.entry is unit and not unit.size_bound and unit.settings.recorder is None:
+            return unit.run(args, key)
+        return self.entry(*args)
+
+
+@contextmanager
+def _buffers_kept(source: nn.Module) -> Iterator[None]:
+    """A forward may count its calls: the example's do not count."""
+    kept = [
+        (module, name, buffer, _version(buffer), buffer.clone())
+        for module in source.modules() for name, buffer in module._buffers.items() if buffer is not None
+    ]  # fmt: skip
+    yield
+    for module, name, buffer, version, value in kept:
+        module._buffers[name] = buffer
+        if _version(buffer) != version:
+            buffer.copy_(value)
+
 
 def _restored(
     kind: type[CompiledModel], source: nn.Module, backend: str, budget: float, decisions: dict[str, Decision],
@@ -336,9 +362,9 @@ def _words(key: Any) -> str:
         dtype, device, _, rank, fixed, _ = key
         sizes = ["N", *"ABCDEFG"][:rank]
         if rank == 4:
-            sizes = ["N", str(fixed[0]), "H", "W"]
+            sizes = ["N", str(fixed), "H", "W"]
         elif rank == 2:
-            sizes = ["N", str(fixed[0]) if fixed else "L"]
+            sizes = ["N", "L" if fixed is None else str(fixed)]
         return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}] on {device}"
     if isinstance(key, tuple) and key and isinstance(key[0], str):
         return f"{key[0]} {key[1]!r}" if len(key) == 2 else key[0]

@@ -82,6 +82,8 @@ class Segment(nn.Module):
         for which, layout, size in self.feeds:
             x = args[which]
             shape = x.shape
+            if type(x) is not Tensor and type(x) is not nn.Parameter:
+                return None  # torch.export's and others' kinds of tensors are for torch
             if x.dtype != self.dtype or x.device.type != "cpu" or x.layout != torch.strided:
                 return None
             if layout == PLANES:

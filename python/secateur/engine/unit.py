@@ -77,7 +77,10 @@ class Unit:
             return self._own(*args, **kwargs)
         if self.settings.recorder is not None:
             self.settings.recorder.append((self, args))
-        key = self.key(args)
+        return self.run(args, self.key(args))
+
+    def run(self, args: Sequence[Any], key: Key) -> Any:
+        """A call whose key is known."""
         last = self.last
         if last is not None and last[0] == key:
             return last[1].forward(*args)
@@ -135,6 +138,7 @@ class Unit:
         state.held = assembled.module
         self.size_bound |= ctx.size_bound
         self._decide(state, args)
+        state.forward = _only_segment(assembled) or state.forward
         return state
 
     def _decide(self, state: State, args: Sequence[Any]) -> None:
@@ -203,6 +207,14 @@ class Unit:
         return clone
 
 
+def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
+    """The segment's own forward, where the graph is nothing else: small networks feel each Python call."""
+    *inputs, call, output = assembled.module.graph.nodes
+    if call.target in assembled.segments and output.args == (call,) and call.args == tuple(inputs):
+        return assembled.segments[str(call.target)].forward
+    return None
+
+
 def stand_in(unit: Unit) -> nn.Module:
     """The unit's module with its hooks, and the unit as its forward."""
     if isinstance(unit.module, torch.jit.ScriptModule):
@@ -251,9 +263,9 @@ def _calls(module: nn.Module, called: set[int]) -> Iterator[None]:
 def _key_of(value: Any, with_size: bool) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
-        fixed = shape[1:2] if len(shape) == 4 else shape[-1:] if len(shape) == 2 and value.is_floating_point() else ()
-        size = tuple(shape[2:]) if with_size else None
-        return value.dtype, value.device.type, value.layout, len(shape), tuple(fixed), size
+        rank = len(shape)
+        fixed = shape[1] if rank == 4 else shape[-1] if rank == 2 and value.is_floating_point() else None
+        return value.dtype, value.device.type, value.layout, rank, fixed, shape[2:] if with_size else None
     if isinstance(value, bool | int | float | str | None):
         return type(value).__name__, value
     if isinstance(value, tuple | list):
