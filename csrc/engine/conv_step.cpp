@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kCacheVectors = 32 * 1024 / 64;   // of the first-level cache
 constexpr int64_t kScratchFloats = 512 * 1024 / 4;  // sums between chunks stay in the second-level cache
 constexpr int64_t kMaxOffset = 65535;
+constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // outputs larger than this lie beyond the second-level cache
 
 }  // namespace
 
@@ -247,6 +248,7 @@ void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
   out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
   out.activation = op_.activation.view();
   out.valid_row = y.layout.blocks.columns;
+  out.fetch = y.channels * y.plane_floats() > kFarFloats;
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Tile& tile = tiles_[t];
     const float* from =

@@ -19,7 +19,7 @@ void dense_planes(const DensePlanes& tile) {
     Sums<R, C> sum[kDenseBlock];
     SECATEUR_UNROLL
     for (int j = 0; j < kDenseBlock; ++j) {
-      if (j < filled) begin_tile<R, C>(sum[j], tile.out, slot + j, k + j);
+      if (j < filled) begin_tile<R, C>(sum[j], tile.out, k + j);
       else sum[j] = sum[0];  // computed, never stored
     }
     const float* weight = tile.weights + slot / kDenseBlock * tile.block_stride;

@@ -79,7 +79,7 @@ void sparse_planes(const SparsePlanes& tile) {
     if (fetches) [[unlikely]]
       fetch_row(tile, i, R, C);
     Sums<R, C> sum;
-    begin_tile<R, C>(sum, tile.out, row.slot, row.channel);
+    begin_tile<R, C>(sum, tile.out, row.channel);
     sum_nonzeros<R, C, Step>(sum, tile.offsets + row.begin, tile.weights + row.begin, row.count, tile.x + row.base * 16,
                              tile.x_row);
     end_tile<R, C>(sum, tile.out, end, row.slot, row.channel);

@@ -49,20 +49,20 @@ inline float* scratch_of(const TileOut& out, int64_t slot) {
 }
 
 template <int R, int C>
-inline void begin_tile(Sums<R, C>& sum, const TileOut& out, int64_t slot, int64_t channel) {
-  if (out.first) {
-    const f32x16 bias = splat(out.bias ? out.bias[channel] : 0.0f);
-    SECATEUR_UNROLL
-    for (int i = 0; i < R * C; ++i) sum.at[i] = bias;
-  } else {
-    const float* scratch = scratch_of<R, C>(out, slot);
-    SECATEUR_UNROLL
-    for (int i = 0; i < R * C; ++i) sum.at[i] = load(scratch + 16 * i);
-  }
+inline void begin_tile(Sums<R, C>& sum, const TileOut& out, int64_t channel) {
+  // Each chunk is summed from 0 and joined to the others at its end: errors grow with the chunks, not with the terms.
+  const f32x16 bias = splat(out.first && out.bias ? out.bias[channel] : 0.0f);
+  SECATEUR_UNROLL
+  for (int i = 0; i < R * C; ++i) sum.at[i] = bias;
 }
 
 template <int R, int C>
 inline void end_tile(Sums<R, C>& sum, const TileOut& out, const TileEnd& end, int64_t slot, int64_t channel) {
+  if (!out.first) {
+    const float* scratch = scratch_of<R, C>(out, slot);
+    SECATEUR_UNROLL
+    for (int i = 0; i < R * C; ++i) sum.at[i] = add(sum.at[i], load(scratch + 16 * i));
+  }
   if (!out.last) {
     float* scratch = scratch_of<R, C>(out, slot);
     SECATEUR_UNROLL
