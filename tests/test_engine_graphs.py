@@ -7,7 +7,9 @@ readers have, and branches. The plain-torch twin runs the segments, so nothing h
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -225,3 +227,31 @@ def test_a_forward_that_counts_its_calls_goes_on_counting() -> None:
         for calls in (1, 2, 3):
             torch.testing.assert_close(fast(x), model(x))
             assert float(fast.state_dict()["1.calls"]) == float(model[1].calls) == calls
+
+
+def test_other_threads_run_their_models_while_one_is_traced() -> None:
+    """torch.fx replaces nn.Module.__call__ for the whole process while it traces."""
+    model = RandomNetwork(3)
+    plain = nn.Sequential(nn.Conv2d(C, C, 1), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(C), nn.Conv2d(C, 2, 1)))
+    plain.double().eval()
+    x = torch.randn(2, C, 7, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = plain(x)
+    done = threading.Event()
+
+    def run() -> int:
+        count = 0
+        with torch.no_grad():
+            while not done.is_set():
+                assert torch.equal(plain(x), expected)
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(run) for _ in range(2)]
+        try:
+            for _ in range(10):
+                _assert_same(_compile(model, x, 1.0, REFERENCE), model, x)
+        finally:
+            done.set()
+        assert all(call.result() > 5 for call in calls)

@@ -202,7 +202,9 @@ def _operands(ctx: Context, node: fx.Node, a: Any, b: Any) -> tuple[tuple[fx.Nod
             second = (second[0], first[1])
         elif first[0] not in ctx.steps:
             first = (first[0], second[1])
-    if first[1] != second[1] or one != two:
+    if one == two and first[1] != second[1]:
+        raise Unsupported("it joins images with features in the last dimension")
+    if one != two:
         raise Unsupported(f"it joins {list(one)} with {list(two)}")
     return first, second
 

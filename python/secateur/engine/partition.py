@@ -28,7 +28,10 @@ def partition(ctx: Context, reasons: dict[fx.Node, str]) -> list[Part]:
         for part in parts:
             layouts = {layout for step in part.steps for layout in (step.out, *(layout for _, layout in step.inputs))}
             if not any(step.heavy for step in part.steps):
-                dropped |= _give_back(ctx, part.steps, reasons, "alone between torch operations, not worth a detour")
+                idle = [step for step in part.steps if step.kind == "alias"]
+                busy = [step for step in part.steps if step.kind != "alias"]
+                dropped |= _give_back(ctx, idle, reasons, "it hands its input on")
+                dropped |= _give_back(ctx, busy, reasons, "alone between torch operations, not worth a detour")
             elif LEAD in layouts and len(layouts) > 1:
                 wrong = [s for s in part.steps if s.out == LEAD or any(layout == LEAD for _, layout in s.inputs)]
                 dropped |= _give_back(ctx, wrong, reasons, "it is tied to operations on images")
