@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar=" | ".join([*PLANS, "engines", "render", "charts"]))
     for name, plan in PLANS.items():
-        command = commands.add_parser(name, help=plan.title.replace("%", "%%"), description=plan.title.replace("%", "%%"))
+        command = commands.add_parser(
+            name, help=plan.title.replace("%", "%%"), description=plan.title.replace("%", "%%")
+        )
         command.add_argument("--networks", type=_names, help=f"torchvision names or layers ({','.join(plan.networks)})")
         command.add_argument("--batch", type=_counts, help=f"({','.join(map(str, plan.batches))})")
         command.add_argument("--zeros", type=_shares, help="percent of each layer's weights, by magnitude")
