@@ -20,10 +20,11 @@ from torch import Tensor
 CHANNELS_LAST = [(2, 16, 8, 8), (3, 24, 5, 7), (2, 3, 7, 9), (4, 5, 4, 4), (2, 8, 1, 1), (1, 64, 3, 3), (5, 1, 6, 6),
                  (3, 7, 1, 5)]  # fmt: skip
 # By the list of schemas, so that none is forgotten. sparse_*: layers of the CPU; elsewhere their modules run the twin.
+# engine_*: compiled segments, of the CPU too.
 OPERATORS = sorted(
     name.removeprefix("secateur::")
     for name in torch._C._dispatch_get_all_op_names()
-    if name.startswith("secateur::") and not name.startswith("secateur::sparse_")
+    if name.startswith("secateur::") and not name.startswith(("secateur::sparse_", "secateur::engine_"))
 )
 
 
