@@ -259,26 +259,8 @@ inline void bytes_of_bits(uint8_t* p, uint32_t bits) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_and_si128(on, _mm_set1_epi8(1)));
 }
 
-// The first `count` (1..15) lanes from memory, the others 0; and to memory, the others left alone.
-inline f32x16 load_first(const float* p, int count) {
-  float all[16] = {};
-  for (int i = 0; i < count; ++i) all[i] = p[i];
-  return load(all);
-}
-inline void store_first(float* p, f32x16 v, int count) {
-  float all[16];
-  store(all, v);
-  for (int i = 0; i < count; ++i) p[i] = all[i];
-}
-
-// v[i] lane j <-> v[j] lane i.
-inline void transpose(f32x16 (&v)[16]) {
-  float from[16][16], to[16][16];
-  for (int i = 0; i < 16; ++i) store(from[i], v[i]);
-  for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j) to[j][i] = from[i][j];
-  for (int i = 0; i < 16; ++i) v[i] = load(to[i]);
-}
-
 }  // namespace
 }  // namespace secateur::cpu
+
+// load_first, store_first of a vector, transpose.
+#include "lane_moves.h"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
 #include <stdexcept>
 
 namespace secateur::engine {
@@ -26,8 +25,6 @@ ConvStep::ConvStep(const Op& op, const std::vector<Store>& stores, int x, int y,
           (residual < 0 || stores[residual].layout.is_line()) && to.layout.blocks == from.layout.blocks;
   rows_ = line_ ? 1 : to.layout.blocks.rows;
   columns_ = line_ ? to.layout.blocks.vectors() : to.layout.blocks.columns;
-  max_line_ = 0;
-  for (int c = 1; c <= cpu::kTileLine && kernels.sparse_planes[0][1][c]; ++c) max_line_ = c;
 }
 
 int64_t ConvStep::tap_offset(int64_t tap) const {
@@ -85,7 +82,6 @@ std::vector<ConvChoice> ConvStep::candidates(bool dense) const {
       if (any_step && c > 1) continue;
       if (dense ? kernels_.dense_planes[step][r][c] == nullptr : kernels_.sparse_planes[step][r][c] == nullptr)
         continue;
-      // Only shapes that leave narrow remainders, or none.
       std::vector<int64_t> chunks;
       for (int64_t n : {4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512})
         if (n < channels) chunks.push_back(n);
@@ -149,12 +145,9 @@ void ConvStep::pack_sparse() {
   row_at_.assign(1, 0);
   const int64_t n_parts = static_cast<int64_t>(parts_.size()) - 1;
   std::vector<int64_t> place(static_cast<size_t>(k * chunks_));  // of the row in sparse_rows_
-  std::vector<int64_t> order;
   for (int64_t c = 0; c < chunks_; ++c)
     for (int64_t p = 0; p < n_parts; ++p) {
-      order.resize(static_cast<size_t>(parts_[p + 1] - parts_[p]));
-      std::iota(order.begin(), order.end(), parts_[p]);
-      for (int64_t o : order) {
+      for (int64_t o = parts_[p]; o < parts_[p + 1]; ++o) {
         if (counts[c * k + o] == 0 && c != 0 && c != chunks_ - 1) continue;
         place[c * k + o] = static_cast<int64_t>(sparse_rows_.size());
         sparse_rows_.push_back({static_cast<int32_t>(o), static_cast<int32_t>(o), 0,

@@ -11,7 +11,6 @@ struct ConvChoice {
   int rows = 1, columns = 1;  // of a tile, vectors
   int64_t chunk = 0;          // input channels (of a group) whose planes a tile reads at a time
   bool by_tile = false;       // how threads share the work: by tiles, or by output channels
-  bool operator==(const ConvChoice&) const = default;
 };
 
 class ConvStep : public Step {
@@ -35,7 +34,6 @@ class ConvStep : public Step {
   bool sparse_is_worth_trying() const;
   void pack(const ConvChoice& choice);
   void set_measured(double sparse_ms, double dense_ms, std::string why);
-  const ConvChoice& choice() const { return choice_; }
   double predict(const ConvChoice& choice) const;  // cycles, roughly
   int64_t largest_scratch() const;                 // floats, of any candidate
 
@@ -56,7 +54,6 @@ class ConvStep : public Step {
   const cpu::EngineKernels& kernels_;
   bool line_;               // the block is one line of vectors: 1x1 kernels between stores without frames
   int64_t rows_, columns_;  // of output vectors
-  int max_line_;
 
   ConvChoice choice_;
   std::vector<Tile> tiles_;

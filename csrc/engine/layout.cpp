@@ -9,15 +9,6 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 
-// Calls f(vector row, vector column, lane, image row, image column) for all lanes of a block, pixel or not.
-template <class F>
-void for_each_lane(const Blocks& b, F&& f) {
-  for (int64_t r = 0; r < b.rows; ++r)
-    for (int64_t c = 0; c < b.columns; ++c)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        f(r, c, lane, lane / b.grid_columns * b.rows + r, lane % b.grid_columns * b.columns + c);
-}
-
 }  // namespace
 
 void FrameSize::include(const FrameSize& other) {

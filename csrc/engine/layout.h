@@ -33,6 +33,15 @@ struct Blocks {
   }
 };
 
+// Calls f(vector row, vector column, lane, image row, image column) for all lanes of a block, pixel or not.
+template <class F>
+void for_each_lane(const Blocks& b, F&& f) {
+  for (int64_t r = 0; r < b.rows; ++r)
+    for (int64_t c = 0; c < b.columns; ++c)
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        f(r, c, lane, lane / b.grid_columns * b.rows + r, lane % b.grid_columns * b.columns + c);
+}
+
 // The grid that covers an image with the fewest vectors; of those, the one with the squarest blocks.
 Blocks best_blocks(int64_t height, int64_t width);
 

@@ -231,7 +231,6 @@ void Plan::choose(double budget) {
                                           : "sparse measured faster");
     }
   }
-  chosen_in_ = now() - begin;
 }
 
 std::vector<StepReport> Plan::report() const {

@@ -26,9 +26,7 @@ class Plan {
   // F of a rows value, [C, H, W] of planes.
   int64_t features(int value) const { return features_[value]; }
   std::array<int64_t, 3> shape(int value) const { return shapes_[value]; }
-  const cpu::EngineKernels& kernels() const { return kernels_; }
   std::vector<StepReport> report() const;
-  double chosen_in() const { return chosen_in_; }
 
  private:
   friend class PlanBuilder;
@@ -59,7 +57,6 @@ class Plan {
   Steps image_steps_, batch_steps_;
   std::vector<ConvStep*> convs_;
   int64_t arena_floats_ = 0;
-  double chosen_in_ = 0;
 };
 
 }  // namespace secateur::engine

@@ -120,10 +120,11 @@ class Pack : public ChannelStep {
   int input_, y_;
 };
 
+// Planes -> images of the caller's order, [N][C][H][W]: an output, or a rows value (which then is flattened).
 class Unpack : public ChannelStep {
  public:
-  Unpack(const Workshop& shop, std::string name, int x, int output)
-      : ChannelStep(shop, std::move(name), "output", x), x_(x), output_(output) {}
+  Unpack(const Workshop& shop, std::string name, const char* kind, int x, std::vector<float*> Call::* to, int index)
+      : ChannelStep(shop, std::move(name), kind, x), x_(x), to_(to), index_(index) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
@@ -132,11 +133,13 @@ class Unpack : public ChannelStep {
     const int64_t pixels = x.layout.height * x.layout.width;
     for (int64_t c = c0; c < c1; ++c)
       blocks_to_image(kernels(), x.layout, x.channel(worker.arena, c),
-                      call.outputs[output_] + (image * x.channels + c) * pixels);
+                      (call.*to_)[index_] + (image * x.channels + c) * pixels);
   }
 
  private:
-  int x_, output_;
+  int x_;
+  std::vector<float*> Call::* to_;
+  int index_;
 };
 
 class Repack : public ChannelStep {
@@ -185,20 +188,6 @@ class Repack : public ChannelStep {
  private:
   int x_, y_;
   std::vector<int32_t> index_;
-};
-
-class Frame : public ChannelStep {
- public:
-  Frame(const Workshop& shop, std::string name, int y) : ChannelStep(shop, std::move(name), "frame", y), y_(y) {}
-
- protected:
-  int64_t channels() const override { return store(y_).channels; }
-  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
-    store(y_).fill_frames(kernels(), worker.arena, c0, c1);
-  }
-
- private:
-  int y_;
 };
 
 class Copy : public ChannelStep {
@@ -278,15 +267,12 @@ class Pool : public ChannelStep {
     if (op_.divisor > 0) return;
     scale_.assign(static_cast<size_t>(b.vectors() * kLanes), factor_);
     bool same = true;
-    for (int64_t r = 0; r < b.rows; ++r)
-      for (int64_t c = 0; c < b.columns; ++c)
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          const int64_t row = lane / b.grid_columns * b.rows + r, column = lane % b.grid_columns * b.columns + c;
-          if (row >= out.height || column >= out.width) continue;
-          const int64_t n = extent(row, in.height, 0) * extent(column, in.width, 1);
-          same = same && n == w.kernel[0] * w.kernel[1];
-          scale_[(r * b.columns + c) * kLanes + lane] = 1.0f / static_cast<float>(n);
-        }
+    for_each_lane(b, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
+      if (row >= out.height || column >= out.width) return;
+      const int64_t n = extent(row, in.height, 0) * extent(column, in.width, 1);
+      same = same && n == w.kernel[0] * w.kernel[1];
+      scale_[(r * b.columns + c) * kLanes + lane] = 1.0f / static_cast<float>(n);
+    });
     if (same) scale_.clear();
   }
 
@@ -360,38 +346,16 @@ class GlobalPool : public ChannelStep {
   int x_, value_;
 };
 
-class Flatten : public ChannelStep {
- public:
-  Flatten(const Workshop& shop, const Op& op, int x)
-      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output) {}
-
- protected:
-  int64_t channels() const override { return store(x_).channels; }
-  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
-    const Store& x = store(x_);
-    const int64_t pixels = x.layout.height * x.layout.width;
-    for (int64_t c = c0; c < c1; ++c)
-      blocks_to_image(kernels(), x.layout, x.channel(worker.arena, c),
-                      call.rows[value_] + (image * x.channels + c) * pixels);
-  }
-
- private:
-  int x_, value_;
-};
-
 }  // namespace
 
 std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int input, int y) {
   return std::make_unique<Pack>(shop, std::move(name), input, y);
 }
 std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output) {
-  return std::make_unique<Unpack>(shop, std::move(name), x, output);
+  return std::make_unique<Unpack>(shop, std::move(name), "output", x, &Call::outputs, output);
 }
 std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x, int y) {
   return std::make_unique<Repack>(shop, std::move(name), x, y);
-}
-std::unique_ptr<Step> make_frame(const Workshop& shop, std::string name, int y) {
-  return std::make_unique<Frame>(shop, std::move(name), y);
 }
 std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
                                 std::vector<int64_t> index) {
@@ -407,7 +371,7 @@ std::unique_ptr<Step> make_global_pool(const Workshop& shop, const Op& op, int x
   return std::make_unique<GlobalPool>(shop, op, x);
 }
 std::unique_ptr<Step> make_flatten(const Workshop& shop, const Op& op, int x) {
-  return std::make_unique<Flatten>(shop, op, x);
+  return std::make_unique<Unpack>(shop, op.name, "flatten", x, &Call::rows, op.output);
 }
 
 }  // namespace secateur::engine

@@ -18,8 +18,6 @@ std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int inpu
 std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output);
 // Planes in other blocks, or with another fill.
 std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x, int y);
-// The frame alone, where the step before has no whole channels.
-std::unique_ptr<Step> make_frame(const Workshop& shop, std::string name, int y);
 // Channel i of y is channel index[i] of x (all of them, in order, where index is empty), from channel `first` of y on.
 std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
                                 std::vector<int64_t> index);

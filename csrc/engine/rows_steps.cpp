@@ -1,8 +1,6 @@
 #include "rows_steps.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstring>
 #include <numeric>
 
 namespace secateur::engine {
