@@ -16,7 +16,6 @@ import pytest
 import secateur
 import torch
 import torch.nn.functional as F
-import torchvision
 from secateur import Error, timing
 from secateur.engine import CompiledModel
 from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
@@ -277,8 +276,9 @@ _BOUND = {"convnext_tiny": {"LayerNorm", "LayerNorm2d"}, "swin_t": {"LayerNorm"}
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchvision(name: str) -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = prune(getattr(torchvision.models, name)(**options))
+    model = prune(getattr(models, name)(**options))
     size = NETWORKS[name]
     for module in model.modules():  # as after training: values of size 1 all the way
         if isinstance(module, nn.BatchNorm2d):
