@@ -57,7 +57,9 @@ struct SparseRow {
 // Vectors that a later call will read, to be brought into the second-level cache meanwhile; strides in floats.
 struct Ahead {
   const float* x = nullptr;  // null: nothing
-  int64_t planes = 0, plane = 0;
+  int64_t planes_a_row =
+      0;  // of these each row of the tile fetches its share, in 2^-16: rounded down, a plane may stay
+  int64_t plane = 0;
   int64_t rows = 0, row = 0;
   int64_t columns = 0;  // vectors side by side
 };

@@ -11,7 +11,7 @@ namespace {
 constexpr double kNearLines = 640;                  // what of a chunk is read again from the nearest cache
 constexpr int64_t kScratchFloats = 512 * 1024 / 4;  // sums between chunks stay in the second-level cache
 constexpr int64_t kMaxOffset = 65535;
-constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // outputs larger than this lie beyond the second-level cache
+constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // values larger than this lie beyond the second-level cache
 
 }  // namespace
 
@@ -228,6 +228,22 @@ void ConvStep::run_all(const Call&, const Worker& worker, int64_t, int64_t) cons
   stores_[y_].fill_frames(kernels_, worker.arena, 0, op_.weights->neurons());
 }
 
+// What a tile reads of a chunk, to be fetched by the `rows` rows that are summed before it.
+cpu::Ahead ConvStep::ahead(const Worker& worker, const Tile& tile, int64_t chunk, int64_t rows) const {
+  const Store& x = stores_[x_];
+  const auto& w = op_.window;
+  const int64_t channel = chunk * choice_.chunk, channels = std::min(choice_.chunk, group_channels() - channel);
+  cpu::Ahead a;
+  a.plane = x.plane_floats();
+  a.planes_a_row = (channels << 16) / std::max<int64_t>(rows, 1);
+  a.row = x.layout.pitch() * kLanes;
+  a.x = x.channel(worker.arena, channel) + (tile.row * w.stride[0] - w.padding[0]) * a.row +
+        (tile.column * w.stride[1] - w.padding[1]) * kLanes;
+  a.rows = (tile.rows - 1) * w.stride[0] + (w.kernel[0] - 1) * w.dilation[0] + 1;
+  a.columns = (tile.columns - 1) * w.stride[1] + (w.kernel[1] - 1) * w.dilation[1] + 1;
+  return a;
+}
+
 void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
   const Store &x = stores_[x_], &y = stores_[y_];
   const Store* residual = residual_ < 0 ? nullptr : &stores_[residual_];
@@ -243,6 +259,7 @@ void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
   out.valid_row = y.layout.blocks.columns;
   // Not for 1x1 layers: their rows are too short to hide it.
   out.fetch = w.kernel[0] * w.kernel[1] > 1 && op_.groups == 1 && y.channels * y.plane_floats() > kFarFloats;
+  const bool x_is_far = op_.groups == 1 && x.channels * x.plane_floats() > kFarFloats;
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
     const Tile& tile = tiles_[t];
     const float* from =
@@ -261,6 +278,8 @@ void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
         const int64_t first = row_at_[c * n_parts + parts.begin], last = row_at_[c * n_parts + parts.end];
         cpu::SparsePlanes args{sparse_rows_.data() + first, last - first, offsets_.data(), weights_.data(), from,
                                w.stride[0] * x_pitch,       out};
+        if (x_is_far && !out.last) args.ahead = ahead(worker, tile, c + 1, last - first);
+        if (x_is_far && out.last && t + 1 < tiles.end) args.ahead = ahead(worker, tiles_[t + 1], 0, last - first);
         kernels_.sparse_planes[step][tile.rows][tile.columns](args);
         continue;
       }

@@ -46,6 +46,7 @@ class ConvStep : public Step {
   int64_t tap_offset(int64_t tap) const;  // vectors
   void pack_sparse();
   void pack_dense();
+  cpu::Ahead ahead(const Worker&, const Tile&, int64_t chunk, int64_t rows) const;
   void run_range(const Worker&, Range tiles, Range parts) const;
 
   const Op& op_;

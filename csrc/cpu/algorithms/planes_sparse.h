@@ -63,8 +63,8 @@ inline void sum_nonzeros(Sums<R, C>& sum, const uint16_t* offset, const float* w
     fetch_output(tile.out, tile.rows[i + 1].channel, rows, columns);
   const Ahead& ahead = tile.ahead;
   if (!ahead.x) return;
-  const int64_t end = (i + 1) * ahead.planes / tile.row_count;
-  for (int64_t p = i * ahead.planes / tile.row_count; p < end; ++p)
+  const int64_t end = (i + 1) * ahead.planes_a_row >> 16;
+  for (int64_t p = i * ahead.planes_a_row >> 16; p < end; ++p)
     for (int64_t r = 0; r < ahead.rows; ++r)
       for (int64_t c = 0; c < ahead.columns; ++c)
         __builtin_prefetch(ahead.x + p * ahead.plane + r * ahead.row + c * 16, 0, 2);
