@@ -127,9 +127,32 @@ class PyProgram {
   void finish() { program_->finish(); }
 
   // The library itself is asked, with the interpreter free to run other threads.
-  void prepare(int64_t /*batch*/, const std::vector<Pair>& sizes, double budget) {
+  void prepare(int64_t /*batch*/, const std::vector<Pair>& sizes, double budget, const std::vector<Floats>& example,
+               const std::string& kernels) {
+    std::vector<const float*> images;
+    if (!example.empty() && example.size() != program_->inputs().size())
+      throw py::value_error("engine: example must have one array for each input, " +
+                            std::to_string(program_->inputs().size()) + ", got " + std::to_string(example.size()));
+    size_t planes = 0;
+    for (size_t i = 0; i < example.size(); ++i) {
+      const Value& value = program_->values()[program_->inputs()[i]];
+      const Floats& x = example[i];
+      const bool is_planes = value.kind == ValueKind::kPlanes;
+      bool right = x.ndim() == (is_planes ? 4 : 2) && x.shape(0) >= 1 && x.shape(1) == value.channels;
+      if (right && is_planes) {
+        right = planes < sizes.size() && x.shape(2) == sizes[planes][0] && x.shape(3) == sizes[planes][1];
+        ++planes;
+      }
+      if (!right) throw py::value_error("engine: example " + std::to_string(i) + " must be as the input and sizes say");
+      images.push_back(x.data());
+    }
+    const Kernels which = kernels == "fastest"  ? Kernels::kFastest
+                          : kernels == "planes" ? Kernels::kPlanes
+                          : kernels == "active"
+                              ? Kernels::kActive
+                              : throw py::value_error("engine: no kernels are named \"" + kernels + "\"");
     const py::gil_scoped_release release;
-    prepare_program(*program_, sizes, budget);
+    prepare_program(*program_, sizes, budget, images, which);
   }
 
   py::list describe(int64_t /*batch*/, const std::vector<Pair>& sizes) {
@@ -143,6 +166,9 @@ class PyProgram {
       d["zeros"] = s.zeros;
       d["kernel"] = s.kernel;
       d["tile"] = s.tile;
+      d["input_zeros"] = s.input_zeros;
+      d["active_ms"] = s.active_ms;
+      d["other_ms"] = s.other_ms;
       d["chunk"] = s.chunk;
       d["ms"] = s.ms;
       d["dense_ms"] = s.dense_ms;
@@ -195,7 +221,8 @@ void bind_program(py::module_& m) {
       .def("flatten", &PyProgram::flatten, py::arg("x"))
       .def("output", &PyProgram::output, py::arg("x"))
       .def("finish", &PyProgram::finish)
-      .def("prepare", &PyProgram::prepare, py::arg("batch"), py::arg("sizes"), py::arg("budget_s"))
+      .def("prepare", &PyProgram::prepare, py::arg("batch"), py::arg("sizes"), py::arg("budget_s"),
+           py::arg("example") = std::vector<Floats>{}, py::arg("kernels") = "fastest")
       .def("describe", &PyProgram::describe, py::arg("batch"), py::arg("sizes"))
       .def_property_readonly("id", &PyProgram::id);
 }

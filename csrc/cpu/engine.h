@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "active.h"
+
 namespace secateur::cpu {
 
 enum class Act : int32_t {
@@ -129,7 +131,7 @@ struct LanePerm {
   int32_t lane[16];
 };
 
-// Linear layers, one input vector x [C]: y[k] = act(bias + w[k] . x).
+// Linear layers with sparse weights, one input vector x [C]: y[k] = act(bias + w[k] . x).
 struct SparseVector {  // rows in the format above, one chunk; x is read at offsets + base (floats)
   const SparseRow* rows;
   int64_t row_count;
@@ -141,15 +143,6 @@ struct SparseVector {  // rows in the format above, one chunk; x is read at offs
   Activation activation;
   bool first, last;  // chunk of inputs: first starts from the bias, last applies the activation; between, y holds sums
 };
-struct DenseVector {
-  const float* weights;  // [K][C]
-  int64_t k_begin, k_end, channels;
-  const float* x;
-  const float* bias;
-  float* y;
-  Activation activation;
-};
-
 using SparsePlanesFn = void (*)(const SparsePlanes&);
 using DensePlanesFn = void (*)(const DensePlanes&);
 
@@ -173,7 +166,7 @@ struct EngineKernels {
   // Sums of rows x columns vectors, lane by lane.
   void (*lane_sums)(const float* x, int64_t rows, int64_t columns, int64_t row_stride, float* sums);
   void (*sparse_vector)(const SparseVector&);
-  void (*dense_vector)(const DenseVector&);
+  ActiveKernels active;
 };
 
 }  // namespace secateur::cpu

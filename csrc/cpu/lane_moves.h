@@ -17,6 +17,21 @@ inline void store_first(float* p, f32x16 v, int count) {
   for (int i = 0; i < count; ++i) p[i] = all[i];
 }
 
+// The lanes that are not 0 (NaN is not), in order, with base + lane beside them; how many there are. Both sides have
+// room for 16.
+template <class Index>
+inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* index) {
+  float all[16];
+  store(all, v);
+  int n = 0;
+  for (int i = 0; i < 16; ++i) {
+    values[n] = all[i];
+    index[n] = static_cast<Index>(base + static_cast<uint32_t>(i));
+    n += all[i] != 0.0f;
+  }
+  return n;
+}
+
 // v[i] lane j <-> v[j] lane i.
 inline void transpose(f32x16 (&v)[16]) {
   float from[16][16], to[16][16];

@@ -195,6 +195,30 @@ inline void store_first(float* p, f32x16 v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v.v);
 }
 
+// Compressed in registers, for compressing to memory is microcode; half a vector is stored where that is enough, for
+// most stores of whole ones would cross a cache line.
+template <class Index>
+inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* index) {
+  const __m512i lanes = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                         _mm512_set1_epi32(static_cast<int>(base)));
+  const __mmask16 bits = _mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const int count = __builtin_popcount(bits);
+  const __m512 packed = _mm512_maskz_compress_ps(bits, v.v);
+  const __m512i packed_lanes = _mm512_maskz_compress_epi32(bits, lanes);
+  if (count <= 8) {
+    _mm256_storeu_ps(values, _mm512_castps512_ps256(packed));
+    const __m256i half = _mm512_castsi512_si256(packed_lanes);
+    if constexpr (sizeof(Index) == 2) _mm_storeu_si128(reinterpret_cast<__m128i*>(index), _mm256_cvtepi32_epi16(half));
+    else _mm256_storeu_si256(reinterpret_cast<__m256i*>(index), half);
+  } else {
+    _mm512_storeu_ps(values, packed);
+    if constexpr (sizeof(Index) == 2)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(index), _mm512_cvtepi32_epi16(packed_lanes));
+    else _mm512_storeu_si512(index, packed_lanes);
+  }
+  return count;
+}
+
 // v[i] lane j <-> v[j] lane i: pairs, fours, then quarters of registers change places.
 inline void transpose(f32x16 (&v)[16]) {
   __m512 a[16], b[16];

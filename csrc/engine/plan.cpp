@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <map>
 #include <mutex>
 
@@ -19,7 +20,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // convolution writes it itself.
 class ConvFrame : public Step {
  public:
-  ConvFrame(const ConvStep& conv, const Store& y, const cpu::EngineKernels& kernels)
+  ConvFrame(const ActiveConvStep& conv, const Store& y, const cpu::EngineKernels& kernels)
       : Step(conv.name() + " (frame)"), conv_(conv), y_(y), kernels_(kernels) {}
   int64_t tasks() const override {
     return conv_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.channels / 8, 1, 2) : 0;
@@ -37,7 +38,7 @@ class ConvFrame : public Step {
   }
 
  private:
-  const ConvStep& conv_;
+  const ActiveConvStep& conv_;
   const Store& y_;
   const cpu::EngineKernels& kernels_;
 };
@@ -71,6 +72,33 @@ double load_bound_rate(const cpu::EngineKernels& k) {
 }
 
 }  // namespace
+
+// One image through the steps of a plan, with memory for all values that are no planes.
+struct Plan::ExampleCall {
+  Call call;
+  std::vector<std::vector<float>> memory;
+
+  ExampleCall(const Plan& plan, const std::vector<const float*>& example) {
+    if (example.empty()) return;
+    const auto& values = plan.program_.values();
+    call.batch = 1;
+    call.inputs = example;
+    call.rows.assign(values.size(), nullptr);
+    auto room = [&](int64_t floats) {
+      memory.emplace_back(static_cast<size_t>(floats));
+      return memory.back().data();
+    };
+    for (size_t v = 0; v < values.size(); ++v)
+      if (values[v].kind == ValueKind::kRows) call.rows[v] = room(plan.features_[v]);
+    const auto& inputs = plan.program_.inputs();
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if (float* to = call.rows[inputs[i]]) std::copy_n(example[i], plan.features_[inputs[i]], to);
+    for (int v : plan.program_.outputs()) {
+      const auto [c, h, w] = plan.shapes_[v];
+      call.outputs.push_back(values[v].kind == ValueKind::kRows ? call.rows[v] : room(c * h * w));
+    }
+  }
+};
 
 Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels)
     : program_(program), kernels_(kernels), sizes_(std::move(sizes)) {
@@ -145,8 +173,9 @@ void Plan::make_steps() {
     Steps& steps = planes || from_planes || in_image_[r.op] ? image_steps_ : batch_steps_;
     switch (op->kind) {
       case OpKind::kConv: {
-        auto conv = std::make_unique<ConvStep>(*op, stores_, r.x, r.y, r.other, kernels_);
+        auto conv = std::make_unique<ActiveConvStep>(*op, stores_, r.x, r.y, r.other, kernels_);
         convs_.push_back(conv.get());
+        image_steps_.push_back(std::make_unique<ActiveListStep>(*conv));
         image_steps_.push_back(std::move(conv));
         image_steps_.push_back(std::make_unique<ConvFrame>(*convs_.back(), stores_[r.y], kernels_));
         break;
@@ -179,13 +208,13 @@ int64_t Plan::scratch_floats(int64_t batch) const {
   return n;
 }
 
-double Plan::measure(ConvStep& step, float* arena, float* scratch, double limit) const {
+double Plan::measure(const Step& step, const Worker& worker, double limit) const {
   const Call call;
   double best = 1e30;
   const double begin = now();
   for (int i = 0; i < 5; ++i) {
     const double t = now();
-    step.run_all(call, {arena, scratch}, 0, 1);
+    step.run_all(call, worker, 0, 1);
     const double end = now();
     if (i > 0 || end - t > limit) best = std::min(best, end - t);  // the first call warms up
     if (end - begin > limit) break;
@@ -193,44 +222,112 @@ double Plan::measure(ConvStep& step, float* arena, float* scratch, double limit)
   return best;
 }
 
-void Plan::choose(double budget) {
-  const double begin = now();
-  for (ConvStep* conv : convs_) {
-    if (conv->sparse_is_worth_trying()) conv->pack(conv->candidates(false).front());
-    else conv->pack(conv->candidates(true).front());
-  }
-  if (budget > 0 && !convs_.empty()) {
-    int64_t scratch = 0;
-    for (const ConvStep* conv : convs_) scratch = std::max<int64_t>(scratch, conv->largest_scratch());
-    Buffer memory(arena_floats_ + scratch);
-    std::fill(memory.data(), memory.data() + arena_floats_, 0.5f);
-    for (size_t i = 0; i < convs_.size(); ++i) {
-      ConvStep& conv = *convs_[i];
-      const double left = std::max(budget - (now() - begin), 0.0) / static_cast<double>(convs_.size() - i);
-      double best[2] = {1e30, 1e30};
-      ConvChoice choice[2];
-      for (int dense = 0; dense < 2; ++dense) {
-        if (dense ? !conv.dense_is_worth_trying() : !conv.sparse_is_worth_trying()) continue;
-        const auto candidates = conv.candidates(dense);
-        const double limit = left / static_cast<double>(2 * candidates.size());
-        const double until = now() + left / 2;
-        for (const ConvChoice& c : candidates) {
-          if (now() > until && best[dense] < 1e30) break;
-          conv.pack(c);
-          const double t = measure(conv, memory.data(), memory.data() + arena_floats_, limit);
-          // Those that the cost model prefers come first and keep their place in a tie.
-          if (t < best[dense] * 0.98) best[dense] = t, choice[dense] = c;
-        }
-      }
-      const bool dense = best[1] < best[0];
-      conv.pack(choice[dense]);
-      conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0,
-                        best[0] >= 1e30   ? "nearly no zeros"
-                        : best[1] >= 1e30 ? "zeros"
-                        : dense           ? "dense measured faster"
-                                          : "sparse measured faster");
+void Plan::choose_planes(ConvStep& conv, const Worker& worker, double budget) const {
+  double best[2] = {1e30, 1e30};
+  ConvChoice choice[2];
+  for (int dense = 0; dense < 2; ++dense) {
+    if (dense ? !conv.dense_is_worth_trying() : !conv.sparse_is_worth_trying()) continue;
+    const auto candidates = conv.candidates(dense);
+    const double limit = budget / static_cast<double>(2 * candidates.size());
+    const double until = now() + budget / 2;
+    for (const ConvChoice& c : candidates) {
+      if (now() > until && best[dense] < 1e30) break;
+      conv.pack(c);
+      const double t = measure(conv, worker, limit);
+      // Those that the cost model prefers come first and keep their place in a tie.
+      if (t < best[dense] * 0.98) best[dense] = t, choice[dense] = c;
     }
   }
+  const bool dense = best[1] < best[0];
+  conv.pack(choice[dense]);
+  conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0,
+                    best[0] >= 1e30   ? "nearly no zeros"
+                    : best[1] >= 1e30 ? "zeros"
+                    : dense           ? "dense measured faster"
+                                      : "sparse measured faster");
+}
+
+// The arena holds what the example brought here.
+void Plan::choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const {
+  const double zeros = conv.input_zeros(worker.arena), planes_ms = conv.planes().report().ms;
+  conv.set_measured(zeros, 0, "");
+  const auto candidates = conv.candidates();
+  if (candidates.empty()) return;
+  if (kernels == Kernels::kActive) {
+    const auto i = static_cast<size_t>(std::find(convs_.begin(), convs_.end(), &conv) - convs_.begin());
+    ActiveChoice c = candidates[i % candidates.size()];
+    c.most_dense = 1;
+    conv.pack(c);
+    conv.set_measured(zeros, 0, "asked for");
+    return;
+  }
+  // An active nonzero costs about what a nonzero weight costs, both more than what dense layers multiply.
+  const double left = conv.planes().report().kernel == "sparse" ? 1.5 * (1 - conv.op().weights->zeros()) : 0.6;
+  if (kernels == Kernels::kPlanes || 1 - zeros > left || planes_ms <= 0) return;
+  double best = 1e30;
+  ActiveChoice choice;
+  const double until = now() + budget;
+  for (const ActiveChoice& c : candidates) {
+    if (now() > until && best < 1e30) break;
+    conv.pack(c);
+    const double t = 1e3 * measure(conv, worker, budget / static_cast<double>(candidates.size()));
+    if (t < best * 0.98) best = t, choice = c;
+  }
+  const bool pays = best < 0.95 * planes_ms;
+  // Time grows with the nonzeros, from a fixed part on: where the line from 0 through this point meets the planes' time
+  // lists still pay.
+  choice.most_dense = std::min(1.0, (1 - zeros) * planes_ms / best);
+  conv.pack(pays ? choice : ActiveChoice{});
+  char why[160];
+  std::snprintf(why, sizeof why, "%.0f %% zeros come in: %.2fx as fast as %s", 100 * zeros, planes_ms / best,
+                conv.planes().report().kernel.c_str());
+  conv.set_measured(zeros, best, why);
+}
+
+void Plan::choose(double budget, const std::vector<const float*>& example, Kernels kernels,
+                  std::map<const Op*, ActiveChoice>& active) {
+  const double begin = now();
+  for (ActiveConvStep* conv : convs_) {
+    ConvStep& planes = conv->planes();
+    planes.pack(planes.candidates(!planes.sparse_is_worth_trying()).front());
+    if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
+      conv->pack(known->second);
+  }
+  const int64_t lists_at = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
+  if (budget > 0 && !convs_.empty()) {
+    int64_t scratch = scratch_floats(1), form = 0;
+    for (ActiveConvStep* conv : convs_) {
+      scratch = std::max(scratch, conv->largest_scratch());
+      if (!example.empty()) form = std::max(form, conv->largest_form());
+      conv->place(lists_at);
+    }
+    const Buffer memory(lists_at + form + scratch);
+    std::fill(memory.data(), memory.data() + lists_at + form, 0.5f);
+    const Worker worker{memory.data(), memory.data() + lists_at + form};
+    ExampleCall call(*this, example);
+    size_t at = 0;
+    for (const auto& step : image_steps_) {
+      const bool is_conv = at < convs_.size() && step.get() == convs_[at];
+      if (is_conv) {
+        ActiveConvStep& conv = *convs_[at++];
+        const double left = std::max(budget - (now() - begin), 0.0) / static_cast<double>(convs_.size() - at + 1);
+        conv.pack({});
+        choose_planes(conv.planes(), worker, left * 2 / 3);
+        if (!example.empty()) {
+          choose_active(conv, worker, left / 3, kernels);
+          active[&conv.op()] = conv.choice();
+        }
+      }
+      if (!example.empty()) step->run_all(call.call, worker, 0, 1);
+    }
+  }
+  // The lists of all layers share one place, for they are read at once.
+  int64_t form = 0;
+  for (ActiveConvStep* conv : convs_) {
+    conv->place(lists_at);
+    form = std::max(form, conv->form_floats());
+  }
+  if (form > 0) arena_floats_ = lists_at + form;
 }
 
 std::vector<StepReport> Plan::report() const {

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "conv_step.h"
+#include "active_conv.h"
 #include "program.h"
 #include "step.h"
 
@@ -16,7 +16,10 @@ class Plan {
   Plan& operator=(const Plan&) = delete;
 
   // Chooses each convolution's kernel: by measurement within `budget` seconds, by the cost model where it is negative.
-  void choose(double budget);
+  // What the zeros of activations are worth is measured on `example`, layer by layer as the image goes through, and
+  // kept in `active`; without an example it is taken from there.
+  void choose(double budget, const std::vector<const float*>& example, Kernels kernels,
+              std::map<const Op*, ActiveChoice>& active);
 
   // Steps of one image, then those of the whole batch.
   const Steps& image_steps() const { return image_steps_; }
@@ -30,9 +33,12 @@ class Plan {
 
  private:
   friend class PlanBuilder;
+  struct ExampleCall;
   void make_steps();
   void place_stores();
-  double measure(ConvStep& step, float* arena, float* scratch, double limit) const;
+  double measure(const Step& step, const Worker& worker, double limit) const;
+  void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
+  void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 
   const Program& program_;
   const cpu::EngineKernels& kernels_;
@@ -55,7 +61,7 @@ class Plan {
   std::vector<bool> in_image_;  // rows operations that planes need, by op
 
   Steps image_steps_, batch_steps_;
-  std::vector<ConvStep*> convs_;
+  std::vector<ActiveConvStep*> convs_;
   int64_t arena_floats_ = 0;
 };
 

@@ -182,7 +182,8 @@ void Program::finish() {
   finished_ = true;
 }
 
-std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget) {
+std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget,
+                                    const std::vector<const float*>& example, Kernels kernels) {
   if (!finished_) refuse("plan", "the program is not finished");
   const auto is_planes = [&](int v) { return values_[v].kind == ValueKind::kPlanes; };
   const auto images = std::count_if(inputs_.begin(), inputs_.end(), is_planes);
@@ -198,7 +199,7 @@ std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& s
       return plans_.front().plan;
     }
   auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine);
-  made->choose(budget);
+  made->choose(budget, example, kernels, active_);
   plans_.insert(plans_.begin(), {sizes, isa, made});
   if (plans_.size() > kPlans) plans_.pop_back();
   return made;
@@ -242,8 +243,9 @@ std::shared_ptr<Program> find_program(int64_t id) {
   return at == all.programs.end() ? nullptr : at->second;
 }
 
-void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget) {
-  program.plan(sizes, std::max(budget, 0.0));
+void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,
+                     const std::vector<const float*>& example, Kernels kernels) {
+  program.plan(sizes, std::max(budget, 0.0), example, kernels);
 }
 
 std::vector<ProgramStep> describe_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes) {

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -60,16 +61,29 @@ struct Op {
 
 class Plan;
 
+// How a convolution works with lists of its input's nonzeros (active_conv.h).
+struct ActiveChoice {
+  int64_t group = 0;      // input channels of a list; 0: planes
+  int sums = 0;           // vectors of output channels in registers
+  double most_dense = 0;  // share of nonzeros up to which lists pay
+  bool operator==(const ActiveChoice&) const = default;
+};
+
 // One step of a plan, as reports show it.
 struct ProgramStep {
   std::string name, kind, kernel, tile, why;
   std::vector<int64_t> shape;  // of the weight; empty where there is none
   double zeros = 0;
-  double ms = 0, dense_ms = 0;  // as measured when the kernel was chosen, on one thread; 0: not measured
+  double ms = 0, dense_ms = 0;         // as measured when the kernel was chosen, on one thread; 0: not measured
+  double input_zeros = -1;             // share of zeros that the example brought to a convolution; -1: not known
+  double active_ms = 0, other_ms = 0;  // lists of nonzeros; where they were chosen, what the planes would have taken
   int64_t chunk = 0;
   double multiply_adds = 0;  // vectors multiplied and added
   double floor_ms = 0;       // those, at the speed at which one core loads and multiplies from its nearest cache
 };
+
+// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve.
+enum class Kernels { kFastest, kPlanes, kActive };
 
 class SECATEUR_EXPORT Program {
  public:
@@ -91,7 +105,9 @@ class SECATEUR_EXPORT Program {
 
   // The plan for these sizes (height, width) of the planes inputs; made on first use, the last few are kept.
   // budget: seconds for measuring candidates; negative: what an earlier plan chose, or the cost model.
-  std::shared_ptr<Plan> plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget);
+  // example: an image for each input, contiguous, or empty; what is measured on it is kept for other sizes.
+  std::shared_ptr<Plan> plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget,
+                             const std::vector<const float*>& example = {}, Kernels kernels = Kernels::kFastest);
 
  private:
   struct Cached {
@@ -108,6 +124,7 @@ class SECATEUR_EXPORT Program {
   bool finished_ = false;
   std::mutex mutex_;
   std::vector<Cached> plans_;
+  std::map<const Op*, ActiveChoice> active_;  // chosen on an example
 };
 
 // Ids start at 1 and are never given again.
@@ -116,7 +133,9 @@ SECATEUR_EXPORT void release_program(int64_t id);
 std::shared_ptr<Program> find_program(int64_t id);
 
 // For these image sizes: choose kernels within `budget` seconds; what was chosen.
-SECATEUR_EXPORT void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget);
+SECATEUR_EXPORT void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,
+                                     const std::vector<const float*>& example = {},
+                                     Kernels kernels = Kernels::kFastest);
 SECATEUR_EXPORT std::vector<ProgramStep> describe_program(Program& program,
                                                           const std::vector<std::array<int64_t, 2>>& sizes);
 

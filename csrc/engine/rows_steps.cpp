@@ -11,6 +11,8 @@ constexpr int64_t kReach = 65536;  // inputs that a 16-bit offset names
 // With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
 constexpr int64_t kLaneImages = 4;
 constexpr int64_t kTileImages = 4 * kLanes;  // in one pass
+constexpr int64_t kMostWidth = cpu::kActiveVectorSums * kLanes;
+constexpr double kMostActive = 0.7;  // share of nonzeros up to which sparse weights are better taken by input
 
 class Linear : public Step {
  public:
@@ -25,7 +27,8 @@ class Linear : public Step {
 
   int64_t tasks() const override { return std::clamp<int64_t>(neurons() / 16, 1, work_units()); }
   int64_t scratch_floats(int64_t count) const override {
-    return count < kLaneImages ? 0 : (channels() + 2 * neurons()) * kTileImages;
+    return count < kLaneImages ? 2 * (channels() + kLanes) + neurons() + kMostWidth
+                               : (channels() + 2 * neurons()) * kTileImages;
   }
 
   void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const override {
@@ -33,7 +36,7 @@ class Linear : public Step {
     float* y = call.rows[op_.output] + image * neurons();
     const Range k{bounds_[task], bounds_[task + 1]};
     if (count < kLaneImages) {
-      for (int64_t n = 0; n < count; ++n) run_vector(x + n * channels(), y + n * neurons(), k);
+      for (int64_t n = 0; n < count; ++n) run_vector(worker.scratch, x + n * channels(), y + n * neurons(), k, task);
       return;
     }
     for (int64_t n = 0; n < count;) {
@@ -66,6 +69,26 @@ class Linear : public Step {
     for (int64_t t = 0; t <= n; ++t) bounds_.push_back(std::min(units * t / n * unit, neurons()));
   }
 
+  // By input, for the nonzeros of one input vector: one packing for each task.
+  void pack_columns() {
+    if (neurons() > kReach) return;
+    for (size_t t = 0; t + 1 < bounds_.size(); ++t) {
+      Columns& c = columns_.emplace_back();
+      c.start.assign(static_cast<size_t>(channels() + 1), 0);
+      for (int64_t k = bounds_[t]; k < bounds_[t + 1]; ++k)
+        op_.weights->for_each(k, [&](int64_t i, float) { ++c.start[i + 1]; });
+      for (int64_t i = 0; i < channels(); ++i) c.start[i + 1] += c.start[i];
+      c.rows.resize(c.start.back());
+      c.weights.resize(c.start.back());
+      std::vector<uint32_t> at(c.start.begin(), c.start.end() - 1);
+      for (int64_t k = bounds_[t]; k < bounds_[t + 1]; ++k)
+        op_.weights->for_each(k, [&](int64_t i, float w) {
+          c.rows[at[i]] = static_cast<uint16_t>(k - bounds_[t]);
+          c.weights[at[i]++] = w;
+        });
+    }
+  }
+
   void pack_sparse() {
     chunks_ = std::max<int64_t>((channels() + kReach - 1) / kReach, 1);
     set_bounds(1);
@@ -80,28 +103,49 @@ class Linear : public Step {
         rows_.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k), begin,
                          static_cast<uint32_t>(offsets_.size()) - begin, c * kReach});
       }
+    pack_columns();
   }
 
   void pack_dense() {
     constexpr int64_t kBlock = cpu::kDenseBlock;
-    set_bounds(kBlock);
-    rowwise_.assign(static_cast<size_t>(neurons() * channels()), 0);
+    while (sums_ < cpu::kActiveVectorSums && neurons() >= 4 * work_units() * sums_ * kLanes) sums_ *= 2;
+    const int64_t width = sums_ * kLanes;
+    set_bounds(width);
+    by_input_.assign(static_cast<size_t>((neurons() + width - 1) / width * width * channels()), 0);
     weights_.assign(static_cast<size_t>((neurons() + kBlock - 1) / kBlock * kBlock * channels()), 0);
     for (int64_t k = 0; k < neurons(); ++k)
       op_.weights->for_each(k, [&](int64_t i, float w) {
-        rowwise_[k * channels() + i] = w;
+        by_input_[(k / width * channels() + i) * width + k % width] = w;
         weights_[(k / kBlock * channels() + i) * kBlock + k % kBlock] = w;
       });
   }
 
-  void run_vector(const float* x, float* y, Range k) const {
+  // One input vector. Dense weights lie by input, so zeros of the input are skipped at no cost to those that have none;
+  // sparse ones are by output, and by input for vectors of which enough is zero.
+  void run_vector(float* scratch, const float* x, float* y, Range k, int64_t task) const {
+    float* values = scratch;
+    auto* index = reinterpret_cast<int32_t*>(scratch + channels() + kLanes);
+    float* sums = scratch + 2 * (channels() + kLanes);
+    const int64_t count = dense_ || !columns_.empty() ? kernels_.active.compress(x, channels(), values, index) : 0;
     if (dense_) {
-      kernels_.dense_vector({rowwise_.data(), k.begin, k.end, channels(), x, bias(), y, op_.activation.view()});
+      const int64_t width = sums_ * kLanes;
+      for (int64_t first = k.begin; first < k.end; first += width)
+        kernels_.active.vector[sums_](
+            {values, index, count, by_input_.data() + first * channels(), sums + first - k.begin});
+    } else if (!columns_.empty() && static_cast<double>(count) <= kMostActive * static_cast<double>(channels())) {
+      const Columns& c = columns_[task];
+      std::fill_n(sums, k.end - k.begin, 0.0f);
+      kernels_.active.columns({values, index, count, c.start.data(), c.rows.data(), c.weights.data(), sums});
+    } else {
+      for (int64_t c = 0; c < chunks_; ++c)
+        kernels_.sparse_vector({rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(),
+                                weights_.data(), x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
       return;
     }
-    for (int64_t c = 0; c < chunks_; ++c)
-      kernels_.sparse_vector({rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(), weights_.data(),
-                              x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
+    const cpu::Activation activation = op_.activation.view();
+    kernels_.active.finish(sums, bias() ? bias() + k.begin : nullptr,
+                           activation.theta ? activation.theta + k.begin : nullptr, activation, y + k.begin,
+                           k.end - k.begin);
   }
 
   // Images in the lanes, 16 in a row of the tile: inputs [rows][C][16], outputs [rows][K][16] in scratch.
@@ -156,7 +200,15 @@ class Linear : public Step {
   std::vector<int64_t> bounds_;
   std::vector<cpu::SparseRow> rows_;
   std::vector<uint16_t> offsets_;
-  std::vector<float> weights_, rowwise_;
+  std::vector<float> weights_;
+  int sums_ = 1;
+  std::vector<float> by_input_;  // dense: [block of output channels][inputs][sums * 16]
+  struct Columns {
+    std::vector<uint32_t> start;
+    std::vector<uint16_t> rows;
+    std::vector<float> weights;
+  };
+  std::vector<Columns> columns_;  // sparse, by task
 };
 
 class RowsMap : public Step {

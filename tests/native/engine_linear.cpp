@@ -53,45 +53,14 @@ void test_sparse_vector(const Kernels& kernels, Random& random, cpu::Act act, in
   }
 }
 
-void test_dense_vector(const Kernels& kernels, Random& random, cpu::Act act, int64_t channels, int64_t width,
-                       bool with_bias) {
-  const std::vector<float> x = normals(random, width), w = normals(random, channels * width),
-                           bias = normals(random, channels);
-  const Buffer<float> in(x), weights(w), biases(bias), y(channels), theta(channels);
-  cpu::DenseVector layer{};
-  layer.weights = weights.data();
-  layer.channels = width;
-  layer.x = in.data();
-  layer.bias = with_bias ? biases.data() : nullptr;
-  layer.y = y.data();
-  layer.activation = random_activation(random, act, theta, channels);
-  const int64_t half = channels / 3;
-  for (const auto& [begin, end] : {std::pair{int64_t{0}, half}, {half, channels}}) {
-    layer.k_begin = begin;
-    layer.k_end = end;
-    kernels.engine.dense_vector(layer);
-  }
-  for (int64_t k = 0; k < channels; ++k) {
-    double sum = with_bias ? bias[k] : 0.0, size = std::fabs(sum);
-    for (int64_t c = 0; c < width; ++c) {
-      sum += double{w[k * width + c]} * x[c];
-      size += std::fabs(double{w[k * width + c]} * x[c]);
-    }
-    check_activated(y[k], layer.activation, k, sum, 1.2e-7 * double(width + 1) * size,
-                    "dense_vector, width " + show(width) + ", row " + show(k));
-  }
-}
-
 }  // namespace
 
 void test_engine_linear(const Kernels& kernels) {
   Random random(14);
   for (const cpu::Act act : all_acts)
     for (const bool bias : {false, true}) {
-      for (const int64_t channels : {0, 1, 16, 41}) {
+      for (const int64_t channels : {0, 1, 16, 41})
         for (const int chunks : {1, 3}) test_sparse_vector(kernels, random, act, channels, 29, chunks, bias);
-        for (const int64_t width : {1, 15, 16, 37}) test_dense_vector(kernels, random, act, channels, width, bias);
-      }
     }
 }
 

@@ -17,11 +17,17 @@ struct Test {
 
 // One row for each operator, in a file of its own name.
 constexpr Test tests[] = {
-    {"engine_dense", test_engine_dense},     {"engine_linear", test_engine_linear},
-    {"engine_rows", test_engine_rows},       {"engine_sparse", test_engine_sparse},
-    {"mask_apply", test_mask_apply},         {"mask_bits", test_mask_bits},
-    {"sparse_conv2d", test_sparse_conv2d},   {"sparse_dot", test_sparse_dot},
-    {"sparse_tile", test_sparse_tile},       {"statistics_threshold", test_statistics_threshold},
+    {"engine_dense", test_engine_dense},
+    {"engine_linear", test_engine_linear},
+    {"engine_active", test_engine_active},
+    {"engine_rows", test_engine_rows},
+    {"engine_sparse", test_engine_sparse},
+    {"mask_apply", test_mask_apply},
+    {"mask_bits", test_mask_bits},
+    {"sparse_conv2d", test_sparse_conv2d},
+    {"sparse_dot", test_sparse_dot},
+    {"sparse_tile", test_sparse_tile},
+    {"statistics_threshold", test_statistics_threshold},
     {"threshold_relu", test_threshold_relu},
 };
 

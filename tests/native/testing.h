@@ -93,6 +93,7 @@ std::vector<T> inputs(Random& random, int64_t n, bool with_nonfinite);
 void test_dispatch();
 void test_engine_dense(const Kernels& kernels);
 void test_engine_linear(const Kernels& kernels);
+void test_engine_active(const Kernels& kernels);
 void test_engine_rows(const Kernels& kernels);
 void test_engine_sparse(const Kernels& kernels);
 void test_mask_apply(const Kernels& kernels);

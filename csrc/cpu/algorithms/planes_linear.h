@@ -1,7 +1,7 @@
-// Linear layers on one input vector. Results are finished 16 at a time, whatever channels they belong to.
+// Linear layers with sparse weights on one input vector. Results are finished 16 at a time, whatever channels they
+// belong to.
 #pragma once
 
-#include "bits.h"
 #include "planes_activation.h"
 
 namespace secateur::cpu {
@@ -52,40 +52,6 @@ inline void sparse_vector(const SparseVector& layer) {
         start + dot_nonzeros(layer.offsets + row.begin, layer.weights + row.begin, row.count, layer.x + row.base);
     if (layer.last) finished.push(row.channel, sum);
     else layer.y[row.channel] = sum;
-  }
-  if (finished.count) finished.flush();
-}
-
-// `Rows` rows of weights at once share each vector of x.
-template <int Rows>
-inline void dot_rows(const float* weights, int64_t channels, const float* x, float* sums) {
-  f32x16 sum[Rows];
-  for (f32x16& s : sum) s = splat(0.0f);
-  int64_t c = 0;
-  for (; c + 16 <= channels; c += 16) {
-    const f32x16 in = load(x + c);
-    for (int j = 0; j < Rows; ++j) sum[j] = multiply_add(load(weights + j * channels + c), in, sum[j]);
-  }
-  if (const int64_t left = channels - c; left > 0) {
-    const f32x16 in = load(Tail<float>(x + c, left).lane);
-    for (int j = 0; j < Rows; ++j)
-      sum[j] = multiply_add(load(Tail<float>(weights + j * channels + c, left).lane), in, sum[j]);
-  }
-  for (int j = 0; j < Rows; ++j) sums[j] = sum_of(sum[j]);
-}
-
-inline void dense_vector(const DenseVector& layer) {
-  Finished finished(layer.activation, layer.y);
-  float sums[4];
-  const auto push = [&](int64_t k, float sum) { finished.push(k, sum + (layer.bias ? layer.bias[k] : 0.0f)); };
-  int64_t k = layer.k_begin;
-  for (; k + 4 <= layer.k_end; k += 4) {
-    dot_rows<4>(layer.weights + k * layer.channels, layer.channels, layer.x, sums);
-    for (int j = 0; j < 4; ++j) push(k + j, sums[j]);
-  }
-  for (; k < layer.k_end; ++k) {
-    dot_rows<1>(layer.weights + k * layer.channels, layer.channels, layer.x, sums);
-    push(k, sums[0]);
   }
   if (finished.count) finished.flush();
 }

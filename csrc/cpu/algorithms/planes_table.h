@@ -1,6 +1,7 @@
 // Fills the engine's part of a kernel table.
 #pragma once
 
+#include "active.h"
 #include "planes_dense.h"
 #include "planes_linear.h"
 #include "planes_moves.h"
@@ -23,7 +24,7 @@ constexpr EngineKernels make_engine_table() {
       .deinterleave = deinterleave,
       .lane_sums = lane_sums,
       .sparse_vector = sparse_vector,
-      .dense_vector = dense_vector,
+      .active = make_active_table(),
   };
   fill_sparse_tiles<kTileRows, kTileColumns>(table);
   fill_dense_tiles<kTileRows, kTileColumns>(table);

@@ -22,6 +22,7 @@ COLUMNS = (
     Column("kind", "kind", "text"),
     Column("shape", "shape", "shape"),
     Column("zeros", "zeros %", "percent"),
+    Column("input_zeros", "of its input %", "percent"),
     Column("kernel", "kernel", "text"),
     Column("tile", "tile", "text"),
     Column("ms", "ms", "ms"),
@@ -55,7 +56,9 @@ def profile(fast: Any, example_input: Any) -> Report:
 
     Returns:
         A :class:`secateur.Report`. A row has ``layer``, ``kind``, ``shape`` of the weight, ``zeros`` (0 to 1),
-        ``kernel`` ("torch" for what runs there), ``tile``, ``ms``, ``dense_ms`` (the same layer with dense weights in
+        ``input_zeros`` (of the example that the choice was made on, where convolutions could skip them), ``kernel``
+        ("sparse": zeros of the weights are skipped, "active": those of the input, "dense": none; "torch" for what runs
+        there), ``tile``, ``ms``, ``dense_ms`` (the same layer with dense weights in
         the engine), ``roofline`` (share of the speed at which this machine loads what the layer must load), ``why``,
         and ``segment``. The total is the time of a whole call.
 
@@ -90,7 +93,7 @@ def profile(fast: Any, example_input: Any) -> Report:
 
 def _row(name: str, kind: str, ms: float | None = None, why: str = "", **more: Any) -> Row:
     return {
-        "layer": name, "kind": kind, "shape": None, "zeros": None, "kernel": "torch", "tile": None, "ms": ms,
+        "layer": name, "kind": kind, "shape": None, "zeros": None, "input_zeros": None, "kernel": "torch", "tile": None, "ms": ms,
         "dense_ms": None, "roofline": None, "why": why, "segment": None, **more,
     }  # fmt: skip
 
@@ -133,11 +136,13 @@ def _segment_rows(
         if inputs is not None:
             steps = _timed_steps(segment.program, steps, inputs)
         for made in steps:
-            if made["kind"] == "frame":  # the end of a convolution, where threads share its tiles
+            if made["kind"] in ("frame", "nonzeros"):  # a convolution's end and beginning, where threads share it
                 continue
             row = _row(made["name"], made["kind"], segment=label)
             row.update({key: made[key] for key in ("shape", "zeros", "kernel", "ms", "dense_ms", "roofline", "why")})
             row["tile"] = _text(made.get("tile"))
+            known = made.get("input_zeros", -1.0)
+            row["input_zeros"] = known if known >= 0 else None
             yield row
         return
     why = segment.decision.why if segment.decision is not None else ""
@@ -165,6 +170,11 @@ def _timed_steps(program: Any, steps: list[Row], inputs: Sequence[Tensor]) -> li
         step["ms"] = ms
         if step["kind"] == "frame" and i:
             steps[i - 1]["ms"] += ms
+    for i, step in enumerate(steps):
+        if step["kind"] == "nonzeros":
+            steps[i + 1]["ms"] += step["ms"]
+    for step in steps:
+        ms = step["ms"]
         step["roofline"] = step["floor_ms"] / torch.get_num_threads() / ms if step["floor_ms"] and ms else None
     return steps
 

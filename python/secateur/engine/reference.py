@@ -255,7 +255,9 @@ class ReferenceProgram:
             values.append(x)
         return [values[id].clone(memory_format=torch.contiguous_format) for id in self._outputs]
 
-    def prepare(self, batch: int, sizes: Sequence[Size], budget_s: float) -> None:
+    def prepare(
+        self, batch: int, sizes: Sequence[Size], budget_s: float, example: Sequence[Any] = (), kernels: str = "fastest"
+    ) -> None:
         """Nothing to plan."""
 
     def describe(self, batch: int, sizes: Sequence[Size]) -> list[dict[str, Any]]:

@@ -140,7 +140,9 @@ class Segment(nn.Module):
         known = decisions.get(key)
         if known is None or known.engine:
             try:
-                self.program.prepare(batch, sizes, budget_s)
+                # The zeros of activations are what the example's first image makes them.
+                example = [self.backend.array(x[:1]) for x in inputs] if batch else []
+                self.program.prepare(batch, sizes, budget_s, example)
             except (ValueError, RuntimeError) as refusal:
                 known = decisions[key] = Decision(False, f"the engine refuses it: {refusal}")
         if known is None:

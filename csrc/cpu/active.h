@@ -1,0 +1,90 @@
+// Sparse activations: what the kernels that skip the zeros of their input read and write.
+//
+// The nonzero form of a value: its channels in groups, and for each group and image row one list of nonzeros, pixel by
+// pixel, channel by channel. A nonzero's index is x * group + channel, so the nonzeros under a row of a convolution's
+// kernel are one run of the list, and where its weights lie follows from the index and the output pixel alone.
+#pragma once
+
+#include <cstdint>
+
+namespace secateur::cpu {
+
+struct Activation;
+struct TileOut;
+
+// Planes -> lists: one vector row of one group of channels, which is a row of the image for each row of the grid.
+struct ActiveLists {
+  const float* x;                   // vector 0 of the row, in the group's first channel
+  int64_t plane;                    // floats from a channel to the next
+  int64_t channels;                 // of the group that exist
+  int64_t group;                    // channels of a group, a multiple of 16
+  int64_t columns;                  // vectors in the row
+  int64_t grid_rows, grid_columns;  // grid_rows: those that hold an image row here
+  int64_t width;                    // of the image; width * group <= 65536
+  float* pixels;                    // [16][columns][group], scratch
+  // The lists of grid row 0, and from one grid row's to the next. A list has room for width * group + 16 nonzeros.
+  float* values;
+  uint16_t* index;
+  uint16_t* start;  // [width + 1]; the last one wraps at 65536: `count` does not
+  uint32_t* count;
+  int64_t list_step, start_step, count_step;
+};
+
+// Lists x weights: one row of a kernel, one group of input channels, R * 16 output channels, some pixels of a row.
+struct ActiveTaps {
+  const float* values;
+  const uint16_t* index;
+  const uint16_t* start;
+  uint32_t total;  // nonzeros in the list
+  int64_t width;
+  const float* weights;  // [kernel columns][group][R * 16]
+  int64_t group, kernel_columns;
+  int64_t first, step;  // the first pixel's input column (may be negative), and from a pixel to the next
+  int64_t count;        // pixels
+  float* sums;          // [count][R * 16], added to
+};
+
+// Sums -> planes: a vector row of R * 16 output channels.
+struct ActiveEnd {
+  const float* sums;  // [lanes][columns][width]
+  int64_t lanes, columns, width;
+  int64_t channel, channels;  // output channels [channel, channel + channels)
+  const TileOut* out;         // of vector 0 of the row
+};
+
+// Linear layers, the nonzeros of one input vector. Dense weights: sums[R * 16] = nonzeros x weights [inputs][R * 16].
+struct ActiveVector {
+  const float* values;
+  const int32_t* index;
+  int64_t count;
+  const float* weights;
+  float* sums;
+};
+
+// Sparse weights by input: those of input i are [start[i], start[i + 1]) of two streams. Added to sums[rows[n]].
+struct ActiveColumns {
+  const float* values;
+  const int32_t* index;
+  int64_t count;
+  const uint32_t* start;
+  const uint16_t* rows;
+  const float* weights;
+  float* sums;
+};
+
+inline constexpr int kActiveSums = 8, kActiveVectorSums = 16;  // R is 1, 2, 4, 8; 16 for vectors, too
+
+struct ActiveKernels {
+  void (*lists)(const ActiveLists&);
+  void (*taps[kActiveSums + 1])(const ActiveTaps&);
+  void (*end)(const ActiveEnd&);
+  // Nonzeros of x [count], in order; values and index have room for count + 16.
+  int64_t (*compress)(const float* x, int64_t count, float* values, int32_t* index);
+  void (*vector[kActiveVectorSums + 1])(const ActiveVector&);
+  void (*columns)(const ActiveColumns&);
+  // y[i] = activation(bias[i] + sums[i]), i < count; theta and bias of the first one, or null.
+  void (*finish)(const float* sums, const float* bias, const float* theta, const Activation& activation, float* y,
+                 int64_t count);
+};
+
+}  // namespace secateur::cpu

@@ -1,0 +1,304 @@
+#include "active_conv.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kReach = 65536;  // that a 16-bit index names
+
+int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace
+
+ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group) {
+  ActiveForm f;
+  f.groups = (channels + group - 1) / group;
+  f.group = group;
+  f.height = height;
+  f.width = width;
+  f.list = up(width * group + kLanes, 2 * kLanes);  // a whole vector is written at the end of a list
+  f.start = up(width + 1, 2 * kLanes);
+  return f;
+}
+
+ActiveConvStep::ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
+                               const cpu::EngineKernels& kernels)
+    : Step(op.name),
+      op_(op),
+      stores_(stores),
+      x_(x),
+      y_(y),
+      residual_(residual),
+      kernels_(kernels),
+      planes_(op, stores, x, y, residual, kernels) {}
+
+bool ActiveConvStep::fits(const ActiveChoice& c) const {
+  return op_.groups == 1 && op_.window.dilation[1] == 1 && c.group % kLanes == 0 && c.group > 0 &&
+         stores_[x_].layout.width * c.group <= kReach && c.sums >= 1 && c.sums <= cpu::kActiveSums &&
+         kernels_.active.taps[c.sums] != nullptr;
+}
+
+// What a pass reads of the weights (kernel columns x group x sums) should stay near, and its loops should be long.
+std::vector<ActiveChoice> ActiveConvStep::candidates() const {
+  const int64_t k = op_.weights->neurons(), columns = op_.window.kernel[1];
+  const int64_t channels = up(op_.weights->per_neuron() / (op_.window.kernel[0] * columns), kLanes);
+  std::vector<ActiveChoice> all;
+  if (channels < kLanes || k < kLanes) return all;
+  for (int sums : {4, 8, 2, 1}) {
+    if (up(k, 16 * sums) > up(k, 16) * 5 / 4) continue;
+    for (int64_t group : {32, 64, 128, 256}) {
+      const int64_t vectors = columns * group * sums;
+      if (group > channels && group != 32) continue;
+      if (vectors < 256 && group < channels) continue;
+      if (vectors > 1600) continue;
+      const ActiveChoice c{std::min(group, channels), sums, 1};
+      if (fits(c) && std::find(all.begin(), all.end(), c) == all.end()) all.push_back(c);
+    }
+    if (all.size() >= 6) break;
+  }
+  if (const ActiveChoice c{std::min<int64_t>(32, channels), k > 32 ? 4 : 2, 1}; all.empty() && fits(c))
+    all.push_back(c);
+  return all;
+}
+
+void ActiveConvStep::pack(const ActiveChoice& choice) {
+  choice_ = choice;
+  weights_.clear();
+  weights_.shrink_to_fit();
+  if (!active()) return;
+  const Store& x = stores_[x_];
+  form_ = active_form(x.channels, x.layout.height, x.layout.width, choice.group);
+  const int64_t k = op_.weights->neurons(), taps = op_.window.kernel[0] * op_.window.kernel[1];
+  const int64_t width = choice.sums * kLanes, group = choice.group;
+  weights_.assign(static_cast<size_t>((k + width - 1) / width * form_.groups * taps * group * width), 0.0f);
+  for (int64_t o = 0; o < k; ++o)
+    op_.weights->for_each(o, [&](int64_t i, float w) {
+      const int64_t channel = i / taps, tap = i % taps;
+      const int64_t row = ((o / width * form_.groups + channel / group) * taps + tap) * group + channel % group;
+      weights_[static_cast<size_t>(row * width + o % width)] = w;
+    });
+}
+
+void ActiveConvStep::set_measured(double zeros, double active_ms, std::string why) {
+  zeros_ = zeros;
+  active_ms_ = active_ms;
+  why_ = std::move(why);
+}
+
+int64_t ActiveConvStep::largest_scratch() const {
+  int64_t n = planes_.largest_scratch();
+  for (const ActiveChoice& c : candidates())
+    n = std::max({n, kLanes * stores_[x_].layout.blocks.columns * c.group,
+                  kLanes * stores_[y_].layout.blocks.columns * c.sums * kLanes});
+  return n;
+}
+
+int64_t ActiveConvStep::largest_form() const {
+  int64_t n = 0;
+  const Store& x = stores_[x_];
+  for (const ActiveChoice& c : candidates())
+    n = std::max(n, active_form(x.channels, x.layout.height, x.layout.width, c.group).floats());
+  return n;
+}
+
+double ActiveConvStep::input_zeros(float* arena) const {
+  const Store& x = stores_[x_];
+  const Blocks& b = x.layout.blocks;
+  int64_t nonzeros = 0;
+  for (int64_t c = 0; c < x.channels; ++c)
+    for_each_lane(b, [&](int64_t r, int64_t q, int64_t lane, int64_t row, int64_t column) {
+      if (row < x.layout.height && column < x.layout.width && lane / b.grid_columns < b.grid_rows)
+        nonzeros += x.channel(arena, c)[(r * x.layout.pitch() + q) * kLanes + lane] != 0.0f;
+    });
+  return 1 - static_cast<double>(nonzeros) / static_cast<double>(x.channels * x.layout.height * x.layout.width);
+}
+
+// ---- the lists ----
+
+int64_t ActiveConvStep::list_tasks() const {
+  return std::min<int64_t>(form_.groups * stores_[x_].layout.blocks.rows, 2 * work_units());
+}
+
+int64_t ActiveConvStep::list_scratch() const {
+  return active() ? kLanes * stores_[x_].layout.blocks.columns * form_.group : 0;
+}
+
+void ActiveConvStep::list(const Worker& worker, int64_t task) const {
+  const Store& x = stores_[x_];
+  const Blocks& b = x.layout.blocks;
+  const Range mine = part(form_.groups * b.rows, task, list_tasks());
+  float* place = worker.arena + offset_;
+  for (int64_t i = mine.begin; i < mine.end; ++i) {
+    const int64_t g = i / b.rows, r = i % b.rows;
+    if (r >= form_.height) continue;
+    const int64_t first = g * form_.height + r;  // the list of grid row 0; from one to the next: b.rows lists
+    cpu::ActiveLists a{};
+    a.x = x.channel(worker.arena, g * form_.group) + r * x.layout.pitch() * kLanes;
+    a.plane = x.plane_floats();
+    a.channels = std::min(form_.group, x.channels - g * form_.group);
+    a.group = form_.group;
+    a.columns = b.columns;
+    a.grid_rows = std::min(b.grid_rows, (form_.height - r + b.rows - 1) / b.rows);
+    a.grid_columns = b.grid_columns;
+    a.width = form_.width;
+    a.pixels = worker.scratch;
+    a.values = place + first * form_.list;
+    a.index = reinterpret_cast<uint16_t*>(place + form_.index_at()) + first * form_.list;
+    a.start = reinterpret_cast<uint16_t*>(place + form_.start_at()) + first * form_.start;
+    a.count = reinterpret_cast<uint32_t*>(place + form_.count_at()) + first;
+    a.list_step = b.rows * form_.list;
+    a.start_step = b.rows * form_.start;
+    a.count_step = b.rows;
+    kernels_.active.lists(a);
+  }
+}
+
+bool ActiveConvStep::pays(const float* arena) const {
+  const auto* count = reinterpret_cast<const uint32_t*>(arena + offset_ + form_.count_at());
+  int64_t nonzeros = 0;
+  for (int64_t i = 0; i < form_.lists(); ++i) nonzeros += count[i];
+  const Store& x = stores_[x_];
+  return static_cast<double>(nonzeros) <=
+         choice_.most_dense * static_cast<double>(x.channels * form_.height * form_.width);
+}
+
+// ---- lists x weights ----
+
+// A unit is a block of output channels in one vector row of the output.
+int64_t ActiveConvStep::active_tasks() const {
+  const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
+  return std::min<int64_t>(blocks * stores_[y_].layout.blocks.rows, 4 * work_units());
+}
+
+// Which form runs is known only once the lists are there, so there are tasks enough for either.
+int64_t ActiveConvStep::tasks() const { return active() ? std::max(active_tasks(), planes_.tasks()) : planes_.tasks(); }
+
+int64_t ActiveConvStep::scratch_floats(int64_t count) const {
+  int64_t n = planes_.scratch_floats(count);
+  if (active()) n = std::max({n, list_scratch(), kLanes * stores_[y_].layout.blocks.columns * choice_.sums * kLanes});
+  return n;
+}
+
+void ActiveConvStep::run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const {
+  if (!active() || !pays(worker.arena)) {
+    if (task < planes_.tasks()) planes_.run(call, worker, image, count, task);
+    return;
+  }
+  if (task >= active_tasks()) return;
+  const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
+  run_units(worker, part(blocks * stores_[y_].layout.blocks.rows, task, active_tasks()));
+}
+
+void ActiveConvStep::run_all(const Call& call, const Worker& worker, int64_t image, int64_t count) const {
+  if (active()) {
+    for (int64_t t = 0; t < list_tasks(); ++t) list(worker, t);
+    if (pays(worker.arena)) {
+      const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
+      run_units(worker, {0, blocks * stores_[y_].layout.blocks.rows});
+      stores_[y_].fill_frames(kernels_, worker.arena, 0, op_.weights->neurons());
+      return;
+    }
+  }
+  planes_.run_all(call, worker, image, count);
+}
+
+void ActiveConvStep::run_units(const Worker& worker, Range units) const {
+  const int64_t rows = stores_[y_].layout.blocks.rows;
+  for (int64_t u = units.begin; u < units.end; ++u) run_unit(worker, u / rows, u % rows);
+}
+
+void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) const {
+  const Store& y = stores_[y_];
+  const Blocks& b = y.layout.blocks;
+  const auto& w = op_.window;
+  const int64_t width = choice_.sums * kLanes, lanes = b.grid_rows * b.grid_columns;
+  const float* place = worker.arena + offset_;
+  const auto* index = reinterpret_cast<const uint16_t*>(place + form_.index_at());
+  const auto* start = reinterpret_cast<const uint16_t*>(place + form_.start_at());
+  const auto* count = reinterpret_cast<const uint32_t*>(place + form_.count_at());
+  float* sums = worker.scratch;
+  std::fill_n(sums, lanes * b.columns * width, 0.0f);
+  cpu::ActiveTaps t{};
+  t.width = form_.width;
+  t.group = form_.group;
+  t.kernel_columns = w.kernel[1];
+  t.step = w.stride[1];
+  for (int64_t g = 0; g < form_.groups; ++g)
+    for (int64_t r = 0; r < w.kernel[0]; ++r) {
+      t.weights = weights_.data() + ((block * form_.groups + g) * w.kernel[0] + r) * w.kernel[1] * form_.group * width;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t oy = lane / b.grid_columns * b.rows + row, ox = lane % b.grid_columns * b.columns;
+        const int64_t iy = oy * w.stride[0] + r * w.dilation[0] - w.padding[0];
+        t.count = std::min(b.columns, y.layout.width - ox);
+        if (oy >= y.layout.height || iy < 0 || iy >= form_.height || t.count <= 0) continue;
+        const int64_t list = g * form_.height + iy;
+        t.values = place + list * form_.list;
+        t.index = index + list * form_.list;
+        t.start = start + list * form_.start;
+        t.total = count[list];
+        t.first = ox * w.stride[1] - w.padding[1];
+        t.sums = sums + lane * b.columns * width;
+        kernels_.active.taps[choice_.sums](t);
+      }
+    }
+  cpu::TileOut out{};
+  out.first = out.last = true;
+  out.y_row = y.layout.pitch() * kLanes;
+  out.y_plane = y.plane_floats();
+  out.y = y.channel(worker.arena, 0) + row * out.y_row;
+  out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
+  out.activation = op_.activation.view();
+  out.valid_row = b.columns;
+  out.valid = y.valid.empty() ? nullptr : y.valid.data() + row * b.columns;
+  if (residual_ >= 0) {
+    const Store& residual = stores_[residual_];
+    out.residual_row = residual.layout.pitch() * kLanes;
+    out.residual_plane = residual.plane_floats();
+    out.residual = residual.channel(worker.arena, 0) + row * out.residual_row;
+  }
+  cpu::ActiveEnd end{};
+  end.sums = sums;
+  end.lanes = lanes;
+  end.columns = b.columns;
+  end.width = width;
+  end.channel = block * width;
+  end.channels = std::min(width, op_.weights->neurons() - end.channel);
+  end.out = &out;
+  kernels_.active.end(end);
+}
+
+StepReport ActiveConvStep::report() const {
+  StepReport r = planes_.report();
+  r.input_zeros = zeros_;
+  r.active_ms = active_ms_;
+  if (!active()) {
+    if (!why_.empty()) r.why += "; " + why_;
+    return r;
+  }
+  char text[160];
+  r.other_ms = r.ms;
+  r.kernel = "active";
+  std::snprintf(text, sizeof text, "%d ch out, %lld ch in, %lldx%lld", choice_.sums * 16,
+                static_cast<long long>(form_.group), static_cast<long long>(stores_[y_].layout.height),
+                static_cast<long long>(stores_[y_].layout.width));
+  r.tile = text;
+  r.chunk = form_.group;
+  r.ms = active_ms_;
+  r.why = why_;
+  const Store& y = stores_[y_];
+  r.multiply_adds = static_cast<double>(op_.weights->neurons() * op_.weights->per_neuron()) *
+                    (1 - std::max(zeros_, 0.0)) * static_cast<double>(y.layout.height * y.layout.width) / kLanes;
+  return r;
+}
+
+StepReport ActiveListStep::report() const {
+  StepReport r;
+  r.name = name();
+  r.kind = "nonzeros";
+  return r;
+}
+
+}  // namespace secateur::engine

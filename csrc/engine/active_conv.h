@@ -1,0 +1,94 @@
+// A convolution that skips the zeros of its input: lists of nonzeros, then lists x dense weights.
+//
+// Two steps of a plan: ActiveListStep writes the nonzero form of x into the arena, ActiveConvStep reads it. An image
+// with more nonzeros than pay is left to the convolution on planes, so no input makes a layer much slower.
+#pragma once
+
+#include "conv_step.h"
+
+namespace secateur::engine {
+
+// Where the nonzero form of a value lies: floats from the start of its place in the arena.
+struct ActiveForm {
+  int64_t groups = 0, group = 0, height = 0, width = 0;
+  int64_t list = 0;   // entries of a list
+  int64_t start = 0;  // uint16 from a list's starts to the next
+  int64_t lists() const { return groups * height; }
+  int64_t index_at() const { return lists() * list; }
+  int64_t start_at() const { return index_at() + lists() * list / 2; }
+  int64_t count_at() const { return start_at() + lists() * start / 2; }
+  int64_t floats() const { return count_at() + (lists() + 15) / 16 * 16; }
+};
+ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
+
+class ActiveConvStep : public Step {
+ public:
+  ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
+                 const cpu::EngineKernels& kernels);
+
+  ConvStep& planes() { return planes_; }
+  const ConvStep& planes() const { return planes_; }
+  const Op& op() const { return op_; }
+
+  // Choices worth measuring; none where lists cannot serve this layer.
+  std::vector<ActiveChoice> candidates() const;
+  bool fits(const ActiveChoice&) const;
+  void pack(const ActiveChoice& choice);
+  const ActiveChoice& choice() const { return choice_; }
+  bool active() const { return choice_.group > 0; }
+  int64_t form_floats() const { return active() ? form_.floats() : 0; }
+  void place(int64_t offset) { offset_ = offset; }
+  void set_measured(double zeros, double active_ms, std::string why);
+  int64_t largest_scratch() const;  // floats, of any candidate
+  int64_t largest_form() const;
+  double input_zeros(float* arena) const;  // of the planes in the arena, by counting
+
+  // The lists, cut into tasks.
+  int64_t list_tasks() const;
+  void list(const Worker& worker, int64_t task) const;
+  int64_t list_scratch() const;
+
+  int64_t tasks() const override;
+  void run(const Call&, const Worker&, int64_t image, int64_t count, int64_t task) const override;
+  void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;  // lists and frame, too
+  int64_t scratch_floats(int64_t count) const override;
+  StepReport report() const override;
+  bool leaves_frame() const { return active() || planes_.leaves_frame(); }
+  bool pays(const float* arena) const;  // few enough nonzeros in the lists
+
+ private:
+  int64_t active_tasks() const;
+  void run_units(const Worker& worker, Range units) const;
+  void run_unit(const Worker& worker, int64_t block, int64_t row) const;
+
+  const Op& op_;
+  const std::vector<Store>& stores_;
+  int x_, y_, residual_;
+  const cpu::EngineKernels& kernels_;
+  ConvStep planes_;
+
+  ActiveChoice choice_;
+  ActiveForm form_;
+  int64_t offset_ = 0;
+  std::vector<float> weights_;  // [block of output channels][group][kernel row][kernel column][in group][sums * 16]
+  double zeros_ = -1, active_ms_ = 0;
+  std::string why_;
+};
+
+// The nonzero form of the convolution's input.
+class ActiveListStep : public Step {
+ public:
+  explicit ActiveListStep(const ActiveConvStep& conv) : Step(conv.name() + " (nonzeros)"), conv_(conv) {}
+  int64_t tasks() const override { return conv_.active() ? conv_.list_tasks() : 0; }
+  void run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const override {
+    conv_.list(worker, task);
+  }
+  void run_all(const Call&, const Worker&, int64_t, int64_t) const override {}
+  int64_t scratch_floats(int64_t) const override { return conv_.list_scratch(); }
+  StepReport report() const override;
+
+ private:
+  const ActiveConvStep& conv_;
+};
+
+}  // namespace secateur::engine
