@@ -1,6 +1,7 @@
 """Prune a trained PyTorch network, and have it run faster."""
 
 from ._errors import Error
+from .activation_loss import ActivationSparsityLoss
 from .activations import prune_activations
 from .checkpoint import load, save
 from .conversion import convert
@@ -10,8 +11,10 @@ from .masks import strip
 from .pruning import prune, sparsity
 from .report import Report
 from .schedule import CubicSchedule, GradualPruner
+from .sensitivity import activation_sensitivity
 
 __all__ = [
+    "ActivationSparsityLoss",
     "CubicSchedule",
     "Error",
     "GradualPruner",
@@ -19,6 +22,7 @@ __all__ = [
     "MeanStd",
     "Random",
     "Report",
+    "activation_sensitivity",
     "compile",
     "convert",
     "load",

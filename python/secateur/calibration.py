@@ -89,18 +89,33 @@ class ChannelStatistics:
         row = torch.arange(self.channels, device=part.device, dtype=torch.int32).unsqueeze(1) * self.bins
         return (self._position(single) + row)[single > 0]
 
+    @property
+    def positive(self) -> Tensor:
+        """``[C]`` float64: how many values are positive."""
+        return self._below()[:, -1].to(torch.float64)
+
+    def _below(self) -> Tensor:
+        """``[C, bins]``: values up to and with each bin."""
+        if self._cumulative is None:
+            self._cumulative = self._histogram.view(self.channels, self.bins).cumsum(1)
+        return self._cumulative
+
     def zeros_below(self, theta: Tensor) -> tuple[float, float]:
-        """How many values would be zero under ``theta [C]``, ReLU's own zeros included, and the most it can be off by.
+        """:meth:`counts_below` for all channels together."""
+        counted, off = self.counts_below(theta)
+        return float(counted.sum()), float(off.sum())
+
+    def counts_below(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """How many values would be zero under ``theta [C]``, ReLU's own zeros included, and the most it can be off by:
+        ``[C]`` each, float64.
 
         Values are taken to be spread evenly inside the bin that holds theta; all of that bin is the error bound.
         """
-        histogram = self._histogram.view(self.channels, self.bins)
-        if self._cumulative is None:
-            self._cumulative = histogram.cumsum(1)
+        histogram, cumulative = self._histogram.view(self.channels, self.bins), self._below()
         limit = theta.to(torch.float32).unsqueeze(1)  # [C, 1]
         position = self._position(limit.clamp_min(0))
         inside = histogram.gather(1, position).squeeze(1).to(torch.float64)
-        below = self._cumulative.gather(1, position).squeeze(1).to(torch.float64) - inside
+        below = cumulative.gather(1, position).squeeze(1).to(torch.float64) - inside
         # The bin's edges, from the same bit pattern that chose it.
         pattern = (position + ((_LOWEST_EXPONENT + 127) << self.bits)).to(torch.int32)
         low = (pattern << (23 - self.bits)).view(torch.float32).squeeze(1).to(torch.float64)
@@ -109,9 +124,7 @@ class ChannelStatistics:
         high = torch.minimum(high, torch.nextafter(self.maximum, torch.full_like(self.maximum, math.inf)))
         share = ((theta.to(torch.float64) - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
         partial = (share > 0) & (share < 1)
-        own = self.count * self.channels - int(self._cumulative[:, -1].sum())
-        counted = float((below + inside * share).sum())
-        return own + counted, float(inside[partial].sum())
+        return self.count - self.positive + below + inside * share, torch.where(partial, inside, 0.0)
 
     @property
     def total(self) -> int:
@@ -121,9 +134,10 @@ class ChannelStatistics:
 class Calibrator(nn.Module):
     """Stands where a ReLU stood while calibration data streams by: computes the ReLU, and watches its output."""
 
-    def __init__(self, name: str, max: float | None, inplace: bool) -> None:
+    def __init__(self, name: str, max: float | None, inplace: bool, caller: str = "prune_activations") -> None:
         super().__init__()
         self.name = name
+        self.caller = caller  # whose error it is when the data is bad
         self.max = max
         self.inplace = inplace
         self.statistics: ChannelStatistics | None = None
@@ -139,14 +153,14 @@ class Calibrator(nn.Module):
 
     def _watch(self, y: Tensor) -> None:
         if not y.dtype.is_floating_point:
-            raise Error(f"prune_activations: the activations of {self.name!r} must be real floats, got {y.dtype}")
+            raise Error(f"{self.caller}: the activations of {self.name!r} must be real floats, got {y.dtype}")
         channel = 0 if y.dim() < 2 else 1
         self.sequences |= y.dim() == 3
         by_channel = y.reshape(1, 1) if y.dim() == 0 else y.movedim(channel, 0).flatten(1)  # [C, n]
         if y.dim() == 1:
             by_channel = y.unsqueeze(1)
         if not bool(torch.isfinite(by_channel).all()):
-            raise Error(f"prune_activations: the activations of {self.name!r} must be finite, got NaN or Inf")
+            raise Error(f"{self.caller}: the activations of {self.name!r} must be finite, got NaN or Inf")
         if self.statistics is None:
             self.statistics = ChannelStatistics(by_channel.shape[0], y.device)
         if self.statistics.channels == by_channel.shape[0]:

@@ -1,0 +1,185 @@
+"""How much accuracy each layer's zeros cost: every other layer a plain ReLU, this one at rising shares of zeros."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+from ._errors import Error
+from ._judge import Judge, family_of, log
+from ._threshold_sites import Placed, place
+from .criteria import Magnitude, MeanStd
+from .report import Column, Report
+from .thresholds import Granularity, Group, Over, checked, groups
+
+#: shares of zeros at which a layer is tried, beside its own
+LEVELS = (0.6, 0.7, 0.8, 0.9, 0.95)
+
+COLUMNS = (
+    Column("layer", "layer", "text"),
+    Column("zeros", "zeros %", "percent"),
+    Column("accuracy", "accuracy %", "percent"),
+    Column("points", "drop (points)", "text"),
+)
+
+
+class SensitivityReport(Report):
+    """Rows ``layer``, ``zeros``, ``accuracy`` and ``drop`` (shares, 0 to 1), several a layer: from the zeros that its
+    ReLU makes by itself upwards.
+
+    ``baseline`` is the accuracy of the network without thresholds. ``chosen`` has, after a search, the zeros that it
+    gave each layer.
+    """
+
+    def __init__(
+        self, title: str, rows: Sequence[Mapping[str, Any]], baseline: float, notes: Sequence[str] = ()
+    ) -> None:
+        written = [{**row, "points": f"{100 * row['drop']:+.2f}"} for row in rows]
+        super().__init__(title, COLUMNS, written, notes)
+        self.baseline = baseline
+        self.chosen: dict[str, float] = {}
+
+    @property
+    def layers(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each layer, by rising zeros."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            found.setdefault(str(row["layer"]), []).append(row)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "baseline": self.baseline, "chosen": dict(self.chosen)}
+
+    def picture(self, path: str | PathLike[str]) -> None:
+        """Draw accuracy against zeros, a panel a layer, to a file: PNG, SVG or PDF, by its name.
+
+        Raises:
+            Error: matplotlib is missing; a name that ends otherwise.
+            OSError: the file cannot be written.
+        """
+        from .sensitivity_picture import draw
+
+        draw(self, path)
+
+
+def activation_sensitivity(
+    model: nn.Module,
+    batches: Iterable[Any],
+    evaluate: Callable[[nn.Module], Any],
+    criterion: MeanStd | Magnitude | type[MeanStd] | type[Magnitude] | None = None,
+    *,
+    levels: Sequence[float] = LEVELS,
+    over: Over = "all",
+    granularity: Granularity | None = None,
+    exclude: Sequence[str] = (),
+    progress: bool = True,
+) -> SensitivityReport:
+    """What each layer's thresholds alone cost in accuracy, at rising shares of zeros; the model is left as it is.
+
+    ``evaluate`` is called once for the network without thresholds and at most once for each layer and level.
+
+    Args:
+        model, batches, over, granularity, exclude, progress: as for :func:`secateur.prune_activations`. Under
+            ``granularity="scalar"`` there is one line, for all layers together.
+        evaluate: given a model in evaluation mode, returns its accuracy, 0 to 1.
+        criterion: how thresholds are made: ``MeanStd`` (the default) or ``Magnitude``; its numbers are not used.
+        levels: shares of zeros to try, above 0 and up to 1; those that a layer's ReLU makes by itself are left out.
+
+    Returns:
+        The report; ``.picture("sensitivity.svg")`` draws it.
+
+    Raises:
+        Error: as for :func:`secateur.prune_activations`; levels that are no numbers in (0, 1].
+    """
+    caller = "activation_sensitivity"
+    family = family_of(caller, criterion)
+    try:
+        steps = sorted({float(level) for level in levels})
+    except (TypeError, ValueError) as reason:
+        raise Error(f"{caller}: levels must be numbers above 0, up to 1, got {levels!r}") from reason
+    if not steps or not all(0 < level <= 1 for level in steps):
+        raise Error(f"{caller}: levels must be numbers above 0, up to 1, got {levels!r}")
+    judge = Judge(caller, evaluate)
+    over, shared = checked(caller, criterion, over, granularity)
+    placed = place(model, batches, exclude, progress, caller)
+    parts = groups(placed.sites, over, shared)
+    with tqdm(total=1 + len(parts) * len(steps), desc="sensitivity", disable=not progress, leave=False) as bar:
+        return measure(placed, parts, family, judge, judge(placed.model), steps, bar)
+
+
+def measure(
+    placed: Placed,
+    parts: Mapping[str, Group],
+    family: type[MeanStd] | type[Magnitude],
+    judge: Judge,
+    baseline: float,
+    levels: Sequence[float],
+    bar: Any,
+    enough: float = 1.0,
+) -> SensitivityReport:
+    """Each group alone at rising levels, until it costs more than ``enough``. Leaves every threshold at 0."""
+    rows: list[dict[str, Any]] = []
+    bar.update()
+    for name, part in parts.items():
+        own = part.own / part.total
+        rows.append({"layer": name, "zeros": own, "accuracy": baseline, "drop": 0.0})
+        higher = [level for level in levels if level > own]
+        bar.update(len(levels) - len(higher))
+        for number, level in enumerate(higher, 1):
+            chosen = {layer: c.theta for layer, c in part.reach(family, level).items()}
+            placed.set(chosen)
+            accuracy = judge(placed.model)
+            zeros = part.zeros(chosen) / part.total
+            rows.append({"layer": name, "zeros": zeros, "accuracy": accuracy, "drop": baseline - accuracy})
+            log.info(
+                "sensitivity of %s: zeros %.3f, accuracy %.4f, drop %+.4f", name, zeros, accuracy, baseline - accuracy
+            )
+            bar.set_postfix_str(f"{name} {zeros:.0%}: {accuracy:.4f}", refresh=False)
+            bar.update()
+            if baseline - accuracy > enough:
+                bar.update(len(higher) - number)
+                break
+        placed.zero()
+    notes = (
+        [] if enough >= 1 else [f"a layer is tried no further once it alone costs more than {100 * enough:g} points"]
+    )
+    return SensitivityReport(f"sensitivity of activations: {family.__name__}", rows, baseline, notes)
+
+
+class Curve:
+    """One layer's cost as a function of its zeros: measured drops, made non-decreasing, joined by straight lines."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.zeros: list[float] = []
+        self.drops: list[float] = []
+        for row in rows:
+            # What a noisy measure calls a gain is no reason to pay less for the levels above it.
+            self.zeros.append(max([row["zeros"], *self.zeros[-1:]]))
+            self.drops.append(max([row["drop"], *self.drops[-1:]]))
+
+    def reach(self, drop: float) -> float:
+        """The most zeros that cost at most ``drop``."""
+        above = bisect.bisect_right(self.drops, drop)
+        if above == len(self.drops):
+            return self.zeros[-1]
+        if above == 0:
+            return self.zeros[0]
+        low, high = self.drops[above - 1], self.drops[above]
+        share = (drop - low) / (high - low)
+        return self.zeros[above - 1] + share * (self.zeros[above] - self.zeros[above - 1])
+
+    def cost(self, zeros: float) -> float:
+        """The drop at ``zeros``; infinite where nothing was measured."""
+        above = bisect.bisect_left(self.zeros, zeros)
+        if above == len(self.zeros):
+            return float("inf")
+        if above == 0:
+            return self.drops[0]
+        low, high = self.zeros[above - 1], self.zeros[above]
+        share = (zeros - low) / (high - low)
+        return self.drops[above - 1] + share * (self.drops[above] - self.drops[above - 1])
