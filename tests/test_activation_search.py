@@ -146,6 +146,15 @@ def test_sensitivity_is_that_of_one_layer_alone(task):
     assert "drop (points)" in str(report)
 
 
+def test_levels_start_from_what_each_relu_leaves(task):
+    model, batches, evaluate = task
+    report = activation_sensitivity(model, batches, evaluate, Magnitude, progress=False)
+    for rows in report.layers.values():
+        own = rows[0]["zeros"]
+        wanted = [own + share * (1 - own) for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)]
+        assert [row["zeros"] for row in rows] == [pytest.approx(level, abs=0.005) for level in wanted]
+
+
 def test_the_given_model_and_its_mode_are_left_alone(task):
     model, batches, evaluate = task
     state = {key: value.clone() for key, value in model.state_dict().items()}

@@ -20,7 +20,7 @@ from ._judge import Judge, log
 from ._threshold_sites import Placed
 from .criteria import Magnitude, MeanStd
 from .report import Column, Report
-from .sensitivity import LEVELS, Curve, SensitivityReport, measure
+from .sensitivity import STEPS, Curve, SensitivityReport, measure
 from .thresholds import Chosen, Group
 
 #: what a single layer is raised by, one round each
@@ -130,7 +130,7 @@ def search(
     progress: bool,
 ) -> Found:
     """The most zeros found whose accuracy is at most ``allowed`` below that of ``original``."""
-    bound = 2 + len(parts) * (len(LEVELS) + len(RAISES)) + 1 + BISECTIONS + 1
+    bound = 2 + len(parts) * (len(STEPS) + len(RAISES)) + 1 + BISECTIONS + 1
     with tqdm(total=bound, desc="thresholds", disable=not progress, leave=False) as bar:
         baseline = judge(original)
         plain = judge(placed.model)
@@ -141,7 +141,7 @@ def search(
                 f"{judge.caller}: max_accuracy_drop must leave room for the network without thresholds, whose accuracy "
                 f"is {baseline - plain:.4f} below the given model's, got {allowed:g}"
             )
-        sensitivity = measure(placed, parts, family, judge, plain, LEVELS, bar, enough=allowed)
+        sensitivity = measure(placed, parts, family, judge, plain, None, bar, enough=allowed)
         joint = _Joint(placed, parts, family, judge, baseline, bar)
         curves = {name: Curve(rows) for name, rows in sensitivity.layers.items()}
         levels = _along_the_path(joint, curves, allowed)

@@ -57,11 +57,11 @@ def prune_activations(
     own forward computes functional ReLUs is traced and becomes a ``torch.fx.GraphModule`` of the same name, with the
     same children, parameters and buffers; every other module keeps its class. The result trains, copies, pickles.
 
-    With ``max_accuracy_drop`` the thresholds are searched for: first each layer alone, at zeros from its own to 95 %
-    (until it alone costs more than the budget), then all layers together, by bisection along the accuracy that each may
-    cost alone and by raising one layer at a time. Steps are logged (``logging.getLogger("secateur")``, level INFO) and
-    kept in the report. With L layers, ``evaluate`` is called at most 7 L + 15 times; choose its data accordingly, and
-    none that is to judge the result at the end.
+    With ``max_accuracy_drop`` the thresholds are searched for: first each layer alone, at five shares of zeros above
+    its own (until it alone costs more than the budget), then all layers together, by bisection along the accuracy that
+    each may cost alone and by raising one layer at a time. Steps are logged (``logging.getLogger("secateur")``, level
+    INFO) and kept in the report. With L layers, ``evaluate`` is called at most 7 L + 15 times; choose its data
+    accordingly, and none that is to judge the result at the end.
 
     Args:
         model: any module.

@@ -17,8 +17,9 @@ from .criteria import Magnitude, MeanStd
 from .report import Column, Report
 from .thresholds import Granularity, Group, Over, checked, groups
 
-#: shares of zeros at which a layer is tried, beside its own
-LEVELS = (0.6, 0.7, 0.8, 0.9, 0.95)
+#: What a layer is tried at, beside its own zeros: shares of the values that its ReLU leaves. Of two networks that we
+#: tried one gave 95 % zeros in a layer for nothing, and the other did not stand 60 % in any.
+STEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 COLUMNS = (
     Column("layer", "layer", "text"),
@@ -73,7 +74,7 @@ def activation_sensitivity(
     evaluate: Callable[[nn.Module], Any],
     criterion: MeanStd | Magnitude | type[MeanStd] | type[Magnitude] | None = None,
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] | None = None,
     over: Over = "all",
     granularity: Granularity | None = None,
     exclude: Sequence[str] = (),
@@ -89,6 +90,7 @@ def activation_sensitivity(
         evaluate: given a model in evaluation mode, returns its accuracy, 0 to 1.
         criterion: how thresholds are made: ``MeanStd`` (the default) or ``Magnitude``; its numbers are not used.
         levels: shares of zeros to try, above 0 and up to 1; those that a layer's ReLU makes by itself are left out.
+            None: its own zeros and 10, 30, 50, 70, 90 % of the values that it leaves.
 
     Returns:
         The report; ``.picture("sensitivity.svg")`` draws it.
@@ -98,18 +100,24 @@ def activation_sensitivity(
     """
     caller = "activation_sensitivity"
     family = family_of(caller, criterion)
+    steps = None if levels is None else _checked_levels(caller, levels)
+    judge = Judge(caller, evaluate)
+    over, shared = checked(caller, criterion, over, granularity)
+    placed = place(model, batches, exclude, progress, caller)
+    parts = groups(placed.sites, over, shared)
+    bound = 1 + len(parts) * len(steps or STEPS)
+    with tqdm(total=bound, desc="sensitivity", disable=not progress, leave=False) as bar:
+        return measure(placed, parts, family, judge, judge(placed.model), steps, bar)
+
+
+def _checked_levels(caller: str, levels: Any) -> list[float]:
     try:
         steps = sorted({float(level) for level in levels})
     except (TypeError, ValueError) as reason:
         raise Error(f"{caller}: levels must be numbers above 0, up to 1, got {levels!r}") from reason
     if not steps or not all(0 < level <= 1 for level in steps):
         raise Error(f"{caller}: levels must be numbers above 0, up to 1, got {levels!r}")
-    judge = Judge(caller, evaluate)
-    over, shared = checked(caller, criterion, over, granularity)
-    placed = place(model, batches, exclude, progress, caller)
-    parts = groups(placed.sites, over, shared)
-    with tqdm(total=1 + len(parts) * len(steps), desc="sensitivity", disable=not progress, leave=False) as bar:
-        return measure(placed, parts, family, judge, judge(placed.model), steps, bar)
+    return steps
 
 
 def measure(
@@ -118,7 +126,7 @@ def measure(
     family: type[MeanStd] | type[Magnitude],
     judge: Judge,
     baseline: float,
-    levels: Sequence[float],
+    levels: Sequence[float] | None,
     bar: Any,
     enough: float = 1.0,
 ) -> SensitivityReport:
@@ -128,8 +136,9 @@ def measure(
     for name, part in parts.items():
         own = part.own / part.total
         rows.append({"layer": name, "zeros": own, "accuracy": baseline, "drop": 0.0})
-        higher = [level for level in levels if level > own]
-        bar.update(len(levels) - len(higher))
+        tried = [own + step * (1 - own) for step in STEPS] if levels is None else levels
+        higher = [level for level in tried if level > own]
+        bar.update(len(tried) - len(higher))
         for number, level in enumerate(higher, 1):
             chosen = {layer: c.theta for layer, c in part.reach(family, level).items()}
             placed.set(chosen)
