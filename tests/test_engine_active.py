@@ -10,7 +10,7 @@ import secateur
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import NONE, RELU, array, assert_close, engine, run, sizes, twin, weights
+from programs import NONE, RELU, array, assert_close, engine, largest, run, sizes, twin, weights
 from torch import Tensor, nn
 
 THRESHOLD = "threshold"
@@ -121,6 +121,58 @@ def test_other_sizes_and_batches_keep_the_choice(isa: str) -> None:
             run(program, [x]), twin(two_layers, [x]), twin(two_layers, [x], torch.float32), strict=True
         ):
             assert_close(got, want, near)
+
+
+def fed(program: Any, inputs: list[Tensor]) -> list[bool]:
+    """Of each convolution: whether the one before writes its lists."""
+    steps = program.describe(1, sizes(inputs))
+    return [step["why"] == "written by the layer before" for step in steps if step["kind"] == "nonzeros"]
+
+
+def row_of_layers(p: Any, x: int) -> list[int]:
+    """1x1, whose groups divide each other's blocks; the first output has two readers, the second a residual."""
+    g = torch.Generator().manual_seed(7)
+    w = lambda *shape: array(torch.randn(shape, generator=g) / 8)  # noqa: E731
+    conv = lambda x, k, c, residual, act: p.conv2d(  # noqa: E731
+        x, w(k, c, 1, 1), w(k), (1, 1), (0, 0, 0, 0), (1, 1), 1, residual, act, "conv"
+    )
+    theta = array(torch.rand(64, generator=g))
+    a = conv(x, 64, 64, -1, (THRESHOLD, 0.0, math.inf, theta))
+    b = conv(a, 64, 64, a, RELU)
+    c = conv(a, 128, 64, -1, RELU)
+    return [conv(b, 64, 64, -1, NONE), conv(c, 20, 128, -1, NONE), a]
+
+
+def test_a_layer_writes_the_lists_of_the_next(isa: str) -> None:
+    x = sparse(3, 64, 9, 14, zeros=0.8)
+    program = prepared(engine(row_of_layers, [x]), [x])
+    assert True in fed(program, [x])
+    assert fed(program, [x])[0] is False  # nobody before it
+    check(row_of_layers, x)
+
+
+def test_a_layer_that_falls_back_leaves_no_old_lists_behind() -> None:
+    """Sparse and dense images in turn: what was written for one must not be read for the next."""
+    weight = [weights(64, 64, 3, 3) for _ in range(3)]
+
+    def build(p: Any, x: int) -> int:
+        for w in weight:
+            x = p.conv2d(x, w, None, (1, 1), (1, 1, 1, 1), (1, 1), 1, -1, (THRESHOLD, 0.0, math.inf, theta), "conv")
+        return x
+
+    theta = array(torch.full((64,), 0.2))
+    empty = torch.zeros(1, 64, 20, 20)
+    empty[:, ::8, ::8, ::8] = 1.0
+    program = engine(build, [empty])
+    program.prepare(1, [(20, 20)], 5.0, [array(empty)])
+    assert kernel_of(program, [empty]) == ["active"] * 3
+    full = torch.rand(1, 64, 20, 20) + 0.1
+    for x in (empty, full, empty, torch.cat([full, empty, full, empty, empty])):
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            got, want, near = run(program, [x])[0], twin(build, [x])[0], twin(build, [x], torch.float32)[0]
+            moved = (got - want).abs() > 1e-4 * largest(want)  # rounding may take a value across its threshold
+            assert float(moved.double().mean()) < 1e-3 + float(((near - want).abs() > 1e-4).double().mean())
 
 
 def test_denser_images_than_the_example_take_the_planes() -> None:

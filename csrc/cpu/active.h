@@ -21,7 +21,8 @@ struct ActiveLists {
   int64_t columns;                  // vectors in the row
   int64_t grid_rows, grid_columns;  // grid_rows: those that hold an image row here
   int64_t width;                    // of the image; width * group <= 65536
-  float* pixels;                    // [16][columns][group], scratch
+  float* pixels;                    // [16][columns][pixel], the group's channels first; scratch where x is given
+  int64_t pixel;                    // floats from a pixel to the next
   // The lists of grid row 0, and from one grid row's to the next. A list has room for width * group + 16 nonzeros.
   float* values;
   uint16_t* index;
@@ -42,6 +43,16 @@ struct ActiveTaps {
   int64_t first, step;  // the first pixel's input column (may be negative), and from a pixel to the next
   int64_t count;        // pixels
   float* sums;          // [count][R * 16], added to
+};
+
+// sums[p][i] = activation(sums[p][i] + bias[i]): pixels, channels in the lanes. theta and bias of channel 0, or null.
+struct ActivePixels {
+  float* sums;
+  int64_t pixels, width;  // width: floats of a pixel, a multiple of 16
+  int64_t channels;       // those that have a bias and a theta; the others become 0
+  const float* bias;
+  const float* theta;
+  const Activation* activation;
 };
 
 // Sums -> planes: a vector row of R * 16 output channels.
@@ -77,6 +88,7 @@ inline constexpr int kActiveSums = 8, kActiveVectorSums = 16;  // R is 1, 2, 4, 
 struct ActiveKernels {
   void (*lists)(const ActiveLists&);
   void (*taps[kActiveSums + 1])(const ActiveTaps&);
+  void (*pixels)(const ActivePixels&);
   void (*end)(const ActiveEnd&);
   // Nonzeros of x [count], in order; values and index have room for count + 16.
   int64_t (*compress)(const float* x, int64_t count, float* values, int32_t* index);

@@ -127,36 +127,62 @@ int64_t ActiveConvStep::list_scratch() const {
 }
 
 void ActiveConvStep::list(const Worker& worker, int64_t task) const {
-  const Store& x = stores_[x_];
-  const Blocks& b = x.layout.blocks;
-  const Range mine = part(form_.groups * b.rows, task, list_tasks());
-  float* place = worker.arena + offset_;
-  for (int64_t i = mine.begin; i < mine.end; ++i) {
-    const int64_t g = i / b.rows, r = i % b.rows;
-    if (r >= form_.height) continue;
-    const int64_t first = g * form_.height + r;  // the list of grid row 0; from one to the next: b.rows lists
-    cpu::ActiveLists a{};
-    a.x = x.channel(worker.arena, g * form_.group) + r * x.layout.pitch() * kLanes;
-    a.plane = x.plane_floats();
-    a.channels = std::min(form_.group, x.channels - g * form_.group);
-    a.group = form_.group;
-    a.columns = b.columns;
-    a.grid_rows = std::min(b.grid_rows, (form_.height - r + b.rows - 1) / b.rows);
-    a.grid_columns = b.grid_columns;
-    a.width = form_.width;
-    a.pixels = worker.scratch;
-    a.values = place + first * form_.list;
-    a.index = reinterpret_cast<uint16_t*>(place + form_.index_at()) + first * form_.list;
-    a.start = reinterpret_cast<uint16_t*>(place + form_.start_at()) + first * form_.start;
-    a.count = reinterpret_cast<uint32_t*>(place + form_.count_at()) + first;
-    a.list_step = b.rows * form_.list;
-    a.start_step = b.rows * form_.start;
-    a.count_step = b.rows;
-    kernels_.active.lists(a);
-  }
+  const int64_t rows = stores_[x_].layout.blocks.rows;
+  const Range mine = part(form_.groups * rows, task, list_tasks());
+  for (int64_t i = mine.begin; i < mine.end; ++i)
+    list_row(worker, i / rows, i % rows, worker.scratch, form_.group, true);
 }
 
-bool ActiveConvStep::pays(const float* arena) const {
+// The lists of one group for a vector row: from the planes, or from pixels [lane][column][pixel].
+void ActiveConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float* pixels, int64_t pixel,
+                              bool from_planes) const {
+  const Store& x = stores_[x_];
+  const Blocks& b = x.layout.blocks;
+  if (r >= form_.height) return;
+  float* place = worker.arena + offset_;
+  const int64_t first = g * form_.height + r;  // the list of grid row 0; from one to the next: b.rows lists
+  cpu::ActiveLists a{};
+  if (from_planes) a.x = x.channel(worker.arena, g * form_.group) + r * x.layout.pitch() * kLanes;
+  a.plane = x.plane_floats();
+  a.channels = std::min(form_.group, x.channels - g * form_.group);
+  a.group = form_.group;
+  a.columns = b.columns;
+  a.grid_rows = std::min(b.grid_rows, (form_.height - r + b.rows - 1) / b.rows);
+  a.grid_columns = b.grid_columns;
+  a.width = form_.width;
+  a.pixels = pixels;
+  a.pixel = pixel;
+  a.values = place + first * form_.list;
+  a.index = reinterpret_cast<uint16_t*>(place + form_.index_at()) + first * form_.list;
+  a.start = reinterpret_cast<uint16_t*>(place + form_.start_at()) + first * form_.start;
+  a.count = reinterpret_cast<uint32_t*>(place + form_.count_at()) + first;
+  a.list_step = b.rows * form_.list;
+  a.start_step = b.rows * form_.start;
+  a.count_step = b.rows;
+  kernels_.active.lists(a);
+}
+
+// A residual comes in planes, so sums that wait for one are no pixels yet; and a unit must have whole groups.
+bool ActiveConvStep::can_feed(const ActiveConvStep& reader) const {
+  return active() && reader.active() && reader.x_ == y_ && residual_ < 0 &&
+         choice_.sums * kLanes % reader.choice_.group == 0;
+}
+
+void ActiveConvStep::feed(ActiveConvStep& reader) {
+  readers_.push_back(&reader);
+  reader.fed_ = true;
+}
+
+uint32_t& ActiveConvStep::written(float* arena) const {
+  return reinterpret_cast<uint32_t*>(arena + offset_ + form_.count_at())[form_.lists()];
+}
+
+void ActiveConvStep::tell_readers(float* arena, bool written) const {
+  for (const ActiveConvStep* reader : readers_) reader->written(arena) = written;
+}
+
+bool ActiveConvStep::pays(float* arena) const {
+  if (fed_ && !written(arena)) return false;
   const auto* count = reinterpret_cast<const uint32_t*>(arena + offset_ + form_.count_at());
   int64_t nonzeros = 0;
   for (int64_t i = 0; i < form_.lists(); ++i) nonzeros += count[i];
@@ -183,7 +209,9 @@ int64_t ActiveConvStep::scratch_floats(int64_t count) const {
 }
 
 void ActiveConvStep::run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const {
-  if (!active() || !pays(worker.arena)) {
+  const bool lists = active() && pays(worker.arena);
+  if (task == 0) tell_readers(worker.arena, lists);
+  if (!lists) {
     if (task < planes_.tasks()) planes_.run(call, worker, image, count, task);
     return;
   }
@@ -194,13 +222,15 @@ void ActiveConvStep::run(const Call& call, const Worker& worker, int64_t image, 
 
 void ActiveConvStep::run_all(const Call& call, const Worker& worker, int64_t image, int64_t count) const {
   if (active()) {
-    for (int64_t t = 0; t < list_tasks(); ++t) list(worker, t);
+    for (int64_t t = 0; !fed_ && t < list_tasks(); ++t) list(worker, t);
     if (pays(worker.arena)) {
+      tell_readers(worker.arena, true);
       const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
       run_units(worker, {0, blocks * stores_[y_].layout.blocks.rows});
       stores_[y_].fill_frames(kernels_, worker.arena, 0, op_.weights->neurons());
       return;
     }
+    tell_readers(worker.arena, false);
   }
   planes_.run_all(call, worker, image, count);
 }
@@ -249,8 +279,19 @@ void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) 
   out.y_row = y.layout.pitch() * kLanes;
   out.y_plane = y.plane_floats();
   out.y = y.channel(worker.arena, 0) + row * out.y_row;
-  out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
-  out.activation = op_.activation.view();
+  const float* bias = op_.bias.empty() ? nullptr : op_.bias.data();
+  const int64_t channel = block * width, channels = std::min(width, op_.weights->neurons() - channel);
+  if (readers_.empty()) {
+    out.bias = bias;
+    out.activation = op_.activation.view();
+  } else {  // finished pixel by pixel; then into the readers' lists, and into planes for whoever reads those
+    const cpu::Activation activation = op_.activation.view();
+    kernels_.active.pixels({sums, lanes * b.columns, width, channels, bias ? bias + channel : nullptr,
+                            activation.theta ? activation.theta + channel : nullptr, &activation});
+    for (const ActiveConvStep* reader : readers_)
+      for (int64_t first = 0; first < channels; first += reader->form_.group)
+        reader->list_row(worker, (channel + first) / reader->form_.group, row, sums + first, width, false);
+  }
   out.valid_row = b.columns;
   out.valid = y.valid.empty() ? nullptr : y.valid.data() + row * b.columns;
   if (residual_ >= 0) {
@@ -264,8 +305,8 @@ void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) 
   end.lanes = lanes;
   end.columns = b.columns;
   end.width = width;
-  end.channel = block * width;
-  end.channels = std::min(width, op_.weights->neurons() - end.channel);
+  end.channel = channel;
+  end.channels = channels;
   end.out = &out;
   kernels_.active.end(end);
 }
@@ -298,6 +339,7 @@ StepReport ActiveListStep::report() const {
   StepReport r;
   r.name = name();
   r.kind = "nonzeros";
+  if (conv_.fed()) r.why = "written by the layer before";
   return r;
 }
 

@@ -17,7 +17,7 @@ struct ActiveForm {
   int64_t index_at() const { return lists() * list; }
   int64_t start_at() const { return index_at() + lists() * list / 2; }
   int64_t count_at() const { return start_at() + lists() * start / 2; }
-  int64_t floats() const { return count_at() + (lists() + 15) / 16 * 16; }
+  int64_t floats() const { return count_at() + (lists() + 1 + 15) / 16 * 16; }  // the last count: see `written`
 };
 ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
 
@@ -38,6 +38,12 @@ class ActiveConvStep : public Step {
   bool active() const { return choice_.group > 0; }
   int64_t form_floats() const { return active() ? form_.floats() : 0; }
   void place(int64_t offset) { offset_ = offset; }
+  // Whether this step can write the lists that `reader` needs while its pixels are at hand.
+  bool can_feed(const ActiveConvStep& reader) const;
+  void feed(ActiveConvStep& reader);
+  void unlink() { readers_.clear(), fed_ = false; }
+  bool fed() const { return fed_; }
+
   void set_measured(double zeros, double active_ms, std::string why);
   int64_t largest_scratch() const;  // floats, of any candidate
   int64_t largest_form() const;
@@ -54,12 +60,15 @@ class ActiveConvStep : public Step {
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
   bool leaves_frame() const { return active() || planes_.leaves_frame(); }
-  bool pays(const float* arena) const;  // few enough nonzeros in the lists
+  bool pays(float* arena) const;  // few enough nonzeros in the lists
 
  private:
   int64_t active_tasks() const;
   void run_units(const Worker& worker, Range units) const;
   void run_unit(const Worker& worker, int64_t block, int64_t row) const;
+  void list_row(const Worker& worker, int64_t group, int64_t row, float* pixels, int64_t pixel, bool from_planes) const;
+  uint32_t& written(float* arena) const;  // whether whoever feeds this step has
+  void tell_readers(float* arena, bool written) const;
 
   const Op& op_;
   const std::vector<Store>& stores_;
@@ -70,16 +79,18 @@ class ActiveConvStep : public Step {
   ActiveChoice choice_;
   ActiveForm form_;
   int64_t offset_ = 0;
+  std::vector<const ActiveConvStep*> readers_;
+  bool fed_ = false;
   std::vector<float> weights_;  // [block of output channels][group][kernel row][kernel column][in group][sums * 16]
   double zeros_ = -1, active_ms_ = 0;
   std::string why_;
 };
 
-// The nonzero form of the convolution's input.
+// The nonzero form of the convolution's input, where no layer before it has written that.
 class ActiveListStep : public Step {
  public:
   explicit ActiveListStep(const ActiveConvStep& conv) : Step(conv.name() + " (nonzeros)"), conv_(conv) {}
-  int64_t tasks() const override { return conv_.active() ? conv_.list_tasks() : 0; }
+  int64_t tasks() const override { return conv_.active() && !conv_.fed() ? conv_.list_tasks() : 0; }
   void run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const override {
     conv_.list(worker, task);
   }

@@ -104,6 +104,7 @@ Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, co
     : program_(program), kernels_(kernels), sizes_(std::move(sizes)) {
   PlanBuilder(*this).build();
   place_stores();
+  planes_floats_ = arena_floats_ = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
   make_steps();
 }
 
@@ -293,7 +294,7 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
     if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
       conv->pack(known->second);
   }
-  const int64_t lists_at = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
+  const int64_t lists_at = planes_floats_;
   if (budget > 0 && !convs_.empty()) {
     int64_t scratch = scratch_floats(1), form = 0;
     for (ActiveConvStep* conv : convs_) {
@@ -321,13 +322,28 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
       if (!example.empty()) step->run_all(call.call, worker, 0, 1);
     }
   }
-  // The lists of all layers share one place, for they are read at once.
-  int64_t form = 0;
-  for (ActiveConvStep* conv : convs_) {
-    conv->place(lists_at);
-    form = std::max(form, conv->form_floats());
+  place_lists();
+}
+
+// Behind the planes. Lists live from the step that writes them, the layer before where that can, to the one that reads.
+void Plan::place_lists() {
+  for (ActiveConvStep* conv : convs_) conv->unlink();
+  std::vector<std::array<int64_t, 4>> placed;  // first and last step, first and last float
+  for (size_t i = 0; i < convs_.size(); ++i) {
+    ActiveConvStep& conv = *convs_[i];
+    if (!conv.active()) continue;
+    auto begin = static_cast<int64_t>(i);
+    for (size_t j = 0; j < i; ++j)
+      if (convs_[j]->can_feed(conv)) convs_[j]->feed(conv), begin = static_cast<int64_t>(j);
+    int64_t at = planes_floats_;
+    const int64_t end = static_cast<int64_t>(i), size = conv.form_floats();
+    std::sort(placed.begin(), placed.end(), [](const auto& a, const auto& b) { return a[2] < b[2]; });
+    for (const auto& [first, last, low, high] : placed)
+      if (first <= end && begin <= last && low < at + size) at = std::max(at, high);
+    placed.push_back({begin, end, at, at + size});
+    conv.place(at);
+    arena_floats_ = std::max(arena_floats_, at + size);
   }
-  if (form > 0) arena_floats_ = lists_at + form;
 }
 
 std::vector<StepReport> Plan::report() const {

@@ -38,6 +38,7 @@ class Plan {
   void place_stores();
   double measure(const Step& step, const Worker& worker, double limit) const;
   void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
+  void place_lists();
   void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 
   const Program& program_;
@@ -62,7 +63,7 @@ class Plan {
 
   Steps image_steps_, batch_steps_;
   std::vector<ActiveConvStep*> convs_;
-  int64_t arena_floats_ = 0;
+  int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes, then the lists
 };
 
 }  // namespace secateur::engine

@@ -29,7 +29,7 @@ void test_lists(const Kernels& kernels, Random& random, int64_t group, int64_t c
   const Buffer<uint16_t> index(rows_here * room), start(rows_here * (width + 1));
   const Buffer<uint32_t> count(rows_here * 2);
   kernels.engine.active.lists({x.data(), plane, channels, group, columns, rows_here, grid_columns, width, pixels.data(),
-                               values.data(), index.data(), start.data(), count.data(), room, width + 1, 2});
+                               group, values.data(), index.data(), start.data(), count.data(), room, width + 1, 2});
   for (int64_t row = 0; row < rows_here && row < grid_rows; ++row) {
     int64_t n = 0;
     for (int64_t px = 0; px < width; ++px) {
@@ -74,6 +74,19 @@ void test_taps(const Kernels& kernels, Random& random, int sums, int64_t kernel_
           sum += product, size += std::fabs(product), terms += product != 0;
         }
       check(std::fabs(y[p * out + k] - sum) <= 1.2e-7 * double(terms + 2) * size + 1e-30, "taps, pixel " + show(p));
+    }
+}
+
+void test_pixels(const Kernels& kernels, Random& random, cpu::Act act) {
+  const int64_t pixels = 1 + random() % 5, width = 32, channels = 1 + random() % 32;
+  const std::vector<float> s = normals(random, pixels * width), b = normals(random, channels);
+  const Buffer<float> sums(s), bias(b), theta(channels);
+  const cpu::Activation activation = random_activation(random, act, theta, channels);
+  kernels.engine.active.pixels({sums.data(), pixels, width, channels, bias.data(), activation.theta, &activation});
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int64_t k = 0; k < width; ++k) {
+      if (k >= channels) check(sums[p * width + k] == 0, "pixels: a channel that is none must be 0");
+      else check_activated(sums[p * width + k], activation, k, double{s[p * width + k]} + b[k], 1e-6, "pixels");
     }
 }
 
@@ -168,6 +181,8 @@ void test_engine_active(const Kernels& kernels) {
     for (const int64_t kernel_columns : {1, 3, 5})
       for (const int64_t step : {1, 2, 3})
         for (int i = 0; i < 4; ++i) test_taps(kernels, random, sums, kernel_columns, step);
+  for (const cpu::Act act : all_acts)
+    for (int i = 0; i < 4; ++i) test_pixels(kernels, random, act);
   for (const cpu::Act act : all_acts)
     for (const bool residual : {false, true})
       for (int i = 0; i < 4; ++i) test_end(kernels, random, act, residual);

@@ -12,7 +12,7 @@ namespace {
 inline int64_t within(int64_t v, int64_t lo, int64_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 
 inline void active_lists(const ActiveLists& a) {
-  for (int64_t c = 0; c < a.columns; ++c)
+  for (int64_t c = 0; a.x && c < a.columns; ++c)
     for (int64_t first = 0; first < a.group; first += 16) {
       f32x16 v[16];
       for (int64_t i = 0; i < 16; ++i) {
@@ -22,15 +22,15 @@ inline void active_lists(const ActiveLists& a) {
       }
       transpose(v);
       for (int64_t lane = 0; lane < a.grid_rows * a.grid_columns; ++lane)
-        store(a.pixels + (lane * a.columns + c) * a.group + first, v[lane]);
+        store(a.pixels + (lane * a.columns + c) * a.pixel + first, v[lane]);
     }
   for (int64_t row = 0; row < a.grid_rows; ++row) {
     float* values = a.values + row * a.list_step;
     uint16_t* index = a.index + row * a.list_step;
     uint16_t* start = a.start + row * a.start_step;
-    const float* pixel = a.pixels + row * a.grid_columns * a.columns * a.group;
+    const float* pixel = a.pixels + row * a.grid_columns * a.columns * a.pixel;
     int64_t n = 0;
-    for (int64_t x = 0; x < a.width; ++x, pixel += a.group) {
+    for (int64_t x = 0; x < a.width; ++x, pixel += a.pixel) {
       start[x] = static_cast<uint16_t>(n);
       for (int64_t i = 0; i < a.group; i += 16)
         n += compress_nonzeros(load(pixel + i), static_cast<uint32_t>(x * a.group + i), values + n, index + n);
@@ -78,6 +78,21 @@ void active_taps(const ActiveTaps& t) {
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) store(at + 16 * i, add(load(at + 16 * i), sum[i]));
   }
+}
+
+inline void active_pixels(const ActivePixels& a) {
+  with_activation(a.activation->act, [&](auto of) {
+    for (int64_t first = 0; first < a.width; first += 16) {
+      const int64_t n = within(a.channels - first, 0, 16);
+      const f32x16 bias = a.bias && n ? load(Tail<float>(a.bias + first, n).lane) : splat(0.0f);
+      const f32x16 theta = a.theta && n ? load(Tail<float>(a.theta + first, n).lane) : splat(0.0f);
+      for (int64_t p = 0; p < a.pixels; ++p) {
+        float* at = a.sums + p * a.width + first;
+        const f32x16 v = activated<decltype(of)::act>(add(load(at), bias), a.activation->lo, a.activation->hi, theta);
+        store(at, keep(v, (1u << n) - 1));
+      }
+    }
+  });
 }
 
 inline void active_end(const ActiveEnd& a) {
@@ -173,6 +188,7 @@ constexpr ActiveKernels make_active_table() {
   table.taps[2] = active_taps<2>;
   table.taps[4] = active_taps<4>;
   table.taps[8] = active_taps<8>;
+  table.pixels = active_pixels;
   table.end = active_end;
   table.compress = compress;
   table.vector[1] = active_vector<1>;
