@@ -8,7 +8,7 @@ import torch
 from secateur import Error, Magnitude, MeanStd, prune_activations
 from secateur.calibration import ChannelStatistics
 from secateur.nn import ThresholdReLU
-from secateur.thresholds import Moments
+from secateur.thresholds import Group, Moments
 from torch import nn
 
 NAMES = ["1", "3", "6"]
@@ -178,3 +178,15 @@ def test_an_excluded_threshold_stays(model, batches):
     assert isinstance(again[3], ThresholdReLU)
     assert torch.equal(again[3].theta, thin[3].theta)
     assert not torch.equal(again[1].theta, thin[1].theta)
+
+
+def test_a_std_that_is_only_rounding_does_not_spoil_the_search():
+    """All positive values of channel 0 lie within one part in 10^13: float64 leaves nothing of their variance."""
+    values = torch.rand(2, 1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    values[0] = 1.0
+    values[0, :500] += 1e-13
+    s = ChannelStatistics(2, torch.device("cpu"))
+    s.update(values)
+    chosen = Group({"a": s}, "positive", "channel").apply(MeanStd(sparsity=0.4))["a"]
+    assert float(chosen.theta[1]) == pytest.approx(0.8, abs=0.02)
+    assert abs(chosen.k) < 10

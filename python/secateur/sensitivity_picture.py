@@ -55,8 +55,10 @@ def draw(report: SensitivityReport, path: str | PathLike[str]) -> None:
             axes.set_ylim(100 * (min(every) - 0.06 * spread), 100 * (max(every) + 0.06 * spread))
             axes.set_xlim(0, 101)
             axes.set_xticks([0, 25, 50, 75, 100])
-        for axes in list(grid.flat)[len(layers) :]:
+        for place, axes in list(enumerate(grid.flat))[len(layers) :]:
             axes.set_axis_off()
+            if place >= columns:  # a shared axis is labelled in the last line only, which is empty here
+                grid.flat[place - columns].tick_params(labelbottom=True)
         marked = "; the bar is what the search chose" if report.chosen else ""
         figure.suptitle(
             f"{report.title}: accuracy with the thresholds of one layer alone\n"

@@ -148,9 +148,10 @@ class Group:
 
         lows, highs = [], []
         for m in self.moments.values():
-            live = ~m.constant
+            # A std that is rounding alone moves no threshold, whatever k, and would stretch the search to 1e300.
+            live = ~m.constant & (m.std > 1e-9 * m.mean)
             if bool(live.any()):
-                std = m.std[live].clamp_min(1e-300)
+                std = m.std[live]
                 lows.append(-float((m.mean[live] / std).max()))  # every threshold at or below 0
                 highs.append(float(((m.most - m.mean)[live] / std).max()))  # every threshold at its largest value
         if not lows:
