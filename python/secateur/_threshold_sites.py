@@ -18,6 +18,7 @@ from ._errors import Error
 from ._relu_sites import FUNCTIONS, needs_rewriting, relu_kind, rewrite, watch
 from .calibration import Calibrator, ChannelStatistics
 from .nn.threshold_relu import ThresholdReLU
+from .nn.trainable_threshold import freeze_thresholds
 
 
 @dataclass
@@ -67,7 +68,7 @@ def place(model: nn.Module, batches: Iterable[Any], exclude: Sequence[str], prog
     for name, module in model.named_modules():
         twin = twins.get(name)
         if isinstance(module, ThresholdReLU) and isinstance(twin, ThresholdReLU) and name not in placed.layers:
-            twin.theta = module.theta.clone()  # an excluded one stays as it is, thresholds and all
+            twin.theta = module.theta.detach().clone()  # an excluded one stays as it is, thresholds and all
     return placed
 
 
@@ -99,7 +100,7 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
     """Find the ReLUs, put calibrators in their place, and run the first batch through them."""
     problem = None
     for trace in (True, False):
-        work = copy.deepcopy(model).eval()
+        work = freeze_thresholds(copy.deepcopy(model).eval())
         for module in work.modules():
             if isinstance(module, ThresholdReLU):
                 module.theta = torch.zeros_like(module.theta)  # calibrate the network as it is without thresholds
