@@ -155,6 +155,36 @@ def test_levels_start_from_what_each_relu_leaves(task):
         assert [row["zeros"] for row in rows] == [pytest.approx(level, abs=0.005) for level in wanted]
 
 
+def test_what_cannot_be_calibrated_is_said(task):
+    class Spare(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.spare = inner, nn.ReLU()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model, batches, evaluate = task
+    with pytest.warns(UserWarning, match="activation_sensitivity: 'spare' never ran"):
+        report = activation_sensitivity(Spare(model), batches, evaluate, levels=[0.9], progress=False)
+    assert any("never ran" in note for note in report.notes)
+    assert list(report.layers) == ["inner.act1", "inner.act2"]
+    with pytest.warns(UserWarning, match="prune_activations: '1' is called with different numbers of channels"):
+        thin = prune_activations(Grows(), batches, max_accuracy_drop=0.1, evaluate=accurate, progress=False)
+    assert len(thin.report.rows) == 0
+
+
+class Grows(nn.Sequential):
+    """One ReLU for several widths, in a forward that tracing can't follow: nothing is left to search."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        x = self[1](self[0](x))
+        return self[1](self[2](x)) if float(x.sum()) > -1 else x
+
+
 def test_the_given_model_and_its_mode_are_left_alone(task):
     model, batches, evaluate = task
     state = {key: value.clone() for key, value in model.state_dict().items()}

@@ -109,7 +109,8 @@ class _Joint:
         self.placed.set(thetas)
         accuracy = self.judge(self.placed.model)
         drop = self.baseline - accuracy
-        zeros = sum(part.zeros(thetas) for part in self.parts.values()) / sum(p.total for p in self.parts.values())
+        values = sum(part.total for part in self.parts.values())
+        zeros = sum(part.zeros(thetas) for part in self.parts.values()) / max(values, 1)
         kept = drop <= allowed + ROUNDING
         self.steps.append({"step": step, "zeros": zeros, "accuracy": accuracy, "drop": drop, "kept": kept})
         log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -107,7 +108,11 @@ def activation_sensitivity(
     parts = groups(placed.sites, over, shared)
     bound = 1 + len(parts) * len(steps or STEPS)
     with tqdm(total=bound, desc="sensitivity", disable=not progress, leave=False) as bar:
-        return measure(placed, parts, family, judge, judge(placed.model), steps, bar)
+        report = measure(placed, parts, family, judge, judge(placed.model), steps, bar)
+    report.notes += placed.loud
+    for text in placed.loud:
+        warnings.warn(f"{caller}: {text}", UserWarning, stacklevel=2)
+    return report
 
 
 def _checked_levels(caller: str, levels: Any) -> list[float]:
