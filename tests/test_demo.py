@@ -67,7 +67,7 @@ def test_the_report_has_the_keys_and_is_what_was_returned(ran):
         assert math.isfinite(written[key]), key
     for key in ("dense_accuracy", "pruned_accuracy", "weight_sparsity", "activation_sparsity"):
         assert 0 <= written[key] <= 1, key
-    for key in KEYS[4:8]:
+    for key in (*KEYS[4:8], *(f"{form}compiled_ms_b{batch}" for form in ("", "weights_") for batch in (1, 64))):
         assert written[key] > 0, key
 
 
@@ -78,6 +78,7 @@ def test_accuracies_are_of_the_test_digits(ran, digits):
         ("weights_pruned_accuracy", result.pruned),
         ("activations_pruned_accuracy", result.thin),
         ("pruned_accuracy", result.converted),
+        ("compiled_accuracy", result.compiled),
     ):
         with torch.no_grad():
             right = (model(digits.test.images).argmax(1) == digits.test.labels).sum()

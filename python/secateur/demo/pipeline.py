@@ -1,4 +1,5 @@
-"""The demo's main job: train, prune weights, prune activations, convert, measure; every choice on validation digits."""
+"""The demo's main job: train, prune weights, prune activations, convert, compile, measure; every choice is made on
+validation digits."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from .. import convert, data, prune_activations, save, sparsity
+from .. import compile, convert, data, prune_activations, save, sparsity
 from .._errors import Error
 from ..criteria import MeanStd
 from ..data import Digits, Split
@@ -70,6 +71,8 @@ class Result:
     pruned: nn.Module  # weights
     thin: nn.Module  # weights and activations
     converted: nn.Module
+    compiled: nn.Module  # thin
+    weights_compiled: nn.Module  # pruned: weights alone, to tell what the thresholds bring
     thetas: dict[str, dict[str, float]]  # layer -> min, mean, max of the weights' last thresholds
     k: float  # of the activations
     report: dict[str, Any] = field(default_factory=dict)
@@ -153,12 +156,15 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
 
     k, search = _choose_k(pruned, digits)
     thin, k, tuned = _prune_activations(pruned, digits, k, budget, generator, progress)
-    result = Result(dense, pruned, thin, convert(thin, digits.validation.images[:64]), thetas, k)
+    x = digits.validation.images[:64]
+    result = Result(dense, pruned, thin, convert(thin, x), compile(thin, x), compile(pruned, x), thetas, k)
     result.report = {
         "k_activations": k,
         "k_search": search,
         "k_tuned": tuned,
         "converted_difference": measuring.check_same(thin, result.converted, digits.validation),
+        "compiled_difference": measuring.check_same(thin, result.compiled, digits.validation),
+        "weights_compiled_difference": measuring.check_same(pruned, result.weights_compiled, digits.validation),
     }
     return result
 
@@ -293,13 +299,18 @@ def _sizes(result: Result, folder: Path) -> dict[str, Any]:
 
 def _latencies(result: Result, images: Tensor, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {"latency": {}}
-    models = {"dense": result.dense, "pruned": result.converted}
+    models = {
+        "dense": result.dense, "pruned": result.converted, "compiled": result.compiled,
+        "weights_compiled": result.weights_compiled,
+    }  # fmt: skip
     for batch in (1, 64):
         x = images[:batch].contiguous()
         taken = measuring.side_by_side(models, x, seconds)
         found["latency"][f"b{batch}"] = taken
         for name in models:
             found[f"{name}_ms_b{batch}"] = taken[name]["ms"]
+            if models[name] in (result.compiled, result.weights_compiled):
+                continue  # one call from end to end: there is no layer to watch
             with torch.inference_mode():
                 for row, ms in measuring.layer_times(models[name], x, LAYERS).items():
                     found.setdefault("layer_ms", {}).setdefault(row, {})[f"{name}_b{batch}"] = ms
@@ -312,6 +323,7 @@ def _accuracies(result: Result, digits: Digits) -> dict[str, Any]:
         "weights_pruned": result.pruned,
         "activations_pruned": result.thin,
         "converted": result.converted,
+        "compiled": result.compiled,
     }
     found: dict[str, Any] = {
         f"{name}_{split}accuracy": accuracy(model, rows)

@@ -93,8 +93,8 @@ def profile(fast: Any, example_input: Any) -> Report:
 
 def _row(name: str, kind: str, ms: float | None = None, why: str = "", **more: Any) -> Row:
     return {
-        "layer": name, "kind": kind, "shape": None, "zeros": None, "input_zeros": None, "kernel": "torch", "tile": None, "ms": ms,
-        "dense_ms": None, "roofline": None, "why": why, "segment": None, **more,
+        "layer": name, "kind": kind, "shape": None, "zeros": None, "input_zeros": None, "kernel": "torch",
+        "tile": None, "ms": ms, "dense_ms": None, "roofline": None, "why": why, "segment": None, **more,
     }  # fmt: skip
 
 
