@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from secateur import Error, Magnitude, MeanStd, activation_sensitivity, prune_activations
+from secateur.activation_search import _Path
 from secateur.sensitivity import Curve, SensitivityReport
 from torch import nn
 
@@ -290,16 +291,38 @@ def test_a_picture_needs_matplotlib_and_a_kind(tmp_path, monkeypatch):
         report.picture(tmp_path / "x.svg")
 
 
-def test_a_curve_reads_both_ways():
+def test_a_curve_sells_what_is_cheap_first():
     points = [(0.4, 0.0), (0.6, -0.01), (0.8, 0.02), (0.9, 0.01), (0.95, 0.06)]
     curve = Curve([{"zeros": zeros, "drop": drop} for zeros, drop in points])
-    assert curve.reach(0.0) == 0.6  # the gain at 0.6 is no credit
-    assert curve.reach(0.01) == pytest.approx(0.7)
-    assert curve.reach(0.02) == 0.9  # what the measure calls a gain at 0.9 costs what 0.8 does
-    assert curve.reach(1.0) == 0.95
-    assert curve.cost(0.7) == pytest.approx(0.01)
+    assert curve.cost(0.7) == pytest.approx(0.01)  # the gain at 0.6 is no credit
+    assert curve.cost(0.9) == pytest.approx(0.02)  # and what looks like one at 0.9 costs what 0.8 does
     assert curve.cost(0.925) == pytest.approx(0.04)
     assert curve.cost(0.96) == float("inf")
+    assert curve.segments(0.0) == [(0.0, 0.4, 0.6)]
+    whole = curve.segments(1.0)
+    assert [(low, high) for _, low, high in whole] == [(0.4, 0.6), (0.6, 0.9), (0.9, 0.95)]
+    assert [slope for slope, _, _ in whole] == [pytest.approx(s) for s in (0.0, 0.02 / 0.3, 0.04 / 0.05)]
+    assert curve.segments(0.04)[-1][2] == pytest.approx(0.925)  # up to what is allowed
+
+
+def test_the_path_starts_with_what_is_free_and_goes_by_price():
+    def curve(*points):
+        return Curve([{"zeros": zeros, "drop": drop} for zeros, drop in points])
+
+    curves = {"small": curve((0.5, 0.0), (0.6, 0.01)), "large": curve((0.2, 0.0), (0.4, 0.0), (0.8, 0.02))}
+    path = _Path(curves, {"small": 10, "large": 1000}, 0.02)
+    assert path.length == 3
+    wanted = {
+        0: (0.5, 0.2),
+        0.5: (0.5, 0.3),
+        1: (0.5, 0.4),
+        1.5: (0.5, 0.6),
+        2: (0.5, 0.8),
+        2.5: (0.55, 0.8),
+        3: (0.6, 0.8),
+    }
+    for place, (small, large) in wanted.items():
+        assert path.at(place) == {"small": pytest.approx(small), "large": pytest.approx(large)}
 
 
 def test_progress_is_shown_when_asked(task, capsys):

@@ -58,10 +58,10 @@ def prune_activations(
     same children, parameters and buffers; every other module keeps its class. The result trains, copies, pickles.
 
     With ``max_accuracy_drop`` the thresholds are searched for: first each layer alone, at five shares of zeros above
-    its own (until it alone costs more than the budget), then all layers together, by bisection along the accuracy that
-    each may cost alone and by raising one layer at a time. Steps are logged (``logging.getLogger("secateur")``, level
-    INFO) and kept in the report. With L layers, ``evaluate`` is called at most 7 L + 15 times; choose its data
-    accordingly, and none that is to judge the result at the end.
+    its own (until it alone costs more than the budget), then all layers together, by bisection in the order of what
+    a zero of each costs in accuracy, and by raising one layer at a time. Steps are logged
+    (``logging.getLogger("secateur")``, level INFO) and kept in the report. With L layers, ``evaluate`` is called at
+    most 7 L + 15 times; choose its data accordingly, and none that is to judge the result at the end.
 
     Args:
         model: any module.

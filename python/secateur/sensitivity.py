@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
@@ -176,16 +177,23 @@ class Curve:
             self.zeros.append(max([row["zeros"], *self.zeros[-1:]]))
             self.drops.append(max([row["drop"], *self.drops[-1:]]))
 
-    def reach(self, drop: float) -> float:
-        """The most zeros that cost at most ``drop``."""
-        above = bisect.bisect_right(self.drops, drop)
-        if above == len(self.drops):
-            return self.zeros[-1]
-        if above == 0:
-            return self.zeros[0]
-        low, high = self.drops[above - 1], self.drops[above]
-        share = (drop - low) / (high - low)
-        return self.zeros[above - 1] + share * (self.zeros[above] - self.zeros[above - 1])
+    def segments(self, allowed: float) -> list[tuple[float, float, float]]:
+        """(drop for each share of zeros, from, to): the lower convex hull up to the drop that is allowed, so that what
+        is cheap comes first."""
+        points = [(z, d) for z, d in zip(self.zeros, self.drops, strict=True) if d <= allowed]
+        over = len(points)
+        if over < len(self.zeros):
+            low, high = self.drops[over - 1], self.drops[over]
+            share = (allowed - low) / (high - low)
+            points.append((self.zeros[over - 1] + share * (self.zeros[over] - self.zeros[over - 1]), allowed))
+        hull: list[tuple[float, float]] = []
+        for z, d in points:
+            if hull and z <= hull[-1][0]:
+                continue
+            while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (z, d)):
+                hull.pop()
+            hull.append((z, d))
+        return [(_slope(a, b), a[0], b[0]) for a, b in itertools.pairwise(hull)]
 
     def cost(self, zeros: float) -> float:
         """The drop at ``zeros``; infinite where nothing was measured."""
@@ -197,3 +205,7 @@ class Curve:
         low, high = self.zeros[above - 1], self.zeros[above]
         share = (zeros - low) / (high - low)
         return self.drops[above - 1] + share * (self.drops[above] - self.drops[above - 1])
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
