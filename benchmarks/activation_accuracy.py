@@ -62,6 +62,8 @@ RULES_PHOTOGRAPHS: list[Rule] = [
 ]
 SEARCHES: list[Rule] = [
     ("MeanStd", {"criterion": MeanStd}),
+    ("MeanStd, scalar", {"criterion": MeanStd, "granularity": "scalar"}),
+    ("Magnitude", {"criterion": Magnitude}),
     ("MeanStd, positive, layer", {"criterion": MeanStd, "over": "positive", "granularity": "layer"}),
 ]
 QUICK = 3
@@ -108,7 +110,7 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
 # ---- the demo's CNN -------------------------------------------------------------------------------------------------
 
 
-def digits(quick: bool, searches: bool) -> dict[str, Any]:
+def digits(quick: bool, wanted: str) -> dict[str, Any]:
     from secateur import data
     from secateur.demo.network import TutorialCNN
     from secateur.demo.pipeline import RATE_DENSE, _judge
@@ -124,7 +126,12 @@ def digits(quick: bool, searches: bool) -> dict[str, Any]:
     expected, before = run(plain, sets.test.images)
     rows: list[dict[str, Any]] = []
 
-    def row(name: str, thin: nn.Module, seconds: float) -> None:
+    def row(name: str, make: Callable[[], nn.Module]) -> None:
+        if wanted not in name:
+            return
+        started = time.perf_counter()
+        thin = make()
+        seconds = time.perf_counter() - started
         classes, zeros = run(thin, sets.test.images)
         rows.append(
             {
@@ -134,26 +141,20 @@ def digits(quick: bool, searches: bool) -> dict[str, Any]:
                 "agreement": float((classes == expected).float().mean()),
                 "accuracy": float((classes == sets.test.labels).float().mean()),
                 "seconds": seconds,
+                "report": thin.report.to_dict(),
             }
         )
         print(f"digits: {name}: {zeros:.3f} zeros, {rows[-1]['agreement']:.3f} agree", file=sys.stderr, flush=True)
 
-    row("none", plain, 0.0)
-    for name, arguments in [] if searches else (RULES + reaching(0.85))[: QUICK if quick else None]:
-        started = time.perf_counter()
-        row(name, thresholded(model, calibration, **arguments), time.perf_counter() - started)
+    row("none", lambda: plain)
+    for name, arguments in (RULES + reaching(0.85))[: QUICK if quick else None]:
+        row(name, lambda arguments=arguments: thresholded(model, calibration, **arguments))
     for drop in (0.005,) if quick else (0.002, 0.005, 0.01):
-        for family in (MeanStd, Magnitude):
-            started = time.perf_counter()
-            thin = thresholded(
-                model, calibration, criterion=family, max_accuracy_drop=drop, evaluate=lambda m: accuracy(m, judge)
-            )
-            name = f"{family.__name__}, accuracy may drop {100 * drop:g} points"
-            row(name, thin, time.perf_counter() - started)
-            rows[-1]["report"] = thin.report.to_dict()
+        for name, arguments in SEARCHES:
+            options = {**arguments, "max_accuracy_drop": drop, "evaluate": lambda network: accuracy(network, judge)}
+            name = f"{name}, searched: {100 * drop:g} points"
+            row(name, lambda options=options: thresholded(model, calibration, **options))
 
-    if searches:
-        return {"network": "the demo's CNN", "images": f"{len(sets.test):,} test digits", "rows": rows}
     epochs = 1 if quick else 4
     for k, kind, learn in (
         (0.0, None, False),
@@ -162,18 +163,20 @@ def digits(quick: bool, searches: bool) -> dict[str, Any]:
         (-1.5, "hoyer", False),
         (0.0, "hoyer", True),
     ):
-        tuned = thresholded(model, calibration, criterion=MeanStd(k=k))
-        started = time.perf_counter()
-        tune(tuned, sets.train, epochs, 1e-3, BATCH, kind, 1.0, learn)
+
+        def tuned(k: float = k, kind: str | None = kind, learn: bool = learn) -> nn.Module:
+            thin = thresholded(model, calibration, criterion=MeanStd(k=k))
+            return tune(thin, sets.train, epochs, 1e-3, BATCH, kind, 1.0, learn)
+
         name = f"MeanStd(k={k:g}), then {epochs} {'epoch' if epochs == 1 else 'epochs'}"
         name += f" with {kind}, weight 1" if kind else ""
-        row(name + (", thresholds learn" if learn else ""), tuned, time.perf_counter() - started)
+        row(name + (", thresholds learn" if learn else ""), tuned)
     return {"network": "the demo's CNN", "images": f"{len(sets.test):,} test digits", "rows": rows}
 
 
 def tune(
     model: nn.Module, split: Any, epochs: int, rate: float, size: int, kind: Any, weight: float, learn: bool
-) -> None:
+) -> nn.Module:
     """The demo's fine-tuning, with the regulariser as a plain term of the loss."""
     from secateur.data import warped
 
@@ -200,7 +203,7 @@ def tune(
             rates.step()
     if reg is not None:
         reg.remove()
-    freeze_thresholds(model).eval()
+    return freeze_thresholds(model).eval()
 
 
 # ---- EfficientNet-Lite0 ---------------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def views(image: Any, crops: int) -> Tensor:
     return ((both - 127) / 128).contiguous()  # what its TensorFlow original was trained with
 
 
-def imagenet(quick: bool, searches: bool) -> dict[str, Any]:
+def imagenet(quick: bool, wanted: str) -> dict[str, Any]:
     model = efficientnet()
     images, labels, said = photographs()
     seen = [views(image, 0 if quick else 1) for image in images]
@@ -294,6 +297,8 @@ def imagenet(quick: bool, searches: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
 
     def row(name: str, make: Callable[[int], nn.Module], measured_on: Sequence[int] = (0, 1)) -> None:
+        if wanted not in name:
+            return
         started = time.perf_counter()
         agree, zeros, before, count = 0, 0.0, 0.0, 0
         for half in measured_on:
@@ -318,7 +323,7 @@ def imagenet(quick: bool, searches: bool) -> dict[str, Any]:
         return list(torch.cat([seen[i] for i in halves[half]]).split(32))
 
     row("none", lambda half: plain)
-    for name, arguments in [] if searches else RULES_PHOTOGRAPHS[: QUICK if quick else None]:
+    for name, arguments in RULES_PHOTOGRAPHS[: QUICK if quick else None]:
         row(name, lambda half, arguments=arguments: thresholded(model, calibration(half), **arguments))
     for name, arguments in [] if quick else SEARCHES:
         found: dict[str, Any] = {}
@@ -337,7 +342,8 @@ def imagenet(quick: bool, searches: bool) -> dict[str, Any]:
             return thin
 
         row(f"{name}, searched: 2 points on the other half", searched, measured_on=(1,))
-        rows[-1]["report"] = found
+        if found:
+            rows[-1]["report"] = found
     return {
         "network": "EfficientNet-Lite0",
         "images": f"{len(images)} photographs ({', '.join(said)}), {len(seen[0])} views each",
@@ -352,7 +358,7 @@ OUT = Path("out/activation_accuracy")
 
 
 def markdown(part: dict[str, Any]) -> str:
-    with_accuracy = "accuracy" in part["rows"][0]
+    with_accuracy = any("accuracy" in row for row in part["rows"])
     lines = [f"**{part['network']}**, {part['images']}" + (f"; {part['named_right']}" if "named_right" in part else "")]
     lines += ["", "| rule | zeros | same prediction |" + (" accuracy |" if with_accuracy else "")]
     lines += ["|---|---:|---:|" + ("---:|" if with_accuracy else "")]
@@ -366,7 +372,7 @@ def markdown(part: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few rules, for a first look")
-    parser.add_argument("--searches", action="store_true", help="only the searched thresholds")
+    parser.add_argument("--rules", default="", metavar="TEXT", help="only rules whose name has this in it")
     parser.add_argument("--only", choices=["digits", "photographs"])
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
@@ -383,12 +389,12 @@ def main() -> int:
         if absent:
             print(f"{name}: left out, {', '.join(absent)} is not installed: pip install 'secateur[accuracy]'")
             continue
-        parts.append(measure(chosen.quick, chosen.searches))
+        parts.append(measure(chosen.quick, chosen.rules))
         print("\n" + markdown(parts[-1]) + "\n", flush=True)
     if not parts:
         return 1
     machine = {"torch": torch.__version__, "python": platform.python_version(), "threads": chosen.threads}
-    name = (chosen.only or "both") + ("-searches" if chosen.searches else "")
+    name = (chosen.only or "both") + (f"-{chosen.rules}" if chosen.rules else "").replace(" ", "-")
     command = "python -m benchmarks.activation_accuracy " + " ".join(sys.argv[1:])
     found = {"command": command, "machine": machine, "parts": parts}
     (OUT / f"{name}.json").write_text(json.dumps(found, indent=1))
