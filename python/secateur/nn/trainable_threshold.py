@@ -72,8 +72,8 @@ def train_thresholds(model: nn.Module) -> list[nn.Parameter]:
     estimate: minus the sum of the output's gradient over the values between theta / 2 and 3 theta / 2. Names in the
     state_dict do not change.
 
-    What it is worth, on the demo's CNN pruned by ``MeanStd(k=0)`` and tuned for 4 epochs with Hoyer of weight 1: after 12
-    epochs of dense training 92.5 % zeros at 98.4 % test accuracy, where fixed thresholds that end with as many zeros
+    What it is worth, on the demo's CNN pruned by ``MeanStd(k=0)`` and tuned for 4 epochs with Hoyer of weight 1: after
+    12 epochs of dense training 92.5 % zeros at 98.4 % test accuracy, where fixed thresholds that end with as many zeros
     (k=-1.5) gave 97.6 % (means of 3 seeds); after 20 epochs 92.9 % at 98.4 % against 93.2 % at 98.2 % (one run), no
     difference that 1,000 digits can show. It spares the search for k.
 
