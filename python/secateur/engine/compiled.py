@@ -18,6 +18,7 @@ from .._errors import Error
 from ..conversion import _pruners
 from ..nn.sparse import _version
 from ..report import Report
+from .packed import Loan, borrow, own
 from .profiling import compile_report
 from .program import ENGINE, Backend
 from .reference import REFERENCE
@@ -70,13 +71,16 @@ def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backe
     for t in args:
         if isinstance(t, Tensor) and t.dim() >= 2 and t.numel() == 0:
             raise Error(f"compile: example_input must hold at least one image, got {list(t.shape)}")
-    fast = CompiledModel(_own_copy(model, "compile"), budget, backend)
+    source, loan = _copy_of(model, "compile")
+    fast = CompiledModel(source, budget, backend)
     fast._build(args)
+    own(source, loan, pack=True)
+    fast._take(source, fast.__dict__["_built"])
     return fast
 
 
-def _own_copy(model: nn.Module, caller: str) -> nn.Module:
-    """A copy in evaluation mode, whose parameters need no gradients."""
+def _copy_of(model: nn.Module, caller: str) -> tuple[nn.Module, Loan]:
+    """A copy in evaluation mode, whose parameters need no gradients, and still share their memory."""
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(t):
             raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
@@ -85,6 +89,7 @@ def _own_copy(model: nn.Module, caller: str) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+    loan = borrow(model, memo)
     with torch.no_grad():  # TorchScript clones its parameters
         source = copy.deepcopy(model, memo).eval()
     for p in source.parameters():  # not the module's own method, which TorchScript refuses
@@ -92,7 +97,7 @@ def _own_copy(model: nn.Module, caller: str) -> nn.Module:
     for module in source.modules():
         for pruner in _pruners(module):
             pruner(module, ())
-    return source
+    return source, loan
 
 
 class CompiledModel(nn.Module):
@@ -191,6 +196,7 @@ class CompiledModel(nn.Module):
             _blame_example(source, args, error)
             raise
         settings.sealed = True
+        unit.forget_weights()
         entry = stand_in(unit) if hooks_of(source) else unit
         self.report = compile_report(unit)
         example = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
@@ -217,11 +223,13 @@ class CompiledModel(nn.Module):
             model = model.source
         if model is not None and not isinstance(model, nn.Module):
             raise Error(f"refresh: model must be a torch.nn.Module, got {type(model).__name__}")
-        source = _own_copy(self.source if model is None else model, "refresh")
+        source, loan = _copy_of(self.source if model is None else model, "refresh")
         _check_alike(self.source, source)
         with self.__dict__["_lock"]:
             built: _Built | None = self.__dict__["_built"]
-            self._take(source, None if built is None else self._made(source, built.example))
+            made = None if built is None else self._made(source, built.example)
+            own(source, loan, pack=made is not None)  # before any other thread sees it
+            self._take(source, made)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

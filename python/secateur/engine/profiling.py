@@ -148,11 +148,10 @@ def _segment_rows(
     why = segment.decision.why if segment.decision is not None else ""
     heavy = [step for step in segment.steps if step.heavy]
     for i, step in enumerate(heavy):
-        weight = step.weight
-        assert weight is not None
+        shape, zeros = step.weighed()
         yield _row(
             f"{state.path}.{step.name}" if state.path else step.name, step.kind, why=why, segment=label,
-            shape=tuple(weight.shape), zeros=1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
+            shape=shape, zeros=zeros,
             ms=ms if i == 0 and len(heavy) == 1 else None,
         )  # fmt: skip
     if ms is not None and len(heavy) != 1:

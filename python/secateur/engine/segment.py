@@ -122,7 +122,7 @@ class Segment(nn.Module):
     def key(self, path: str) -> str:
         """Names the decision: the steps, and how sparse they are to a twentieth."""
         text = path + ";".join(
-            f"{s.kind}:{s.name}:{'' if s.weight is None else round(20 * _zeros(s.weight))}" for s in self.steps
+            f"{s.kind}:{s.name}:{'' if (zeros := s.weighed()[1]) is None else round(20 * zeros)}" for s in self.steps
         )
         return hashlib.sha1(text.encode()).hexdigest()
 
@@ -170,10 +170,6 @@ def _as_tuple(value: Any) -> tuple[Tensor, ...]:
 
 def _clones(args: Sequence[Any]) -> list[Any]:
     return [a.clone() if isinstance(a, Tensor) else a for a in args]
-
-
-def _zeros(weight: Tensor) -> float:
-    return 1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
 
 
 @dataclass

@@ -52,10 +52,23 @@ class Step:
     index: list[int] = field(default_factory=list)  # select
     sizes_of: list[fx.Node] = field(default_factory=list)  # tensors of which only the size is read
     place: int = 0  # in the order of the graph
+    shape: tuple[int, ...] | None = None  # of the weight, and its share of zeros, once it is forgotten
+    zeros: float | None = None
 
     @property
     def heavy(self) -> bool:
         return self.kind in ("conv2d", "linear")
+
+    def weighed(self) -> tuple[tuple[int, ...] | None, float | None]:
+        """The weight's shape, and its share of zeros."""
+        if self.weight is not None and self.zeros is None:
+            self.shape = tuple(self.weight.shape)
+            self.zeros = 1 - int(torch.count_nonzero(self.weight)) / max(self.weight.numel(), 1)
+        return self.shape, self.zeros
+
+    def forget_weight(self) -> None:
+        self.weighed()
+        self.weight = None
 
 
 class Context:

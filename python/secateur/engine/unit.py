@@ -161,6 +161,16 @@ class Unit:
             for handle in handles:
                 handle.remove()
 
+    def forget_weights(self) -> None:
+        """The programs have what they need: let nothing here keep a dense weight alive."""
+        for unit in self.settings.units.values():
+            for state in unit.states.values():
+                for step in state.ctx.steps.values() if state.ctx is not None else ():
+                    step.forget_weight()
+                for segment in state.assembled.segments.values() if state.assembled is not None else ():
+                    for step in segment.steps:
+                        step.forget_weight()
+
     # ---- what is not a graph ----
 
     def _unit_of(self, module: nn.Module, name: str) -> Unit:

@@ -1,0 +1,179 @@
+"""Weights of a compiled model while nobody looks at them: its programs hold what they need, so the model's own copy is
+kept as bits and nonzeros, and becomes dense again when it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+
+_LEAST = 4096  # weights: smaller ones are not worth it
+_ZEROS = 0.25  # share from which it is smaller packed, by a good deal
+
+_OURS_ALONE = 2  # references to a table: a name here, and the argument of getrefcount
+
+_Packed = tuple[Tensor, Tensor, torch.Size]  # mask, values, shape
+
+
+class PackedParameters(dict[str, Any]):
+    """A module's table of parameters. What is packed becomes an ordinary parameter at the first look, and stays one, so
+    that whatever is written to it lasts; copies and pickles are ordinary tables, made without a look."""
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        super().__init__(table)
+        self._packed: dict[str, _Packed] = {}
+        self._lock = threading.RLock()
+
+    def pack(self, name: str) -> None:
+        """Pack one parameter, unless somebody else holds it or it would gain little. -0.0 becomes 0.0."""
+        weight = super().get(name)
+        if name in self._packed or type(weight) is not nn.Parameter or not _is_worth_it(weight):
+            return
+        with torch.no_grad():
+            rows = weight.detach()
+            keep = rows != 0
+            packed = (ops.mask_pack(keep.flatten(1)), rows[keep], weight.shape)
+        holder = weakref.ref(weight)
+        del weight, rows, keep
+        super().__setitem__(name, None)
+        if (held := holder()) is not None:
+            super().__setitem__(name, held)
+        else:
+            self._packed[name] = packed
+
+    def _dense(self, name: str) -> nn.Parameter:
+        with torch.no_grad():
+            return nn.Parameter(ops.sparse_weight(*self._packed[name]), requires_grad=False)
+
+    def _look(self, *names: str) -> None:
+        with self._lock:
+            for name in names or list(self._packed):
+                if name in self._packed:
+                    super().__setitem__(name, self._dense(name))
+                    del self._packed[name]
+
+    def _plain(self) -> dict[str, Any]:
+        with self._lock:
+            return {k: self._dense(k) if k in self._packed else super(PackedParameters, self).get(k) for k in self}
+
+    def unpacked(self) -> Iterator[tuple[str, Any]]:
+        """Without a look at what is packed."""
+        return ((k, super(PackedParameters, self).get(k)) for k in self if k not in self._packed)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._packed:
+            self._look(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._look(name)
+        return super().get(name, default)
+
+    def values(self) -> Any:
+        self._look()
+        return super().values()
+
+    def items(self) -> Any:
+        self._look()
+        return super().items()
+
+    def __iter__(self) -> Iterator[str]:  # its own, so that dict(table) asks for each item
+        return super().__iter__()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        with self._lock:
+            self._packed.pop(name, None)
+            super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        with self._lock:
+            self._packed.pop(name, None)
+            super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self._look(name)
+        return super().pop(name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        self._look()
+        return super().popitem()
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self._look(name)
+        return super().setdefault(name, default)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
+
+    def copy(self) -> dict[str, Any]:
+        self._look()
+        return dict(super().items())
+
+    def __eq__(self, other: object) -> bool:
+        self._look()
+        return dict(super().items()) == other
+
+    __hash__ = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self._plain(), memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (self._plain(),)
+
+
+def _is_worth_it(weight: Tensor) -> bool:
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or weight.layout != torch.strided:
+        return False
+    if weight.dim() < 2 or weight.numel() < _LEAST or weight.requires_grad or not weight.is_contiguous():
+        return False
+    return int(torch.count_nonzero(weight)) <= (1 - _ZEROS) * weight.numel()
+
+
+Loan = list[tuple["weakref.ref[nn.Parameter]", Tensor]]  # a copy's parameter, and the memory that it shares
+
+
+def borrow(model: nn.Module, memo: dict[int, Any]) -> Loan:
+    """Put parameters that share their memory with those of ``model`` into a deepcopy's memo. Nobody may write to either
+    before :func:`own` is called."""
+    loan: Loan = []
+    for p in model.parameters():
+        if type(p) is nn.Parameter and p.is_leaf and p.layout == torch.strided and not p.is_quantized and not vars(p):
+            memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+            loan.append((weakref.ref(memo[id(p)]), p.detach()))
+    return loan
+
+
+def own(source: nn.Module, loan: Loan, pack: bool) -> None:
+    """Give back what was borrowed: ``pack`` what gains by it, and give everything else memory of its own."""
+    for module in source.modules() if pack else ():
+        plain = module.__dict__.get("_parameters")
+        if isinstance(module, torch.jit.ScriptModule) or type(plain) is not dict:
+            continue
+        table = PackedParameters(plain)
+        module.__dict__["_parameters"] = table
+        # Whoever else holds the table (a stand-in of the module that torch runs) needs what is in it.
+        if sys.getrefcount(plain) <= _OURS_ALONE:
+            names = list(plain)
+            del plain
+            for name in names:
+                table.pack(name)
+            plain = dict(table.unpacked())
+        if not table._packed:
+            module.__dict__["_parameters"] = plain
+    for reference, memory in loan:
+        p = reference()
+        if p is not None and p.data_ptr() == memory.data_ptr():
+            p.data = p.data.clone()
+
+
+__all__ = ["Loan", "PackedParameters", "borrow", "own"]
