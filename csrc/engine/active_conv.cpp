@@ -7,7 +7,8 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kReach = 65536;  // that a 16-bit index names
+constexpr int64_t kReach = 65536;                // that a 16-bit index names
+constexpr int64_t kNearFloats = 512 * 1024 / 4;  // of weights: they stay in the second-level cache
 
 int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -256,10 +257,20 @@ void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) 
   t.group = form_.group;
   t.kernel_columns = w.kernel[1];
   t.step = w.stride[1];
+  const int64_t slab_floats = w.kernel[1] * form_.group * width;
+  const auto weight_count = static_cast<int64_t>(weights_.size());
+  const bool far = weight_count > kNearFloats;
   for (int64_t g = 0; g < form_.groups; ++g)
     for (int64_t r = 0; r < w.kernel[0]; ++r) {
-      t.weights = weights_.data() + ((block * form_.groups + g) * w.kernel[0] + r) * w.kernel[1] * form_.group * width;
+      const int64_t slab = (block * form_.groups + g) * w.kernel[0] + r;
+      t.weights = weights_.data() + slab * slab_floats;
+      const Range all{(slab + 1) * slab_floats, std::min<int64_t>((slab + 2) * slab_floats, weight_count)};
       for (int64_t lane = 0; lane < lanes; ++lane) {
+        if (far) {  // rows of weights are read in no order that the CPU could foresee: fetch the next pass's meanwhile
+          const Range next = part(std::max<int64_t>(all.end - all.begin, 0), lane, lanes);
+          for (int64_t i = all.begin + next.begin; i < all.begin + next.end; i += kLanes)
+            __builtin_prefetch(weights_.data() + i, 0, 2);
+        }
         const int64_t oy = lane / b.grid_columns * b.rows + row, ox = lane % b.grid_columns * b.columns;
         const int64_t iy = oy * w.stride[0] + r * w.dilation[0] - w.padding[0];
         t.count = std::min(b.columns, y.layout.width - ox);
