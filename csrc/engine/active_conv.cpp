@@ -1,7 +1,6 @@
 #include "active_conv.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 
 namespace secateur::engine {
@@ -73,7 +72,7 @@ void ActiveConvStep::pack(const ActiveChoice& choice) {
   const Store& x = stores_[x_];
   form_ = active_form(x.channels, x.layout.height, x.layout.width, choice.group);
   const int64_t k = op_.weights->neurons(), taps = op_.window.kernel[0] * op_.window.kernel[1];
-  const int64_t width = choice.sums * kLanes, group = choice.group;
+  const int64_t width = this->width(), group = choice.group;
   weights_.assign(static_cast<size_t>((k + width - 1) / width * form_.groups * taps * group * width), 0.0f);
   for (int64_t o = 0; o < k; ++o)
     op_.weights->for_each(o, [&](int64_t i, float w) {
@@ -111,13 +110,19 @@ double ActiveConvStep::input_zeros(float* arena) const {
   int64_t nonzeros = 0;
   for (int64_t c = 0; c < x.channels; ++c)
     for_each_lane(b, [&](int64_t r, int64_t q, int64_t lane, int64_t row, int64_t column) {
-      if (row < x.layout.height && column < x.layout.width && lane / b.grid_columns < b.grid_rows)
+      if (row < x.layout.height && column < x.layout.width)
         nonzeros += x.channel(arena, c)[(r * x.layout.pitch() + q) * kLanes + lane] != 0.0f;
     });
   return 1 - static_cast<double>(nonzeros) / static_cast<double>(x.channels * x.layout.height * x.layout.width);
 }
 
 // ---- the lists ----
+
+ActiveLists ActiveConvStep::lists(float* arena) const {
+  float* place = arena + offset_;
+  return {place, reinterpret_cast<uint16_t*>(place + form_.index_at()),
+          reinterpret_cast<uint16_t*>(place + form_.start_at()), reinterpret_cast<uint32_t*>(place + form_.count_at())};
+}
 
 int64_t ActiveConvStep::list_tasks() const {
   return std::min<int64_t>(form_.groups * stores_[x_].layout.blocks.rows, 2 * work_units());
@@ -140,7 +145,7 @@ void ActiveConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float*
   const Store& x = stores_[x_];
   const Blocks& b = x.layout.blocks;
   if (r >= form_.height) return;
-  float* place = worker.arena + offset_;
+  const ActiveLists to = lists(worker.arena);
   const int64_t first = g * form_.height + r;  // the list of grid row 0; from one to the next: b.rows lists
   cpu::ActiveLists a{};
   if (from_planes) a.x = x.channel(worker.arena, g * form_.group) + r * x.layout.pitch() * kLanes;
@@ -153,10 +158,10 @@ void ActiveConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float*
   a.width = form_.width;
   a.pixels = pixels;
   a.pixel = pixel;
-  a.values = place + first * form_.list;
-  a.index = reinterpret_cast<uint16_t*>(place + form_.index_at()) + first * form_.list;
-  a.start = reinterpret_cast<uint16_t*>(place + form_.start_at()) + first * form_.start;
-  a.count = reinterpret_cast<uint32_t*>(place + form_.count_at()) + first;
+  a.values = to.values + first * form_.list;
+  a.index = to.index + first * form_.list;
+  a.start = to.start + first * form_.start;
+  a.count = to.count + first;
   a.list_step = b.rows * form_.list;
   a.start_step = b.rows * form_.start;
   a.count_step = b.rows;
@@ -165,8 +170,7 @@ void ActiveConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float*
 
 // A residual comes in planes, so sums that wait for one are no pixels yet; and a unit must have whole groups.
 bool ActiveConvStep::can_feed(const ActiveConvStep& reader) const {
-  return active() && reader.active() && reader.x_ == y_ && residual_ < 0 &&
-         choice_.sums * kLanes % reader.choice_.group == 0;
+  return active() && reader.active() && reader.x_ == y_ && residual_ < 0 && width() % reader.choice_.group == 0;
 }
 
 void ActiveConvStep::feed(ActiveConvStep& reader) {
@@ -174,17 +178,13 @@ void ActiveConvStep::feed(ActiveConvStep& reader) {
   reader.fed_ = true;
 }
 
-uint32_t& ActiveConvStep::written(float* arena) const {
-  return reinterpret_cast<uint32_t*>(arena + offset_ + form_.count_at())[form_.lists()];
-}
-
 void ActiveConvStep::tell_readers(float* arena, bool written) const {
-  for (const ActiveConvStep* reader : readers_) reader->written(arena) = written;
+  for (const ActiveConvStep* reader : readers_) reader->lists(arena).count[reader->form_.lists()] = written;
 }
 
 bool ActiveConvStep::pays(float* arena) const {
-  if (fed_ && !written(arena)) return false;
-  const auto* count = reinterpret_cast<const uint32_t*>(arena + offset_ + form_.count_at());
+  const uint32_t* count = lists(arena).count;
+  if (fed_ && !count[form_.lists()]) return false;
   int64_t nonzeros = 0;
   for (int64_t i = 0; i < form_.lists(); ++i) nonzeros += count[i];
   const Store& x = stores_[x_];
@@ -194,10 +194,8 @@ bool ActiveConvStep::pays(float* arena) const {
 
 // ---- lists x weights ----
 
-// A unit is a block of output channels in one vector row of the output.
-int64_t ActiveConvStep::active_tasks() const {
-  const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
-  return std::min<int64_t>(blocks * stores_[y_].layout.blocks.rows, 4 * work_units());
+int64_t ActiveConvStep::units() const {
+  return (op_.weights->neurons() + width() - 1) / width() * stores_[y_].layout.blocks.rows;
 }
 
 // Which form runs is known only once the lists are there, so there are tasks enough for either.
@@ -205,20 +203,18 @@ int64_t ActiveConvStep::tasks() const { return active() ? std::max(active_tasks(
 
 int64_t ActiveConvStep::scratch_floats(int64_t count) const {
   int64_t n = planes_.scratch_floats(count);
-  if (active()) n = std::max({n, list_scratch(), kLanes * stores_[y_].layout.blocks.columns * choice_.sums * kLanes});
+  if (active()) n = std::max({n, list_scratch(), kLanes * stores_[y_].layout.blocks.columns * width()});
   return n;
 }
 
 void ActiveConvStep::run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const {
-  const bool lists = active() && pays(worker.arena);
-  if (task == 0) tell_readers(worker.arena, lists);
-  if (!lists) {
+  const bool by_lists = active() && pays(worker.arena);
+  if (task == 0) tell_readers(worker.arena, by_lists);
+  if (!by_lists) {
     if (task < planes_.tasks()) planes_.run(call, worker, image, count, task);
     return;
   }
-  if (task >= active_tasks()) return;
-  const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
-  run_units(worker, part(blocks * stores_[y_].layout.blocks.rows, task, active_tasks()));
+  if (task < active_tasks()) run_units(worker, part(units(), task, active_tasks()));
 }
 
 void ActiveConvStep::run_all(const Call& call, const Worker& worker, int64_t image, int64_t count) const {
@@ -226,8 +222,7 @@ void ActiveConvStep::run_all(const Call& call, const Worker& worker, int64_t ima
     for (int64_t t = 0; !fed_ && t < list_tasks(); ++t) list(worker, t);
     if (pays(worker.arena)) {
       tell_readers(worker.arena, true);
-      const int64_t width = choice_.sums * kLanes, blocks = (op_.weights->neurons() + width - 1) / width;
-      run_units(worker, {0, blocks * stores_[y_].layout.blocks.rows});
+      run_units(worker, {0, units()});
       stores_[y_].fill_frames(kernels_, worker.arena, 0, op_.weights->neurons());
       return;
     }
@@ -245,11 +240,8 @@ void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) 
   const Store& y = stores_[y_];
   const Blocks& b = y.layout.blocks;
   const auto& w = op_.window;
-  const int64_t width = choice_.sums * kLanes, lanes = b.grid_rows * b.grid_columns;
-  const float* place = worker.arena + offset_;
-  const auto* index = reinterpret_cast<const uint16_t*>(place + form_.index_at());
-  const auto* start = reinterpret_cast<const uint16_t*>(place + form_.start_at());
-  const auto* count = reinterpret_cast<const uint32_t*>(place + form_.count_at());
+  const int64_t width = this->width(), lanes = b.grid_rows * b.grid_columns;
+  const ActiveLists from = lists(worker.arena);
   float* sums = worker.scratch;
   std::fill_n(sums, lanes * b.columns * width, 0.0f);
   cpu::ActiveTaps t{};
@@ -276,10 +268,10 @@ void ActiveConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) 
         t.count = std::min(b.columns, y.layout.width - ox);
         if (oy >= y.layout.height || iy < 0 || iy >= form_.height || t.count <= 0) continue;
         const int64_t list = g * form_.height + iy;
-        t.values = place + list * form_.list;
-        t.index = index + list * form_.list;
-        t.start = start + list * form_.start;
-        t.total = count[list];
+        t.values = from.values + list * form_.list;
+        t.index = from.index + list * form_.list;
+        t.start = from.start + list * form_.start;
+        t.total = from.count[list];
         t.first = ox * w.stride[1] - w.padding[1];
         t.sums = sums + lane * b.columns * width;
         kernels_.active.taps[choice_.sums](t);

@@ -1,7 +1,8 @@
 // A convolution that skips the zeros of its input: lists of nonzeros, then lists x dense weights.
 //
-// Two steps of a plan: ActiveListStep writes the nonzero form of x into the arena, ActiveConvStep reads it. An image
-// with more nonzeros than pay is left to the convolution on planes, so no input makes a layer much slower.
+// ActiveConvStep reads the nonzero form of x in the arena. The convolution before it writes that while its sums are at
+// hand, where it works with lists itself; otherwise ActiveListStep does. An image with more nonzeros than pay is left
+// to the convolution on planes, so no input makes a layer much slower.
 #pragma once
 
 #include "conv_step.h"
@@ -17,7 +18,14 @@ struct ActiveForm {
   int64_t index_at() const { return lists() * list; }
   int64_t start_at() const { return index_at() + lists() * list / 2; }
   int64_t count_at() const { return start_at() + lists() * start / 2; }
-  int64_t floats() const { return count_at() + (lists() + 1 + 15) / 16 * 16; }  // the last count: see `written`
+  int64_t floats() const { return count_at() + (lists() + 1 + 15) / 16 * 16; }  // the last count: see ActiveLists
+};
+// The same, found in an arena: list i is values and index from i * list on, start from i * start on.
+struct ActiveLists {
+  float* values;
+  uint16_t* index;
+  uint16_t* start;
+  uint32_t* count;  // one more than there are lists: whether whoever feeds the reader has written them
 };
 ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
 
@@ -63,11 +71,13 @@ class ActiveConvStep : public Step {
   bool pays(float* arena) const;  // few enough nonzeros in the lists
 
  private:
-  int64_t active_tasks() const;
+  ActiveLists lists(float* arena) const;
+  int64_t width() const { return choice_.sums * kLanes; }  // output channels of a block
+  int64_t units() const;                                   // a block of output channels in one vector row
+  int64_t active_tasks() const { return std::min(units(), 4 * work_units()); }
   void run_units(const Worker& worker, Range units) const;
   void run_unit(const Worker& worker, int64_t block, int64_t row) const;
   void list_row(const Worker& worker, int64_t group, int64_t row, float* pixels, int64_t pixel, bool from_planes) const;
-  uint32_t& written(float* arena) const;  // whether whoever feeds this step has
   void tell_readers(float* arena, bool written) const;
 
   const Op& op_;

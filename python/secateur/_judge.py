@@ -39,23 +39,25 @@ class Judge:
             for module, training in flags:
                 module.training = training
         self.calls += 1
-        try:
-            number = math.nan if isinstance(answer, bool | str) else float(answer)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
+        number = _number(answer)
         if not 0 <= number <= 1:  # NaN as well
             raise Error(f"{self.caller}: evaluate must return an accuracy from 0 to 1, got {answer!r}")
         return number
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number."""
+    try:
+        return math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def checked_budget(caller: str, drop: Any) -> float:
     """``max_accuracy_drop`` as a float in [0, 1)."""
     if drop is None:
         raise Error(f"{caller}: max_accuracy_drop must be given with evaluate, got None")
-    try:
-        number = math.nan if isinstance(drop, bool | str) else float(drop)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
+    number = _number(drop)
     if not 0 <= number < 1:
         raise Error(f"{caller}: max_accuracy_drop must be a number from 0 to 1 (1 excluded), got {drop!r}")
     return number
