@@ -1,7 +1,17 @@
 """Drop-in layers."""
 
 from .masked import MaskedConv2d, MaskedLinear
+from .quantized import Quantize, QuantizedConv2d, QuantizedLinear
 from .sparse import SparseConv2d, SparseLinear
 from .threshold_relu import ThresholdReLU
 
-__all__ = ["MaskedConv2d", "MaskedLinear", "SparseConv2d", "SparseLinear", "ThresholdReLU"]
+__all__ = [
+    "MaskedConv2d",
+    "MaskedLinear",
+    "Quantize",
+    "QuantizedConv2d",
+    "QuantizedLinear",
+    "SparseConv2d",
+    "SparseLinear",
+    "ThresholdReLU",
+]
