@@ -6,6 +6,7 @@ from .activations import prune_activations
 from .checkpoint import load, save
 from .conversion import convert
 from .criteria import Magnitude, MeanStd, Random
+from .distillation import DistillationLoss
 from .engine import compile, profile
 from .masks import strip
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
@@ -17,6 +18,7 @@ from .sensitivity import activation_sensitivity
 __all__ = [
     "ActivationSparsityLoss",
     "CubicSchedule",
+    "DistillationLoss",
     "Error",
     "GradualPruner",
     "Magnitude",
