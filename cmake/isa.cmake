@@ -19,6 +19,14 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   list(APPEND SECATEUR_ISA_FLAGS_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
+# Products of four bytes: of their own, for some CPUs have an instruction set without them.
+set(SECATEUR_DOTS_avx2 avx2_vnni)
+set(SECATEUR_DOTS_avx512 avx512_vnni)
+set(SECATEUR_DOTS_neon neon_dot)
+set(SECATEUR_ISA_FLAGS_avx2_vnni ${SECATEUR_ISA_FLAGS_avx2} -mavxvnni)
+set(SECATEUR_ISA_FLAGS_avx512_vnni ${SECATEUR_ISA_FLAGS_avx512} -mavx512vnni)
+set(SECATEUR_ISA_FLAGS_neon_dot -march=armv8.2-a+dotprod)
+
 # The kernels as an object library: no torch, no Python; tests link it too.
 function(secateur_add_kernels target source_dir)
   set(sources ${source_dir}/cpu/dispatch.cpp)
@@ -26,6 +34,11 @@ function(secateur_add_kernels target source_dir)
     set(file ${source_dir}/cpu/isa_${isa}.cpp)
     set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${SECATEUR_KERNEL_FLAGS};${SECATEUR_ISA_FLAGS_${isa}}")
     list(APPEND sources ${file})
+    foreach(form ${isa} ${SECATEUR_DOTS_${isa}})
+      set(file ${source_dir}/cpu/quads_${form}.cpp)
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${SECATEUR_KERNEL_FLAGS};${SECATEUR_ISA_FLAGS_${form}}")
+      list(APPEND sources ${file})
+    endforeach()
   endforeach()
   add_library(${target} OBJECT ${sources})
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)

@@ -42,15 +42,34 @@ cpu::Join join_of(const std::string& name) {
   throw py::value_error("engine: join must be \"none\", \"add\" or \"multiply\", got \"" + name + "\"");
 }
 
-std::shared_ptr<const Weights> weights_of(const Floats& weight, int rank) {
+template <class T>
+std::shared_ptr<const WeightsOf<T>> weights_of(const py::array_t<T, py::array::c_style | py::array::forcecast>& weight,
+                                               int rank) {
   if (weight.ndim() != rank) throw py::value_error("engine: weight must be " + std::to_string(rank) + "-d");
   const int64_t k = weight.shape(0);
   int64_t per_neuron = 1;
   for (int i = 1; i < rank; ++i) per_neuron *= weight.shape(i);
-  return std::make_shared<const Weights>(weight.data(), k, per_neuron);
+  return std::make_shared<const WeightsOf<T>>(weight.data(), k, per_neuron);
 }
 
 using Pair = std::array<int64_t, 2>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using SignedBytes = py::array_t<int8_t, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+using Grid = std::pair<double, int64_t>;  // scale, zero point
+using Limits = std::array<int64_t, 2>;
+
+std::optional<Quant> quant_of(const std::optional<Grid>& grid) {
+  if (!grid) return {};
+  if (grid->second < 0 || grid->second > 255)
+    throw py::value_error("engine: zero_point must be in [0, 255], got " + std::to_string(grid->second));
+  return Quant{static_cast<float>(grid->first), static_cast<int32_t>(grid->second)};
+}
+
+std::vector<uint8_t> bytes(const std::optional<Bytes>& array) {
+  if (!array) return {};
+  return {array->data(), array->data() + array->size()};
+}
 
 class PyProgram {
  public:
@@ -67,7 +86,7 @@ class PyProgram {
              const std::array<int64_t, 4>& padding, const Pair& dilation, int64_t groups, int residual, const Act& act,
              const std::string& name) {
     Op op = make(OpKind::kConv, name, {x}, act);
-    op.weights = weights_of(weight, 4);
+    op.weights = weights_of<float>(weight, 4);
     op.window = {{weight.shape(2), weight.shape(3)}, stride, dilation, padding};
     op.bias = values(bias, "bias");
     op.groups = groups;
@@ -77,7 +96,7 @@ class PyProgram {
 
   int linear(int x, const Floats& weight, const std::optional<Floats>& bias, const Act& act, const std::string& name) {
     Op op = make(OpKind::kLinear, name, {x}, act);
-    op.weights = weights_of(weight, 2);
+    op.weights = weights_of<float>(weight, 2);
     op.bias = values(bias, "bias");
     return program_->add(std::move(op));
   }
@@ -91,8 +110,9 @@ class PyProgram {
   }
 
   int avg_pool(int x, const Pair& kernel, const Pair& stride, const Pair& padding, bool ceil_mode,
-               bool count_include_pad, int64_t divisor, const std::string& name) {
+               bool count_include_pad, int64_t divisor, const std::string& name, const std::optional<Grid>& grid) {
     Op op = make(OpKind::kAvgPool, name, {x});
+    op.quant = quant_of(grid);
     op.window = {kernel, stride, {1, 1}, {padding[0], padding[1], padding[0], padding[1]}};
     op.ceil_mode = ceil_mode;
     op.count_include_pad = count_include_pad;
@@ -100,16 +120,51 @@ class PyProgram {
     return program_->add(std::move(op));
   }
 
-  int global_avg_pool(int x, const std::string& name) { return program_->add(make(OpKind::kGlobalPool, name, {x})); }
+  int global_avg_pool(int x, const std::string& name, const std::optional<Grid>& grid) {
+    Op op = make(OpKind::kGlobalPool, name, {x});
+    op.quant = quant_of(grid);
+    return program_->add(std::move(op));
+  }
 
   int map(int x, const std::optional<Floats>& scale, const std::optional<Floats>& shift, const std::string& join,
-          int other, const Act& act, const std::string& name) {
+          int other, const Act& act, const std::string& name, const std::optional<Grid>& grid,
+          const std::optional<Bytes>& theta) {
     Op op = make(OpKind::kMap, name, {x}, act);
+    op.quant = quant_of(grid);
+    op.end.theta = bytes(theta);
     op.scale = values(scale, "scale");
     op.shift = values(shift, "shift");
     op.join = join_of(join);
     if (other >= 0) op.inputs.push_back(other);
     return program_->add(std::move(op));
+  }
+
+  int quantize(int x, const Grid& grid, const std::optional<Bytes>& theta, const std::string& name) {
+    Op op = make(OpKind::kQuantize, name, {x});
+    op.quant = quant_of(grid);
+    op.end.theta = bytes(theta);
+    return program_->add(std::move(op));
+  }
+
+  int dequantize(int x, const std::string& name) { return program_->add(make(OpKind::kDequantize, name, {x})); }
+
+  int conv2d_int8(int x, const SignedBytes& weight, const Ints& bias, const Floats& multiplier, const Pair& stride,
+                  const std::array<int64_t, 4>& padding, const Pair& dilation, int64_t groups, int residual,
+                  double residual_multiplier, const std::optional<Grid>& grid, const Limits& limits,
+                  const std::optional<Bytes>& theta, const Act& act, const std::string& name) {
+    Op op = integer_layer(OpKind::kConv, x, weight, 4, bias, multiplier, grid, limits, theta, act, name);
+    op.window = {{weight.shape(2), weight.shape(3)}, stride, dilation, padding};
+    op.groups = groups;
+    if (residual >= 0) op.inputs.push_back(residual);
+    op.end.residual_multiplier = static_cast<float>(residual_multiplier);
+    return program_->add(std::move(op));
+  }
+
+  int linear_int8(int x, const SignedBytes& weight, const Ints& bias, const Floats& multiplier,
+                  const std::optional<Grid>& grid, const Limits& limits, const std::optional<Bytes>& theta,
+                  const Act& act, const std::string& name) {
+    return program_->add(
+        integer_layer(OpKind::kLinear, x, weight, 2, bias, multiplier, grid, limits, theta, act, name));
   }
 
   int concat(const std::vector<int>& xs, const std::string& name) {
@@ -182,6 +237,23 @@ class PyProgram {
   }
 
  private:
+  static Op integer_layer(OpKind kind, int x, const SignedBytes& weight, int rank, const Ints& bias,
+                          const Floats& multiplier, const std::optional<Grid>& grid, const Limits& limits,
+                          const std::optional<Bytes>& theta, const Act& act, const std::string& name) {
+    Op op = make(kind, name, {x}, act);
+    op.bytes = weights_of<int8_t>(weight, rank);
+    op.quant = quant_of(grid);
+    op.end.bias.assign(bias.data(), bias.data() + bias.size());
+    op.end.multiplier.assign(multiplier.data(), multiplier.data() + multiplier.size());
+    for (int64_t limit : limits)
+      if (limit < 0 || limit > 255)
+        throw py::value_error("engine: limits must be in [0, 255], got " + std::to_string(limit));
+    op.end.lo = static_cast<uint8_t>(limits[0]);
+    op.end.hi = static_cast<uint8_t>(limits[1]);
+    op.end.theta = bytes(theta);
+    return op;
+  }
+
   static Op make(OpKind kind, const std::string& name, std::vector<int> inputs,
                  const Act& act = {"none", 0, 0, std::nullopt}) {
     Op op;
@@ -212,10 +284,19 @@ void bind_program(py::module_& m) {
       .def("max_pool", &PyProgram::max_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
            py::arg("dilation"), py::arg("ceil_mode"), py::arg("name"))
       .def("avg_pool", &PyProgram::avg_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"))
-      .def("global_avg_pool", &PyProgram::global_avg_pool, py::arg("x"), py::arg("name"))
+           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"), py::arg("grid") = py::none())
+      .def("global_avg_pool", &PyProgram::global_avg_pool, py::arg("x"), py::arg("name"), py::arg("grid") = py::none())
       .def("map", &PyProgram::map, py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("join"), py::arg("other"),
+           py::arg("act"), py::arg("name"), py::arg("grid") = py::none(), py::arg("theta") = py::none())
+      .def("quantize", &PyProgram::quantize, py::arg("x"), py::arg("grid"), py::arg("theta"), py::arg("name"))
+      .def("dequantize", &PyProgram::dequantize, py::arg("x"), py::arg("name"))
+      .def("conv2d_int8", &PyProgram::conv2d_int8, py::arg("x"), py::arg("weight"), py::arg("bias"),
+           py::arg("multiplier"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+           py::arg("residual"), py::arg("residual_multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"),
            py::arg("act"), py::arg("name"))
+      .def("linear_int8", &PyProgram::linear_int8, py::arg("x"), py::arg("weight"), py::arg("bias"),
+           py::arg("multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"), py::arg("act"),
+           py::arg("name"))
       .def("concat", &PyProgram::concat, py::arg("xs"), py::arg("name"))
       .def("select_channels", &PyProgram::select_channels, py::arg("x"), py::arg("index"), py::arg("name"))
       .def("flatten", &PyProgram::flatten, py::arg("x"))

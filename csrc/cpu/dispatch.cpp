@@ -4,6 +4,11 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <atomic>
 
 namespace secateur::cpu {
@@ -24,6 +29,10 @@ const Kernels* table_of(Isa isa) {
 
 #if defined(__x86_64__)
 // Asked of the CPU itself: clang's __builtin_cpu_supports does not know "f16c" before clang 15.
+bool cpu_has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
 bool cpu_has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -37,6 +46,7 @@ Isa best_isa() {
 }
 
 std::atomic<int> forced{-1};
+std::atomic<bool> dot{true};
 
 }  // namespace
 
@@ -72,5 +82,33 @@ void force_isa(Isa isa) { forced.store(static_cast<int>(isa), std::memory_order_
 void reset_isa() { forced.store(-1, std::memory_order_relaxed); }
 
 const Kernels& kernels() { return *table_of(current_isa()); }
+
+bool dot_available(Isa isa) {
+  if (!isa_available(isa)) return false;
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::kAvx2) return cpu_has_avx_vnni();
+#elif defined(__aarch64__) && defined(__linux__)
+  if (isa == Isa::kNeon) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+  return false;
+}
+
+void allow_dot(bool allowed) { dot.store(allowed, std::memory_order_relaxed); }
+bool dot_allowed() { return dot.load(std::memory_order_relaxed); }
+
+const QuadKernels& quad_kernels() {
+  const Isa isa = current_isa();
+  [[maybe_unused]] const bool with_dot = dot_allowed() && dot_available(isa);
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx2: return with_dot ? quads_avx2_vnni : quads_avx2;
+    case Isa::kAvx512: return with_dot ? quads_avx512_vnni : quads_avx512;
+#elif defined(__aarch64__)
+    case Isa::kNeon: return with_dot ? quads_neon_dot : quads_neon;
+#endif
+    default: return quads_scalar;
+  }
+}
 
 }  // namespace secateur::cpu

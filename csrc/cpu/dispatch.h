@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "quads.h"
 
 namespace secateur::cpu {
 
@@ -19,5 +20,12 @@ SECATEUR_EXPORT void force_isa(Isa isa);  // must be available
 SECATEUR_EXPORT void reset_isa();         // back to the best one
 
 SECATEUR_EXPORT const Kernels& kernels();  // the current table
+
+// The integer kernels of the current instruction set: those with a product of four bytes (VNNI, SDOT) where this CPU
+// has it, unless they are not wanted.
+SECATEUR_EXPORT const QuadKernels& quad_kernels();
+SECATEUR_EXPORT bool dot_available(Isa isa);
+SECATEUR_EXPORT void allow_dot(bool allowed);
+SECATEUR_EXPORT bool dot_allowed();
 
 }  // namespace secateur::cpu

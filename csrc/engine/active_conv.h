@@ -29,7 +29,7 @@ struct ActiveLists {
 };
 ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
 
-class ActiveConvStep : public Step {
+class ActiveConvStep : public ConvolutionStep {
  public:
   ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
                  const cpu::EngineKernels& kernels);
@@ -67,7 +67,7 @@ class ActiveConvStep : public Step {
   void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;  // lists and frame, too
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
-  bool leaves_frame() const { return active() || planes_.leaves_frame(); }
+  bool leaves_frame() const override { return active() || planes_.leaves_frame(); }
   bool pays(float* arena) const;  // few enough nonzeros in the lists
 
  private:

@@ -14,6 +14,7 @@
 namespace secateur::engine {
 
 inline constexpr int64_t kLanes = 16;
+inline constexpr int64_t kVectorBytes = 64;
 
 // Vectors around a block, on each side.
 struct FrameSize {

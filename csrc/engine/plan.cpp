@@ -9,6 +9,8 @@
 #include "memory.h"
 #include "plan_builder.h"
 #include "planes_steps.h"
+#include "quad_steps.h"
+#include "rows_bytes.h"
 #include "rows_steps.h"
 
 namespace secateur::engine {
@@ -20,13 +22,13 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // convolution writes it itself.
 class ConvFrame : public Step {
  public:
-  ConvFrame(const ActiveConvStep& conv, const Store& y, const cpu::EngineKernels& kernels)
+  ConvFrame(const ConvolutionStep& conv, const Store& y, const cpu::EngineKernels& kernels)
       : Step(conv.name() + " (frame)"), conv_(conv), y_(y), kernels_(kernels) {}
   int64_t tasks() const override {
-    return conv_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.channels / 8, 1, 2) : 0;
+    return conv_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.planes() / 8, 1, 2) : 0;
   }
   void run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const override {
-    const Range r = part(y_.channels, task, tasks());
+    const Range r = part(y_.planes(), task, tasks());
     y_.fill_frames(kernels_, worker.arena, r.begin, r.end);
   }
   void run_all(const Call&, const Worker&, int64_t, int64_t) const override {}
@@ -38,7 +40,7 @@ class ConvFrame : public Step {
   }
 
  private:
-  const ActiveConvStep& conv_;
+  const ConvolutionStep& conv_;
   const Store& y_;
   const cpu::EngineKernels& kernels_;
 };
@@ -100,8 +102,9 @@ struct Plan::ExampleCall {
   }
 };
 
-Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels)
-    : program_(program), kernels_(kernels), sizes_(std::move(sizes)) {
+Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
+           const cpu::QuadKernels& quads)
+    : program_(program), kernels_(kernels), quads_(quads), sizes_(std::move(sizes)) {
   PlanBuilder(*this).build();
   place_stores();
   planes_floats_ = arena_floats_ = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
@@ -127,7 +130,7 @@ void Plan::place_stores() {
   std::vector<int> order;
   for (size_t s = 0; s < stores_.size(); ++s)
     if (stores_[s].parent < 0) order.push_back(static_cast<int>(s));
-  auto size = [&](int s) { return stores_[s].channels * stores_[s].plane_floats(); };
+  auto size = [&](int s) { return stores_[s].planes() * stores_[s].plane_floats(); };
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return size(a) > size(b); });
   std::vector<std::pair<int, int64_t>> placed;  // (store, first float)
   for (int s : order) {
@@ -150,14 +153,15 @@ void Plan::place_stores() {
     int64_t channel = 0;
     for (int p = static_cast<int>(s); stores_[p].parent >= 0; p = stores_[p].parent)
       channel += stores_[p].first_channel;
-    store.offset = stores_[root(static_cast<int>(s))].offset + channel * store.plane_floats();
+    store.offset = stores_[root(static_cast<int>(s))].offset +
+                   (store.bytes ? channel / 4 : channel) * store.plane_floats();
     store.valid = valid_lanes(store.layout);
     if (store.fill_value == 0.0f) store.fill = frame_fill(store.layout);
   }
 }
 
 void Plan::make_steps() {
-  const Workshop shop{stores_, kernels_};
+  const Workshop shop{stores_, kernels_, quads_};
   const auto& ops = program_.ops();
   for (const Record& r : records_) {
     const Op* op = r.op >= 0 ? &ops[r.op] : nullptr;
@@ -166,14 +170,25 @@ void Plan::make_steps() {
       case RecordKind::kPack: image_steps_.push_back(make_pack(shop, "input", r.port, r.y)); continue;
       case RecordKind::kUnpack: image_steps_.push_back(make_unpack(shop, name, r.x, r.port)); continue;
       case RecordKind::kRepack: image_steps_.push_back(make_repack(shop, name, r.x, r.y)); continue;
-      case RecordKind::kCopy: image_steps_.push_back(make_copy(shop, name, r.x, r.y, r.first, {})); continue;
+      case RecordKind::kCopy:
+        image_steps_.push_back(stores_[r.y].bytes ? make_quad_copy(shop, *op, r.x, r.y, r.first, {})
+                                                  : make_copy(shop, name, r.x, r.y, r.first, {}));
+        continue;
       case RecordKind::kOp: break;
     }
     const bool planes = program_.values()[op->output].kind == ValueKind::kPlanes;
     const bool from_planes = program_.values()[op->inputs[0]].kind == ValueKind::kPlanes;
+    const bool from_bytes = program_.values()[op->inputs[0]].quant.has_value();
     Steps& steps = planes || from_planes || in_image_[r.op] ? image_steps_ : batch_steps_;
     switch (op->kind) {
       case OpKind::kConv: {
+        if (op->bytes) {
+          auto conv = std::make_unique<BlockConvStep>(*op, stores_, r.x, r.y, r.other, kernels_, quads_);
+          block_convs_.push_back(conv.get());
+          image_steps_.push_back(std::move(conv));
+          image_steps_.push_back(std::make_unique<ConvFrame>(*block_convs_.back(), stores_[r.y], kernels_));
+          break;
+        }
         auto conv = std::make_unique<ActiveConvStep>(*op, stores_, r.x, r.y, r.other, kernels_);
         convs_.push_back(conv.get());
         image_steps_.push_back(std::make_unique<ActiveListStep>(*conv));
@@ -181,14 +196,28 @@ void Plan::make_steps() {
         image_steps_.push_back(std::make_unique<ConvFrame>(*convs_.back(), stores_[r.y], kernels_));
         break;
       }
-      case OpKind::kLinear: steps.push_back(make_linear(*op, kernels_)); break;
-      case OpKind::kMaxPool:
-      case OpKind::kAvgPool: steps.push_back(make_pool(shop, *op, r.x, r.y)); break;
-      case OpKind::kGlobalPool: steps.push_back(make_global_pool(shop, *op, r.x)); break;
-      case OpKind::kMap:
-        steps.push_back(planes ? make_map(shop, *op, r.x, r.other, r.rows, r.y)
-                               : make_rows_map(*op, features_[op->output], kernels_));
+      case OpKind::kLinear:
+        steps.push_back(op->bytes ? make_block_linear(*op, kernels_, quads_) : make_linear(*op, kernels_));
         break;
+      case OpKind::kMaxPool:
+      case OpKind::kAvgPool:
+        steps.push_back(from_bytes ? make_quad_pool(shop, *op, r.x, r.y) : make_pool(shop, *op, r.x, r.y));
+        break;
+      case OpKind::kGlobalPool:
+        steps.push_back(from_bytes ? make_quad_global_pool(shop, *op, r.x) : make_global_pool(shop, *op, r.x));
+        break;
+      case OpKind::kQuantize:
+      case OpKind::kDequantize:
+        steps.push_back(planes ? make_quad_map(shop, *op, r.x, -1, -1, r.y)
+                               : make_rows_cast(*op, program_, features_[op->output]));
+        break;
+      case OpKind::kMap: {
+        const bool any_bytes = from_bytes || op->quant || (r.other >= 0 && stores_[r.other].bytes);
+        steps.push_back(!planes     ? make_rows_map(*op, features_[op->output], kernels_)
+                        : any_bytes ? make_quad_map(shop, *op, r.x, r.other, r.rows, r.y)
+                                    : make_map(shop, *op, r.x, r.other, r.rows, r.y));
+        break;
+      }
       case OpKind::kConcat:
         if (!planes) {
           std::vector<int64_t> features;
@@ -196,8 +225,13 @@ void Plan::make_steps() {
           steps.push_back(make_rows_concat(*op, std::move(features)));
         }
         break;
-      case OpKind::kSelect: steps.push_back(make_copy(shop, op->name, r.x, r.y, 0, op->index)); break;
-      case OpKind::kFlatten: steps.push_back(make_flatten(shop, *op, r.x)); break;
+      case OpKind::kSelect:
+        steps.push_back(from_bytes ? make_quad_copy(shop, *op, r.x, r.y, 0, op->index)
+                                   : make_copy(shop, op->name, r.x, r.y, 0, op->index));
+        break;
+      case OpKind::kFlatten:
+        steps.push_back(from_bytes ? make_quad_flatten(shop, *op, r.x) : make_flatten(shop, *op, r.x));
+        break;
     }
   }
 }
@@ -248,6 +282,21 @@ void Plan::choose_planes(ConvStep& conv, const Worker& worker, double budget) co
                                       : "sparse measured faster");
 }
 
+void Plan::choose_blocks(BlockConvStep& conv, const Worker& worker, double budget) const {
+  const auto candidates = conv.candidates();
+  double best = 1e30;
+  BlockChoice choice;
+  const double until = now() + budget;
+  for (const BlockChoice& c : candidates) {
+    if (now() > until && best < 1e30) break;
+    conv.pack(c);
+    const double t = measure(conv, worker, budget / static_cast<double>(candidates.size()));
+    if (t < best * 0.98) best = t, choice = c;
+  }
+  conv.pack(choice);
+  conv.set_measured(best * 1e3);
+}
+
 // The arena holds what the example brought here.
 void Plan::choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const {
   const double zeros = conv.input_zeros(worker.arena), planes_ms = conv.planes().report().ms;
@@ -294,9 +343,11 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
     if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
       conv->pack(known->second);
   }
+  for (BlockConvStep* conv : block_convs_) conv->pack(conv->candidates().front());
   const int64_t lists_at = planes_floats_;
-  if (budget > 0 && !convs_.empty()) {
+  if (budget > 0 && !(convs_.empty() && block_convs_.empty())) {
     int64_t scratch = scratch_floats(1), form = 0;
+    for (const BlockConvStep* conv : block_convs_) scratch = std::max(scratch, conv->largest_scratch());
     for (ActiveConvStep* conv : convs_) {
       scratch = std::max(scratch, conv->largest_scratch());
       if (!example.empty()) form = std::max(form, conv->largest_form());
@@ -306,12 +357,20 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
     std::fill(memory.data(), memory.data() + lists_at + form, 0.5f);
     const Worker worker{memory.data(), memory.data() + lists_at + form};
     ExampleCall call(*this, example);
-    size_t at = 0;
+    size_t at = 0, at_blocks = 0;
+    const auto share = [&] {
+      const size_t left = convs_.size() - at + block_convs_.size() - at_blocks + 1;
+      return std::max(budget - (now() - begin), 0.0) / static_cast<double>(left);
+    };
     for (const auto& step : image_steps_) {
       const bool is_conv = at < convs_.size() && step.get() == convs_[at];
+      if (at_blocks < block_convs_.size() && step.get() == block_convs_[at_blocks]) {
+        ++at_blocks;
+        choose_blocks(*block_convs_[at_blocks - 1], worker, share());
+      }
       if (is_conv) {
         ActiveConvStep& conv = *convs_[at++];
-        const double left = std::max(budget - (now() - begin), 0.0) / static_cast<double>(convs_.size() - at + 1);
+        const double left = share();
         conv.pack({});
         choose_planes(conv.planes(), worker, left * 2 / 3);
         if (!example.empty()) {

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "active_conv.h"
+#include "block_conv.h"
 #include "program.h"
 #include "step.h"
 
@@ -11,7 +12,8 @@ namespace secateur::engine {
 
 class Plan {
  public:
-  Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels);
+  Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
+       const cpu::QuadKernels& quads);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
@@ -38,11 +40,13 @@ class Plan {
   void place_stores();
   double measure(const Step& step, const Worker& worker, double limit) const;
   void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
+  void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget) const;
   void place_lists();
   void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 
   const Program& program_;
   const cpu::EngineKernels& kernels_;
+  const cpu::QuadKernels& quads_;
   std::vector<std::array<int64_t, 2>> sizes_;
 
   // What the builder decided: operations over stores, in order.
@@ -63,6 +67,7 @@ class Plan {
 
   Steps image_steps_, batch_steps_;
   std::vector<ActiveConvStep*> convs_;
+  std::vector<BlockConvStep*> block_convs_;
   int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes, then the lists
 };
 

@@ -78,6 +78,12 @@ int PlanBuilder::new_store(int value, const Blocks& blocks, float fill) {
   s.layout.width = plan_.shapes_[value][2];
   s.layout.blocks = blocks;
   s.fill_value = fill;
+  if (const auto& quant = program_.values()[value].quant) {
+    s.bytes = true;
+    s.scale = quant->scale;
+    s.zero_point = quant->zero_point;
+    values_[value].never_negative = quant->zero_point == 0;
+  }
   plan_.stores_.push_back(s);
   values_[value].stores.push_back(static_cast<int>(plan_.stores_.size()) - 1);
   return values_[value].stores.back();
@@ -157,10 +163,10 @@ void PlanBuilder::add_op(int index) {
     case OpKind::kAvgPool: add_window_op(index); return;
     case OpKind::kConcat: add_concat(index); return;
     case OpKind::kLinear:
-      if (plan_.features_[x] != op.weights->per_neuron())
-        refuse(op.name, "expects " + std::to_string(op.weights->per_neuron()) + " features, got " +
+      if (plan_.features_[x] != op.per_neuron())
+        refuse(op.name, "expects " + std::to_string(op.per_neuron()) + " features, got " +
                             std::to_string(plan_.features_[x]) + " (the image size decides)");
-      plan_.features_[op.output] = op.weights->neurons();
+      plan_.features_[op.output] = op.neurons();
       plan_.records_.push_back({RecordKind::kOp, index});
       return;
     case OpKind::kGlobalPool:
@@ -174,10 +180,12 @@ void PlanBuilder::add_op(int index) {
     case OpKind::kSelect: {
       plan_.shapes_[op.output] = {static_cast<int64_t>(op.index.size()), shape[1], shape[2]};
       const int y = new_store(op.output, blocks_of(x));
-      values_[op.output].never_negative = values_[x].never_negative;
+      if (!values[op.output].quant) values_[op.output].never_negative = values_[x].never_negative;
       plan_.records_.push_back({RecordKind::kOp, index, first_store(x), y});
       return;
     }
+    case OpKind::kQuantize:
+    case OpKind::kDequantize:
     case OpKind::kMap: {
       const int other = op.inputs.size() > 1 ? op.inputs[1] : -1;
       if (values[x].kind == ValueKind::kRows) {
@@ -203,7 +211,9 @@ void PlanBuilder::add_op(int index) {
       }
       r.x = first_store(x);
       r.y = new_store(op.output, blocks_of(x));
-      values_[op.output].never_negative = keeps_sign(op);
+      if (!values[op.output].quant)
+        values_[op.output].never_negative =
+            op.kind == OpKind::kDequantize ? values_[x].never_negative : keeps_sign(op);
       plan_.records_.push_back(r);
       return;
     }
@@ -214,6 +224,7 @@ void PlanBuilder::add_window_op(int index) {
   const Op& op = program_.ops()[index];
   const int x = op.inputs[0];
   const Window& w = op.window;
+  const auto& values = program_.values();
   const auto in = plan_.shapes_[x];
   const int64_t height = output_size(op, 0, in[1]), width = output_size(op, 1, in[2]);
   if (height < 1 || width < 1)
@@ -221,7 +232,7 @@ void PlanBuilder::add_window_op(int index) {
            "an image of " + size_of(in[1], in[2]) + " is smaller than the kernel " + size_of(w.kernel[0], w.kernel[1]));
   if (height * width > INT32_MAX / kLanes) refuse(op.name, "an output of " + size_of(height, width) + " is too large");
   const bool conv = op.kind == OpKind::kConv;
-  plan_.shapes_[op.output] = {conv ? op.weights->neurons() : in[0], height, width};
+  plan_.shapes_[op.output] = {conv ? op.neurons() : in[0], height, width};
 
   // The blocks of the output; those of the input are the same times the stride.
   const Blocks& have = blocks_of(x);
@@ -266,7 +277,8 @@ void PlanBuilder::add_window_op(int index) {
     r.other = use(op.inputs[1], out, {});
   }
   r.y = new_store(op.output, out);
-  values_[op.output].never_negative = conv ? keeps_sign(op) : values_[x].never_negative && op.divisor >= 0;
+  if (!values[op.output].quant)
+    values_[op.output].never_negative = conv ? keeps_sign(op) : values_[x].never_negative && op.divisor >= 0;
   plan_.records_.push_back(r);
 }
 
@@ -301,13 +313,16 @@ void PlanBuilder::add_concat(int index) {
     if (channels > most) most = channels, blocks = blocks_of(v);
   }
   const int y = new_store(op.output, blocks);
-  values_[op.output].never_negative = never_negative;
+  if (!values[op.output].quant) values_[op.output].never_negative = never_negative;
   int64_t channel = 0;
   for (int v : op.inputs) {
     const int s = first_store(v);
     Store& store = plan_.stores_[s];
     const bool is_input = producer_[v] < 0;
-    if (store.layout.blocks == blocks && store.parent < 0 && !is_input) {
+    // Bytes stand in quads: what does not begin with one is moved byte by byte, and what does not end with one if
+    // something follows.
+    const bool whole = !store.bytes || (channel % 4 == 0 && (store.channels % 4 == 0 || v == op.inputs.back()));
+    if (store.layout.blocks == blocks && store.parent < 0 && !is_input && whole) {
       store.parent = y;
       store.first_channel = channel;
     } else {

@@ -6,46 +6,10 @@
 #include <cstring>
 #include <limits>
 
+#include "channel_step.h"
+
 namespace secateur::engine {
 namespace {
-
-std::string size_of(const Store& s) {
-  char text[96];
-  std::snprintf(text, sizeof text, "%lld at %lldx%lld", static_cast<long long>(s.channels),
-                static_cast<long long>(s.layout.height), static_cast<long long>(s.layout.width));
-  return text;
-}
-
-// A step whose tasks are ranges of channels.
-class ChannelStep : public Step {
- public:
-  ChannelStep(const Workshop& shop, std::string name, const char* kind, int shown)
-      : Step(std::move(name)), shop_(shop), kind_(kind), shown_(shown) {}
-  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 8, 1, work_units()); }
-  void run(const Call& call, const Worker& worker, int64_t image, int64_t, int64_t task) const override {
-    const Range r = part(channels(), task, tasks());
-    run_channels(call, worker, image, r.begin, r.end);
-  }
-  StepReport report() const override {
-    StepReport r;
-    r.name = name();
-    r.kind = kind_;
-    r.kernel = "planes";
-    r.tile = size_of(store(shown_));
-    return r;
-  }
-
- protected:
-  virtual int64_t channels() const = 0;
-  virtual void run_channels(const Call&, const Worker&, int64_t image, int64_t c0, int64_t c1) const = 0;
-  const Store& store(int i) const { return shop_.stores[i]; }
-  const cpu::EngineKernels& kernels() const { return shop_.kernels; }
-
- private:
-  Workshop shop_;
-  const char* kind_;
-  int shown_;
-};
 
 // Where the lanes of a block's row lie in an image: their pixels in columns [begin, begin + count) of their blocks.
 // Lanes without all of them go through `spare`, [16][kSpan].
@@ -167,21 +131,21 @@ class Repack : public ChannelStep {
   }
 
  protected:
-  int64_t channels() const override { return store(y_).channels; }
+  int64_t channels() const override { return store(y_).planes(); }
   void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
     const Store &x = store(x_), &y = store(y_);
     const Layout& l = y.layout;
     if (y.fill_value != 0.0f) {
       for (int64_t c = c0; c < c1; ++c)
         kernels().gather(y.channel(worker.arena, c) - l.origin() * kLanes, x.channel(worker.arena, c), index_.data(),
-                         static_cast<int64_t>(index_.size()), y.fill_value);
+                         static_cast<int64_t>(index_.size()), y.fill_lane());
       return;
     }
     const int64_t line = l.blocks.columns * kLanes;
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < l.blocks.rows; ++r)
         kernels().gather(y.channel(worker.arena, c) + r * l.pitch() * kLanes, x.channel(worker.arena, c),
-                         index_.data() + r * line, line, 0.0f);
+                         index_.data() + r * line, line, y.fill_lane());
     y.fill_frames(kernels(), worker.arena, c0, c1);
   }
 
@@ -220,13 +184,9 @@ class Pool : public ChannelStep {
  public:
   Pool(const Workshop& shop, const Op& op, int x, int y)
       : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
-    const Window& w = op.window;
-    for (int64_t i = 0; i < w.kernel[0]; ++i)
-      for (int64_t j = 0; j < w.kernel[1]; ++j)
-        taps_.push_back(static_cast<int32_t>(
-            ((i * w.dilation[0] - w.padding[0]) * store(x).layout.pitch() + j * w.dilation[1] - w.padding[1]) *
-            kLanes));
-    if (op.kind == OpKind::kAvgPool) set_divisors();
+    taps_ = window_taps(op.window, store(x).layout);
+    if (op.kind == OpKind::kAvgPool)
+      std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
   }
 
  protected:
@@ -253,29 +213,6 @@ class Pool : public ChannelStep {
   }
 
  private:
-  // How many pixels a window counts, as torch does: padding where count_include_pad, never what ceil_mode adds.
-  void set_divisors() {
-    const Window& w = op_.window;
-    const Layout &in = store(x_).layout, &out = store(y_).layout;
-    auto extent = [&](int64_t at, int64_t size, int i) {
-      int64_t begin = at * w.stride[i] - w.padding[i], end = std::min(begin + w.kernel[i], size + w.padding[i]);
-      if (!op_.count_include_pad) begin = std::max<int64_t>(begin, 0), end = std::min(end, size);
-      return end - begin;
-    };
-    const Blocks& b = out.blocks;
-    factor_ = 1.0f / static_cast<float>(op_.divisor > 0 ? op_.divisor : w.kernel[0] * w.kernel[1]);
-    if (op_.divisor > 0) return;
-    scale_.assign(static_cast<size_t>(b.vectors() * kLanes), factor_);
-    bool same = true;
-    for_each_lane(b, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
-      if (row >= out.height || column >= out.width) return;
-      const int64_t n = extent(row, in.height, 0) * extent(column, in.width, 1);
-      same = same && n == w.kernel[0] * w.kernel[1];
-      scale_[(r * b.columns + c) * kLanes + lane] = 1.0f / static_cast<float>(n);
-    });
-    if (same) scale_.clear();
-  }
-
   const Op& op_;
   int x_, y_;
   float factor_ = 1;

@@ -10,6 +10,7 @@ namespace secateur::engine {
 struct Workshop {
   const std::vector<Store>& stores;
   const cpu::EngineKernels& kernels;
+  const cpu::QuadKernels& quads;
 };
 
 // An image of the caller's -> planes.

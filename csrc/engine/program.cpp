@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
+#include "integer_checks.h"
 #include "plan.h"
 
 namespace secateur::engine {
@@ -59,7 +60,7 @@ void Program::check_value(const std::string& op, const char* argument, int value
 }
 
 int Program::new_value(ValueKind kind, int64_t channels) {
-  values_.push_back({kind, channels});
+  values_.push_back({kind, channels, {}});
   return static_cast<int>(values_.size()) - 1;
 }
 
@@ -79,24 +80,34 @@ int Program::add(Op op) {
   ValueKind kind = x.kind;
   int64_t channels = x.channels;
   auto want = [&](ValueKind k) { check_value(op.name, "x", op.inputs[0], k); };
-  if (op.weights && (op.weights->neurons() < 1 || op.weights->per_neuron() < 1))
-    refuse(op.name, "weight must have elements");
+  const bool has_weights = op.weights || op.bytes;
+  if (has_weights && (op.neurons() < 1 || op.per_neuron() < 1)) refuse(op.name, "weight must have elements");
+  if (op.quant) check_quant(op, *op.quant);
+  std::optional<Quant> quant = op.quant;
+  // Bytes and real values are kept apart: what takes the one refuses the other.
+  auto want_real = [&](int v) {
+    if (values_[v].quant) refuse(op.name, "x must be real values, not bytes");
+  };
   switch (op.kind) {
     case OpKind::kConv: {
       want(ValueKind::kPlanes);
       check_window(op.name, op.window);
-      if (!op.weights) refuse(op.name, "needs weights");
-      const int64_t taps = op.window.kernel[0] * op.window.kernel[1], k = op.weights->neurons();
+      if (!has_weights) refuse(op.name, "needs weights");
+      const int64_t taps = op.window.kernel[0] * op.window.kernel[1], k = op.neurons();
       if (op.groups < 1 || x.channels % op.groups != 0 || k % op.groups != 0)
         refuse(op.name, "groups must divide the channels, " + std::to_string(x.channels) + " and " + std::to_string(k) +
                             ", got " + std::to_string(op.groups));
-      if (op.weights->per_neuron() != x.channels / op.groups * taps)
+      if (op.per_neuron() != x.channels / op.groups * taps)
         refuse(op.name, "weight must have " + std::to_string(x.channels / op.groups * taps) +
-                            " elements an output channel, got " + std::to_string(op.weights->per_neuron()));
+                            " elements an output channel, got " + std::to_string(op.per_neuron()));
       if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), k);
       channels = k;
+      if (op.bytes) check_integer_layer(op, x);
+      else want_real(op.inputs[0]);
       if (op.inputs.size() > 1) {
         check_value(op.name, "residual", op.inputs[1], ValueKind::kPlanes);
+        if (values_[op.inputs[1]].quant.has_value() != (op.bytes != nullptr))
+          refuse(op.name, std::string("the residual must be ") + (op.bytes ? "bytes" : "real values") + ", as x is");
         if (values_[op.inputs[1]].channels != k)
           refuse(op.name, "residual must have " + std::to_string(k) + " channels, got " +
                               std::to_string(values_[op.inputs[1]].channels));
@@ -105,12 +116,14 @@ int Program::add(Op op) {
     }
     case OpKind::kLinear:
       want(ValueKind::kRows);
-      if (!op.weights) refuse(op.name, "needs weights");
-      if (x.channels >= 0 && x.channels != op.weights->per_neuron())
+      if (!has_weights) refuse(op.name, "needs weights");
+      if (x.channels >= 0 && x.channels != op.per_neuron())
         refuse(op.name, "weight must have " + std::to_string(x.channels) + " columns, got " +
-                            std::to_string(op.weights->per_neuron()));
-      channels = op.weights->neurons();
+                            std::to_string(op.per_neuron()));
+      channels = op.neurons();
       if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), channels);
+      if (op.bytes) check_integer_layer(op, x);
+      else want_real(op.inputs[0]);
       break;
     case OpKind::kMaxPool:
     case OpKind::kAvgPool: {
@@ -120,13 +133,33 @@ int Program::add(Op op) {
       for (int i = 0; i < 2; ++i)
         if (w.padding[i] > w.kernel[i] / 2 || w.padding[i + 2] > w.kernel[i] / 2)
           refuse(op.name, "padding must be at most half of the kernel size");
+      if (op.kind == OpKind::kMaxPool || !quant) quant = x.quant;
+      if (quant && !x.quant) refuse(op.name, "an output of bytes needs an input of bytes");
+      // Sums of bytes, exact in float32.
+      if (x.quant && op.kind == OpKind::kAvgPool && w.kernel[0] * w.kernel[1] > 65536)
+        refuse(op.name, "a window over bytes must have at most 65536 places");
       break;
     }
     case OpKind::kGlobalPool:
       want(ValueKind::kPlanes);
       kind = ValueKind::kRows;
+      if (quant && !x.quant) refuse(op.name, "an output of bytes needs an input of bytes");
+      break;
+    case OpKind::kQuantize:
+      want_real(op.inputs[0]);
+      if (!quant) refuse(op.name, "needs a scale and a zero point");
+      check_theta(op, channels);
+      break;
+    case OpKind::kDequantize:
+      if (!x.quant) refuse(op.name, "x must be bytes");
+      quant.reset();
       break;
     case OpKind::kMap: {
+      if (x.kind == ValueKind::kRows)
+        for (int v : op.inputs) want_real(v);
+      if (op.inputs.size() > 1 && values_[op.inputs[1]].kind == ValueKind::kRows) want_real(op.inputs[1]);
+      if (quant && x.kind == ValueKind::kRows) refuse(op.name, "an output of bytes is for planes");
+      if (quant) check_theta(op, channels);
       if (!op.scale.empty() || !op.shift.empty()) {
         if (channels < 0) refuse(op.name, "scale and shift need a known number of channels");
         if (!op.scale.empty()) check_size(op.name, "scale", op.scale.size(), channels);
@@ -148,12 +181,15 @@ int Program::add(Op op) {
       channels = 0;
       for (int v : op.inputs) {
         check_value(op.name, "xs", v, kind);
+        if (values_[v].quant != x.quant) refuse(op.name, "xs must all be real values, or bytes of one scale");
+        if (x.quant && kind == ValueKind::kRows) refuse(op.name, "rows of bytes cannot be joined");
         channels = channels < 0 || values_[v].channels < 0 ? -1 : channels + values_[v].channels;
       }
       break;
     case OpKind::kSelect:
       want(ValueKind::kPlanes);
       if (op.index.empty()) refuse(op.name, "index must not be empty");
+      quant = x.quant;
       for (int64_t i : op.index)
         if (i < 0 || i >= x.channels)
           refuse(op.name, "index must be below " + std::to_string(x.channels) + ", got " + std::to_string(i));
@@ -162,11 +198,15 @@ int Program::add(Op op) {
     case OpKind::kFlatten:
       want(ValueKind::kPlanes);
       kind = ValueKind::kRows;
+      quant = x.quant;
       channels = -1;
       break;
   }
   check_activation(op.name, op.activation, channels);
+  if (op.kind == OpKind::kConcat) quant = x.quant;
   op.output = new_value(kind, channels);
+  values_.back().quant = quant;
+  op.quant = quant;
   ops_.push_back(std::move(op));
   return ops_.back().output;
 }
@@ -174,6 +214,7 @@ int Program::add(Op op) {
 void Program::output(int value) {
   if (finished_) refuse("output", "the program is finished");
   check_value("output", "value", value, std::nullopt);
+  if (values_[value].quant) refuse("output", "value must be real, not bytes");
   outputs_.push_back(value);
 }
 
@@ -191,14 +232,14 @@ std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& s
     refuse("plan", "sizes must be one for each input of planes, " + std::to_string(images) + ", got " +
                        std::to_string(sizes.size()));
   const std::lock_guard lock(mutex_);
-  const int isa = static_cast<int>(cpu::current_isa());
+  const int isa = 2 * static_cast<int>(cpu::current_isa()) + cpu::dot_allowed();
   for (size_t i = 0; i < plans_.size(); ++i)
     if (plans_[i].sizes == sizes && plans_[i].isa == isa) {
       std::rotate(plans_.begin(), plans_.begin() + static_cast<ptrdiff_t>(i),
                   plans_.begin() + static_cast<ptrdiff_t>(i) + 1);
       return plans_.front().plan;
     }
-  auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine);
+  auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine, cpu::quad_kernels());
   made->choose(budget, example, kernels, active_);
   plans_.insert(plans_.begin(), {sizes, isa, made});
   if (plans_.size() > kPlans) plans_.pop_back();

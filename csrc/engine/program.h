@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../cpu/engine.h"
+#include "../cpu/quads.h"
 #include "weights.h"
 
 #define SECATEUR_EXPORT __attribute__((visibility("default")))
@@ -22,9 +23,17 @@ namespace secateur::engine {
 
 enum class ValueKind { kPlanes, kRows };  // [N, C, H, W] or [N, F]
 
+// A byte q stands for (q - zero_point) * scale.
+struct Quant {
+  float scale = 1;
+  int32_t zero_point = 0;
+  bool operator==(const Quant&) const = default;
+};
+
 struct Value {
   ValueKind kind;
-  int64_t channels;  // C or F; -1: known once the image size is
+  int64_t channels;            // C or F; -1: known once the image size is
+  std::optional<Quant> quant;  // bytes; otherwise real values
 };
 
 struct Activation {
@@ -34,12 +43,37 @@ struct Activation {
   cpu::Activation view() const { return {act, lo, hi, theta.empty() ? nullptr : theta.data()}; }
 };
 
+struct Op;
+
+// How a layer of integers ends; see cpu::QuadEnd. By output channel, filled up to a multiple of four.
+struct IntegerEnd {
+  std::vector<int32_t> bias;
+  std::vector<float> multiplier;
+  uint8_t lo = 0, hi = 255;
+  std::vector<uint8_t> theta;  // or empty
+  float residual_multiplier = 0;
+  bool wide = false;
+  cpu::QuadEnd view(const Op& op, int32_t residual_zero_point) const;
+};
+
 struct Window {  // rows first
   std::array<int64_t, 2> kernel{1, 1}, stride{1, 1}, dilation{1, 1};
   std::array<int64_t, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
 };
 
-enum class OpKind { kConv, kLinear, kMaxPool, kAvgPool, kGlobalPool, kMap, kConcat, kSelect, kFlatten };
+enum class OpKind {
+  kConv,
+  kLinear,
+  kMaxPool,
+  kAvgPool,
+  kGlobalPool,
+  kMap,
+  kConcat,
+  kSelect,
+  kFlatten,
+  kQuantize,
+  kDequantize
+};
 
 struct Op {
   OpKind kind;
@@ -50,6 +84,9 @@ struct Op {
   Window window;       // kConv and pools
   int64_t groups = 1;  // kConv
   std::shared_ptr<const Weights> weights;
+  std::shared_ptr<const ByteWeights> bytes;  // of a quantized layer, in place of weights
+  IntegerEnd end;                            // of a quantized layer; kMap, kQuantize: theta
+  std::optional<Quant> quant;                // of the output, where it is bytes
   std::vector<float> bias;  // [K] or empty
   Activation activation;
   bool ceil_mode = false, count_include_pad = true;
@@ -57,6 +94,9 @@ struct Op {
   std::vector<float> scale, shift;  // kMap, [C] or empty
   cpu::Join join = cpu::Join::kNone;
   std::vector<int64_t> index;  // kSelect
+
+  int64_t neurons() const { return bytes ? bytes->neurons() : weights->neurons(); }
+  int64_t per_neuron() const { return bytes ? bytes->per_neuron() : weights->per_neuron(); }
 };
 
 class Plan;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -21,19 +22,32 @@ struct Store {
   std::vector<uint16_t> valid;  // see valid_lanes
   FrameFill fill;
   float fill_value = 0;  // what lies beyond the image: 0, or -inf for a maximum
-  int64_t offset = 0;    // floats from the arena's start to vector (0, 0) of channel 0
+  int64_t offset = 0;    // floats from the arena's start to vector (0, 0) of plane 0
+  bool bytes = false;    // quads of channels (cpu/quads.h); otherwise a plane is a channel
+  float scale = 1;       // of bytes
+  int32_t zero_point = 0;
   // Channels [first_channel, first_channel + channels) of another store, or on its own (-1).
   int parent = -1;
   int64_t first_channel = 0;
   int64_t begin = INT64_MAX, end = -1;  // steps between which it must be kept
 
+  int64_t planes() const { return bytes ? (channels + 3) / 4 : channels; }
   int64_t plane_floats() const { return layout.plane() * kLanes; }
-  float* channel(float* arena, int64_t c) const { return arena + offset + c * plane_floats(); }
+  float* channel(float* arena, int64_t plane) const { return arena + offset + plane * plane_floats(); }
+  uint8_t* plane_bytes(float* arena, int64_t plane) const {
+    return reinterpret_cast<uint8_t*>(channel(arena, plane));
+  }
+  // A lane beyond the image: 32 bits, on their way as a float.
+  float fill_lane() const {
+    if (!bytes) return fill_value;
+    return std::bit_cast<float>(fill_value == 0 ? 0x01010101u * static_cast<uint32_t>(zero_point) : 0u);
+  }
   const uint16_t* valid_data() const { return valid.empty() ? nullptr : valid.data(); }
   void fill_frames(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
     if (fill.copies.empty()) return;
     for (int64_t c = c0; c < c1; ++c)
-      k.frame(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(), 0.0f);
+      k.frame(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(),
+              fill_lane());
   }
 };
 
@@ -75,6 +89,13 @@ class Step {
 };
 
 using Steps = std::vector<std::unique_ptr<Step>>;
+
+class ConvolutionStep : public Step {
+ public:
+  using Step::Step;
+  // Whether the frame is left for a step of its own, since no task has a whole plane.
+  virtual bool leaves_frame() const = 0;
+};
 
 // Into how many tasks a step is cut where it can be: as many as there are cores, whatever the number of threads that a
 // call brings, so that one plan serves them all.

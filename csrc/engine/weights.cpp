@@ -2,10 +2,13 @@
 
 namespace secateur::engine {
 
-Weights::Weights(const float* dense, int64_t neurons, int64_t per_neuron) : neurons_(neurons), per_neuron_(per_neuron) {
+template <class T>
+WeightsOf<T>::WeightsOf(const T* dense, int64_t neurons, int64_t per_neuron)
+    : neurons_(neurons), per_neuron_(per_neuron) {
   const int64_t count = neurons * per_neuron;
   for (int64_t i = 0; i < count; ++i) nonzeros_ += dense[i] != 0;
-  if (nonzeros_ * 2 > count) {
+  // An index takes four bytes beside its value.
+  if (nonzeros_ * static_cast<int64_t>(sizeof(T) + 4) > count * static_cast<int64_t>(sizeof(T))) {
     dense_.assign(dense, dense + count);
     return;
   }
@@ -15,12 +18,15 @@ Weights::Weights(const float* dense, int64_t neurons, int64_t per_neuron) : neur
   start_.push_back(0);
   for (int64_t k = 0; k < neurons; ++k) {
     for (int64_t i = 0; i < per_neuron; ++i)
-      if (const float w = dense[k * per_neuron + i]; w != 0) {
+      if (const T w = dense[k * per_neuron + i]; w != 0) {
         index_.push_back(static_cast<uint32_t>(i));
         value_.push_back(w);
       }
     start_.push_back(static_cast<int64_t>(index_.size()));
   }
 }
+
+template class WeightsOf<float>;
+template class WeightsOf<int8_t>;
 
 }  // namespace secateur::engine

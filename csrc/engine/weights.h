@@ -7,10 +7,11 @@
 
 namespace secateur::engine {
 
-class __attribute__((visibility("default"))) Weights {
+template <class T>  // float, or int8_t of quantized layers
+class __attribute__((visibility("default"))) WeightsOf {
  public:
   // dense [neurons][per_neuron], copied.
-  Weights(const float* dense, int64_t neurons, int64_t per_neuron);
+  WeightsOf(const T* dense, int64_t neurons, int64_t per_neuron);
 
   int64_t neurons() const { return neurons_; }
   int64_t per_neuron() const { return per_neuron_; }
@@ -24,7 +25,7 @@ class __attribute__((visibility("default"))) Weights {
   template <class F>
   void for_each(int64_t neuron, F&& f) const {
     if (!dense_.empty()) {
-      const float* w = dense_.data() + neuron * per_neuron_;
+      const T* w = dense_.data() + neuron * per_neuron_;
       for (int64_t i = 0; i < per_neuron_; ++i)
         if (w[i] != 0) f(i, w[i]);
     } else {
@@ -34,10 +35,13 @@ class __attribute__((visibility("default"))) Weights {
 
  private:
   int64_t neurons_, per_neuron_, nonzeros_ = 0;
-  std::vector<float> dense_;
+  std::vector<T> dense_;
   std::vector<int64_t> start_;
   std::vector<uint32_t> index_;
-  std::vector<float> value_;
+  std::vector<T> value_;
 };
+
+using Weights = WeightsOf<float>;
+using ByteWeights = WeightsOf<int8_t>;
 
 }  // namespace secateur::engine

@@ -28,10 +28,12 @@ NONE = Act()
 RELU = Act("clamp", 0.0, math.inf)
 
 Size = tuple[int, int]
+Grid = tuple[float, int]  # scale, zero point: a byte q stands for (q - zero_point) * scale
 
 
 class ProgramLike(Protocol):
-    """One segment, independent of batch and image size. Values are ids: planes [N, C, H, W] or rows [N, F]."""
+    """One segment, independent of batch and image size. Values are ids: planes [N, C, H, W] or rows [N, F], of real
+    numbers or, where a ``grid`` is given, of bytes."""
 
     @property
     def id(self) -> int: ...
@@ -47,10 +49,24 @@ class ProgramLike(Protocol):
     ) -> int: ...
     def avg_pool(
         self, x: int, kernel: Size, stride: Size, padding: Size, ceil_mode: bool, count_include_pad: bool,
-        divisor: int, name: str,
+        divisor: int, name: str, grid: Grid | None = None,
     ) -> int: ...  # fmt: skip
-    def global_avg_pool(self, x: int, name: str) -> int: ...
-    def map(self, x: int, scale: Any, shift: Any, join: str, other: int, act: Act, name: str) -> int: ...
+    def global_avg_pool(self, x: int, name: str, grid: Grid | None = None) -> int: ...
+    def map(
+        self, x: int, scale: Any, shift: Any, join: str, other: int, act: Act, name: str, grid: Grid | None = None,
+        theta: Any = None,
+    ) -> int: ...  # fmt: skip
+    def quantize(self, x: int, grid: Grid, theta: Any, name: str) -> int: ...
+    def dequantize(self, x: int, name: str) -> int: ...
+    def conv2d_int8(
+        self, x: int, weight: Any, bias: Any, multiplier: Any, stride: Size, padding: tuple[int, int, int, int],
+        dilation: Size, groups: int, residual: int, residual_multiplier: float, grid: Grid | None,
+        limits: tuple[int, int], theta: Any, act: Act, name: str,
+    ) -> int: ...  # fmt: skip
+    def linear_int8(
+        self, x: int, weight: Any, bias: Any, multiplier: Any, grid: Grid | None, limits: tuple[int, int], theta: Any,
+        act: Act, name: str,
+    ) -> int: ...  # fmt: skip
     def concat(self, xs: Sequence[int], name: str) -> int: ...
     def select_channels(self, x: int, index: Sequence[int], name: str) -> int: ...
     def flatten(self, x: int) -> int: ...
@@ -64,11 +80,13 @@ class ProgramLike(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Who computes segments: how a program is made, fed with weights, and run; which dtypes it takes (on the CPU)."""
+    """Who computes segments: how a program is made, fed with weights, and run; which dtypes it takes (on the CPU).
+    ``array`` hands over real numbers, ``integers`` a tensor as it is."""
 
     name: str
     make: Callable[[], ProgramLike]
     array: Callable[[Tensor], Any]
+    integers: Callable[[Tensor], Any]
     run: Callable[[list[Tensor], Any], list[Tensor]]
     dtypes: tuple[torch.dtype, ...]
 
@@ -87,5 +105,6 @@ def _run_engine(inputs: list[Tensor], program: ProgramLike) -> list[Tensor]:
 
 #: The C++ engine.
 ENGINE = Backend(
-    "engine", _make_engine, lambda t: t.detach().to(torch.float32).contiguous().numpy(), _run_engine, (torch.float32,)
-)
+    "engine", _make_engine, lambda t: t.detach().to(torch.float32).contiguous().numpy(),
+    lambda t: t.detach().contiguous().numpy(), _run_engine, (torch.float32,),
+)  # fmt: skip

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._errors import Error
-from .program import NONE, Act, Backend, Size
+from .program import NONE, Act, Backend, Grid, Size
+from .reference_int8 import Ending, average, dequantize, quantize
 
 _ids = itertools.count(1)
 _KINDS = ("none", "clamp", "threshold", "leaky", "hardswish", "hardsigmoid", "sigmoid", "silu", "gelu", "tanh")
@@ -26,6 +27,7 @@ _KINDS = ("none", "clamp", "threshold", "leaky", "hardswish", "hardsigmoid", "si
 class _Value:
     planes: bool
     size: int | None  # channels or features; None: known only with the image size
+    grid: Grid | None = None  # bytes: held as whole numbers, in whatever dtype
 
 
 @dataclass
@@ -72,10 +74,10 @@ class ReferenceProgram:
 
     # ---- the builder ----
 
-    def _new(self, planes: bool, size: int | None, step: _Step | None = None) -> int:
+    def _new(self, planes: bool, size: int | None, step: _Step | None = None, grid: Grid | None = None) -> int:
         if self._finished:
             raise Error("Program: nothing can be added after finish()")
-        self._values.append(_Value(planes, size))
+        self._values.append(_Value(planes, size, grid))
         if step is not None:
             self._steps[len(self._values) - 1] = step
         return len(self._values) - 1
@@ -156,25 +158,41 @@ class ReferenceProgram:
         def compute(values: list[Tensor], like: Tensor) -> Tensor:
             return F.max_pool2d(values[x], kernel, stride, padding, dilation, ceil_mode)
 
-        return self._new(True, source.size, _Step("max_pool", name, compute))
+        return self._new(True, source.size, _Step("max_pool", name, compute), source.grid)
 
     def avg_pool(
         self, x: int, kernel: Size, stride: Size, padding: Size, ceil_mode: bool, count_include_pad: bool,
-        divisor: int, name: str,
+        divisor: int, name: str, grid: Grid | None = None,
     ) -> int:  # fmt: skip
         source = self._get("avg_pool", x, planes=True)
+        window = (kernel, stride, padding, ceil_mode, count_include_pad, divisor or None)
 
         def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            return F.avg_pool2d(values[x], kernel, stride, padding, ceil_mode, count_include_pad, divisor or None)
+            if source.grid is not None:
+                return average(values[x], window, source.grid, grid or source.grid)
+            return F.avg_pool2d(values[x], *window)
 
-        return self._new(True, source.size, _Step("avg_pool", name, compute))
+        made = None if source.grid is None else grid or source.grid
+        return self._new(True, source.size, _Step("avg_pool", name, compute), made)
 
-    def global_avg_pool(self, x: int, name: str) -> int:
+    def global_avg_pool(self, x: int, name: str, grid: Grid | None = None) -> int:
         source = self._get("global_avg_pool", x, planes=True)
-        compute = lambda values, like: values[x].mean((2, 3))  # noqa: E731
-        return self._new(False, source.size, _Step("global_avg_pool", name, compute))
 
-    def map(self, x: int, scale: Any, shift: Any, join: str, other: int, act: Sequence[Any], name: str) -> int:
+        def compute(values: list[Tensor], like: Tensor) -> Tensor:
+            if source.grid is None:
+                return values[x].mean((2, 3))
+            sums = (values[x] - source.grid[1]).sum((2, 3)).to(torch.float32)
+            scale = torch.tensor(source.grid[0], dtype=torch.float32).double() / values[x][0, 0].numel()
+            if grid is None:
+                return (sums * scale.float()).to(like)
+            return quantize(sums * (scale / torch.tensor(grid[0]).double()).float(), (1.0, grid[1]), None)
+
+        return self._new(False, source.size, _Step("global_avg_pool", name, compute), grid)
+
+    def map(
+        self, x: int, scale: Any, shift: Any, join: str, other: int, act: Sequence[Any], name: str,
+        grid: Grid | None = None, theta: Any = None,
+    ) -> int:  # fmt: skip
         source = self._get("map", x)
         factor = None if scale is None else torch.as_tensor(scale)
         offset = None if shift is None else torch.as_tensor(shift)
@@ -189,20 +207,78 @@ class ReferenceProgram:
         epilogue = self._act("map", act, source.size)
 
         def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            y = values[x]
+            y = self._real(values, x, like)
             shape = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
             if factor is not None:
                 y = y * factor.to(like).reshape(shape)
             if offset is not None:
                 y = y + offset.to(like).reshape(shape)
             if other >= 0:
-                second = values[other][:, :, None, None] if broadcast else values[other]
+                second = values[other][:, :, None, None] if broadcast else self._real(values, other, like)
                 if not broadcast and second.shape != y.shape:
                     raise Error(f"engine_run: {name}: {list(y.shape)} and {list(second.shape)} must be the same")
                 y = y + second if join == "add" else y * second
-            return activate(y, epilogue)
+            y = activate(y, epilogue)
+            return y if grid is None else quantize(y, grid, theta)
 
-        return self._new(source.planes, source.size, _Step("map", name, compute))
+        return self._new(source.planes, source.size, _Step("map", name, compute), grid)
+
+    def _real(self, values: list[Tensor], x: int, like: Tensor) -> Tensor:
+        grid = self._values[x].grid
+        return values[x] if grid is None else dequantize(values[x], grid).to(like)
+
+    def quantize(self, x: int, grid: Grid, theta: Any, name: str) -> int:
+        source = self._get("quantize", x)
+        compute = lambda values, like: quantize(values[x], grid, theta)  # noqa: E731
+        return self._new(source.planes, source.size, _Step("quantize", name, compute), grid)
+
+    def dequantize(self, x: int, name: str) -> int:
+        source = self._get("dequantize", x)
+        if source.grid is None:
+            raise Error("Program.dequantize: x must be bytes")
+        return self._new(
+            source.planes, source.size, _Step("dequantize", name, lambda values, like: self._real(values, x, like))
+        )
+
+    def conv2d_int8(
+        self, x: int, weight: Any, bias: Any, multiplier: Any, stride: Size, padding: tuple[int, int, int, int],
+        dilation: Size, groups: int, residual: int, residual_multiplier: float, grid: Grid | None,
+        limits: tuple[int, int], theta: Any, act: Sequence[Any], name: str,
+    ) -> int:  # fmt: skip
+        source = self._get("conv2d_int8", x, planes=True)
+        w = torch.as_tensor(weight)
+        if source.grid is None or w.dtype != torch.int8 or w.dim() != 4 or w.shape[1] * groups != source.size:
+            raise Error("Program.conv2d_int8: x must be bytes, weight int8 [K, C / groups, R, S]")
+        zero = source.grid[1]
+        other = None if residual < 0 else self._get("conv2d_int8", residual, planes=True).grid
+        ending = Ending(bias, multiplier, residual_multiplier, other, grid, limits, theta)
+        epilogue = self._act("conv2d_int8", act, w.shape[0])
+        top, left, bottom, right = padding
+
+        def compute(values: list[Tensor], like: Tensor) -> Tensor:
+            padded = F.pad(values[x].double(), (left, right, top, bottom), value=zero)
+            sums = F.conv2d(padded, w.double(), None, stride, 0, dilation, groups)
+            y = ending(sums, values[residual] if residual >= 0 else None)
+            return y if grid is not None else activate(y.to(like), epilogue)
+
+        return self._new(True, w.shape[0], _Step("conv2d", name, compute, w), grid)
+
+    def linear_int8(
+        self, x: int, weight: Any, bias: Any, multiplier: Any, grid: Grid | None, limits: tuple[int, int], theta: Any,
+        act: Sequence[Any], name: str,
+    ) -> int:  # fmt: skip
+        source = self._get("linear_int8", x, planes=False)
+        w = torch.as_tensor(weight)
+        if source.grid is None or w.dtype != torch.int8 or w.dim() != 2:
+            raise Error("Program.linear_int8: x must be bytes, weight int8 [K, C]")
+        ending = Ending(bias, multiplier, 0.0, None, grid, limits, theta)
+        epilogue = self._act("linear_int8", act, w.shape[0])
+
+        def compute(values: list[Tensor], like: Tensor) -> Tensor:
+            y = ending(F.linear(values[x].double(), w.double()), None)
+            return y if grid is not None else activate(y.to(like), epilogue)
+
+        return self._new(False, w.shape[0], _Step("linear", name, compute, w), grid)
 
     def concat(self, xs: Sequence[int], name: str) -> int:
         planes = self._get("concat", xs[0]).planes
@@ -210,7 +286,10 @@ class ReferenceProgram:
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         ids = list(xs)
         compute = lambda values, like: torch.cat([values[x] for x in ids], 1)  # noqa: E731
-        return self._new(planes, total, _Step("concat", name, compute))
+        grids = {self._values[x].grid for x in ids}
+        if len(grids) > 1:
+            raise Error("Program.concat: xs must all be real values, or bytes of one scale")
+        return self._new(planes, total, _Step("concat", name, compute), grids.pop())
 
     def select_channels(self, x: int, index: Sequence[int], name: str) -> int:
         source = self._get("select_channels", x, planes=True)
@@ -218,14 +297,15 @@ class ReferenceProgram:
         if not index or min(index) < 0 or (source.size is not None and max(index) >= source.size):
             raise Error(f"Program.select_channels: index must be in 0 .. {source.size} - 1")
         compute = lambda values, like: values[x].index_select(1, wanted.to(like.device))  # noqa: E731
-        return self._new(True, len(wanted), _Step("select_channels", name, compute))
+        return self._new(True, len(wanted), _Step("select_channels", name, compute), source.grid)
 
     def flatten(self, x: int) -> int:
-        self._get("flatten", x, planes=True)
-        return self._new(False, None, _Step("flatten", "flatten", lambda values, like: values[x].flatten(1)))
+        grid = self._get("flatten", x, planes=True).grid
+        return self._new(False, None, _Step("flatten", "flatten", lambda values, like: values[x].flatten(1)), grid)
 
     def output(self, x: int) -> None:
-        self._get("output", x)
+        if self._get("output", x).grid is not None:
+            raise Error("Program.output: x must be real, not bytes")
         self._outputs.append(x)
 
     def finish(self) -> None:
@@ -283,6 +363,7 @@ def _check_bias(where: str, bias: Tensor | None, weight: Tensor) -> None:
 REFERENCE = Backend(
     "reference",
     ReferenceProgram,
+    lambda t: t.detach().clone(),
     lambda t: t.detach().clone(),
     lambda inputs, program: program.run(inputs),
     (torch.float32, torch.float64),

@@ -1,0 +1,108 @@
+// Blocks of four weights over planes of quads: as planes_sparse.h, a dot product of four bytes in place of each
+// multiplication. Sums go through memory to their end, which needs all four channels of a quad: two thirds of the
+// registers are free for sums that way.
+#pragma once
+
+#include <cstring>
+
+#include "quads_end.h"
+
+namespace secateur::cpu {
+namespace {
+
+template <int R, int C>
+struct BlockSums {
+  i32x16 at[R * C];
+};
+
+template <int R, int C, int Step>
+inline void add_block(BlockSums<R, C>& sum, block w, const uint8_t* x, int64_t x_row) {
+  SECATEUR_UNROLL
+  for (int i = 0; i < R * C; ++i) sum.at[i] = dot(sum.at[i], w, x + i / C * x_row + i % C * (64 * Step));
+}
+
+// The odd one to three first, then four at a time, as sum_nonzeros does; few sums work in two sets.
+template <int R, int C, int Step>
+inline void sum_blocks(BlockSums<R, C>& sum, const uint16_t* offset, const uint32_t* weight, int64_t count,
+                       const uint8_t* x, int64_t x_row) {
+  int64_t n = 0;
+  const auto single = [&] {
+    add_block<R, C, Step>(sum, block_of(weight[n]), x + int64_t{offset[n]} * 64, x_row);
+    ++n;
+  };
+  switch (count % 4) {
+    case 3: single(); [[fallthrough]];
+    case 2: single(); [[fallthrough]];
+    case 1: single();
+  }
+  const auto four = [&](BlockSums<R, C>& odd) {
+    const blocks4 w = load_four_blocks(weight + n);
+    uint64_t at;
+    std::memcpy(&at, offset + n, sizeof at);
+    add_block<R, C, Step>(sum, one_block<0>(w), x + (at & 0xffff) * 64, x_row);
+    add_block<R, C, Step>(odd, one_block<1>(w), x + (at >> 16 & 0xffff) * 64, x_row);
+    add_block<R, C, Step>(sum, one_block<2>(w), x + (at >> 32 & 0xffff) * 64, x_row);
+    add_block<R, C, Step>(odd, one_block<3>(w), x + (at >> 48) * 64, x_row);
+  };
+  if constexpr (R * C <= 3) {
+    BlockSums<R, C> odd;
+    SECATEUR_UNROLL
+    for (int i = 0; i < R * C; ++i) odd.at[i] = splat_i32(0);
+    for (; n < count; n += 4) four(odd);
+    SECATEUR_UNROLL
+    for (int i = 0; i < R * C; ++i) sum.at[i] = add(sum.at[i], odd.at[i]);
+  } else {
+    for (; n < count; n += 4) four(sum);
+  }
+}
+
+template <int R, int C, int Step>
+void block_planes(const BlockPlanes& tile) {
+  const QuadOut& out = tile.out;
+  for (int64_t i = 0; i < tile.row_count; ++i) {
+    const BlockRow& row = tile.rows[i];
+    int32_t* at = out.sums + int64_t{row.slot} * (R * C * 16);
+    BlockSums<R, C> sum;
+    if (out.first) {
+      const i32x16 start = splat_i32(tile.end->bias[row.channel] + shift_of(row));
+      SECATEUR_UNROLL
+      for (int j = 0; j < R * C; ++j) sum.at[j] = start;
+    } else {
+      const i32x16 shift = splat_i32(shift_of(row));
+      SECATEUR_UNROLL
+      for (int j = 0; j < R * C; ++j) sum.at[j] = shifts ? add(load_i32(at + 16 * j), shift) : load_i32(at + 16 * j);
+    }
+    sum_blocks<R, C, Step>(sum, tile.offsets + row.begin, tile.weights + row.begin, row.count, tile.x + row.base * 64,
+                           tile.x_row);
+    SECATEUR_UNROLL
+    for (int j = 0; j < R * C; ++j) store_i32(at + 16 * j, sum.at[j]);
+    if (out.last && i % 4 == 3) finish_quad(tile, at - 3 * (R * C * 16), row.channel - 3, R, C);
+  }
+}
+
+inline void block_vector(const BlockVector& layer) {
+  for (int64_t i = 0; i < layer.row_count; ++i) {
+    const BlockRow& row = layer.rows[i];
+    const int32_t start = layer.bias ? layer.bias[row.channel] : layer.sums[row.channel];
+    layer.sums[row.channel] = start + dot_blocks(layer.offsets + row.begin, layer.weights + row.begin, row.count,
+                                                 layer.x + row.base * 4);
+  }
+}
+
+template <int R, int C>
+constexpr void fill_block_tile(QuadKernels& table) {
+  constexpr int step = C == 1 ? 1 : 2;
+  if constexpr (R * C <= max_block_sums) {
+    table.block_planes[0][R][C] = block_planes<R, C, 1>;
+    if constexpr (C <= kTileColumns) table.block_planes[1][R][C] = block_planes<R, C, step>;
+  }
+}
+template <int R, int C>
+constexpr void fill_block_tiles(QuadKernels& table) {
+  fill_block_tile<R, C>(table);
+  if constexpr (C > 1) fill_block_tiles<R, C - 1>(table);
+  else if constexpr (R > 1) fill_block_tiles<R - 1, R == 2 ? kTileLine : kTileColumns>(table);
+}
+
+}  // namespace
+}  // namespace secateur::cpu

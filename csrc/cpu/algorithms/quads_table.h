@@ -1,0 +1,27 @@
+// Fills a table of integer kernels; included last, after a vocabulary and its words for quads.
+#pragma once
+
+#include "quads_rows.h"
+#include "quads_sparse.h"
+
+namespace secateur::cpu {
+namespace {
+
+constexpr QuadKernels make_quad_table(const char* name) {
+  QuadKernels table{
+      .name = name,
+      .max_sums = max_block_sums,
+      .block_planes = {},
+      .block_vector = block_vector,
+      .pool_row = pool_quads,
+      .quantize = quantize_quads,
+      .dequantize = dequantize_quads,
+      .finish = finish_lanes,
+      .lane_sums = quad_lane_sums,
+  };
+  fill_block_tiles<kTileRows, kTileColumns>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace secateur::cpu

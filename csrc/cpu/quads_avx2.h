@@ -1,0 +1,150 @@
+// The words for quads for AVX2, with AVX-VNNI where the file is compiled for it. After vec_avx2.h; words as in
+// quads_scalar.h.
+#pragma once
+
+#include "quads.h"
+
+namespace secateur::cpu {
+namespace {
+
+struct i32x16 {
+  __m256i v[2];
+};
+struct quads {
+  __m256i v[2];
+};
+
+inline __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline i32x16 load_i32(const int32_t* p) { return {{load_256(p), load_256(p + 8)}}; }
+inline void store_i32(int32_t* p, i32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v[0]);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, a.v[1]);
+}
+inline i32x16 splat_i32(int32_t v) { return {{_mm256_set1_epi32(v), _mm256_set1_epi32(v)}}; }
+inline i32x16 add(i32x16 a, i32x16 b) {
+  return {{_mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])}};
+}
+inline i32x16 sub(i32x16 a, i32x16 b) {
+  return {{_mm256_sub_epi32(a.v[0], b.v[0]), _mm256_sub_epi32(a.v[1], b.v[1])}};
+}
+inline f32x16 float_of(i32x16 a) { return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}}; }
+inline i32x16 round_of(f32x16 a) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's rounding mode
+  return {{_mm256_cvtps_epi32(_mm256_round_ps(a.v[0], nearest)), _mm256_cvtps_epi32(_mm256_round_ps(a.v[1], nearest))}};
+}
+
+inline uint32_t quad_at(const uint8_t* p) {
+  uint32_t v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline quads load_quads(const uint8_t* p) { return {{load_256(p), load_256(p + 32)}}; }
+inline void store_quads(uint8_t* p, quads a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v[0]);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, a.v[1]);
+}
+inline quads splat_quad(uint32_t four) {
+  const __m256i v = _mm256_set1_epi32(static_cast<int>(four));
+  return {{v, v}};
+}
+inline void split_quads(quads a, i32x16 (&channel)[4]) {
+  const __m256i low = _mm256_set1_epi32(0xff);
+  for (int h = 0; h < 2; ++h) {
+    channel[0].v[h] = _mm256_and_si256(a.v[h], low);
+    channel[1].v[h] = _mm256_and_si256(_mm256_srli_epi32(a.v[h], 8), low);
+    channel[2].v[h] = _mm256_and_si256(_mm256_srli_epi32(a.v[h], 16), low);
+    channel[3].v[h] = _mm256_srli_epi32(a.v[h], 24);
+  }
+}
+// Packing works within halves of a register, and so does the shuffle that brings the bytes of a lane together.
+inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
+  const __m256i zero = _mm256_set1_epi16(static_cast<short>(zero_point));
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  quads q;
+  for (int h = 0; h < 2; ++h) {
+    const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(channel[0].v[h], channel[1].v[h]), zero);
+    const __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(channel[2].v[h], channel[3].v[h]), zero);
+    q.v[h] = _mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
+  }
+  return q;
+}
+inline quads at_least_bytes(quads a, quads b) {
+  return {{_mm256_max_epu8(a.v[0], b.v[0]), _mm256_max_epu8(a.v[1], b.v[1])}};
+}
+inline quads at_most_bytes(quads a, quads b) {
+  return {{_mm256_min_epu8(a.v[0], b.v[0]), _mm256_min_epu8(a.v[1], b.v[1])}};
+}
+inline quads zero_below(quads a, quads least, quads zero) {
+  quads q;
+  for (int h = 0; h < 2; ++h) {
+    const __m256i stays = _mm256_cmpeq_epi8(_mm256_max_epu8(a.v[h], least.v[h]), a.v[h]);
+    q.v[h] = _mm256_blendv_epi8(zero.v[h], a.v[h], stays);
+  }
+  return q;
+}
+inline quads blend_quads(quads off, quads on, uint32_t bits) {
+  return {{_mm256_blendv_epi8(off.v[0], on.v[0], lanes_32(bits)),
+           _mm256_blendv_epi8(off.v[1], on.v[1], lanes_32(bits >> 8))}};
+}
+
+struct blocks4 {
+  __m256i v;
+};
+inline blocks4 load_four_blocks(const uint32_t* p) {
+  blocks4 four{_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  asm("" : "+x"(four.v));  // or the compiler turns each splat back into a load
+  return four;
+}
+
+#ifdef __AVXVNNI__
+struct block {
+  __m256i v;
+};
+inline block halves(__m256i w) { return {w}; }
+inline __m256i dot_256(__m256i sum, __m256i x, block w) { return _mm256_dpbusd_avx_epi32(sum, x, w.v); }
+constexpr int max_block_sums = 6;
+#else
+// Never the byte products that saturate at 16 bits (vpmaddubsw): the even and the odd bytes as 16-bit numbers, whose
+// products are added in 32.
+struct block {
+  __m256i even, odd;
+};
+inline block halves(__m256i w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
+inline __m256i dot_256(__m256i sum, __m256i x, block w) {
+  const __m256i even = _mm256_and_si256(x, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(x, 8);
+  return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, w.even), _mm256_madd_epi16(odd, w.odd)));
+}
+constexpr int max_block_sums = 4;
+#endif
+inline block block_of(uint32_t four) { return halves(_mm256_set1_epi32(static_cast<int>(four))); }
+template <int I>
+inline block one_block(blocks4 four) {
+  return halves(_mm256_shuffle_epi32(four.v, I * 0x55));
+}
+inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
+  return {{dot_256(sum.v[0], load_256(x), w), dot_256(sum.v[1], load_256(x + 32), w)}};
+}
+
+constexpr bool shifts = false;
+inline int32_t shift_of(const BlockRow&) { return 0; }
+
+inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
+  __m256i sum = _mm256_setzero_si256();
+  int64_t n = 0;
+  for (; n + 8 <= count; n += 8) {
+    const __m256i at = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offset + n)));
+    const __m256i quad = _mm256_i32gather_epi32(reinterpret_cast<const int*>(x), at, 4);
+    sum = dot_256(sum, quad, halves(load_256(weight + n)));
+  }
+  alignas(32) int32_t parts[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sum);
+  int32_t total = 0;
+  for (int32_t part : parts) total += part;
+  for (; n < count; ++n)
+    for (int i = 0; i < 4; ++i) total += static_cast<int8_t>(weight[n] >> (8 * i)) * x[int64_t{offset[n]} * 4 + i];
+  return total;
+}
+
+}  // namespace
+}  // namespace secateur::cpu

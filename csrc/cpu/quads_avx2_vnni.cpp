@@ -1,0 +1,10 @@
+#include "vec_avx2.h"
+#include "quads_avx2.h"
+// The algorithms speak the vocabularies above, so they come first.
+#include "algorithms/quads_table.h"
+
+namespace secateur::cpu {
+
+extern const QuadKernels quads_avx2_vnni = make_quad_table("avx2 vnni");
+
+}  // namespace secateur::cpu

@@ -1,0 +1,125 @@
+// The words for quads for AVX-512, with VNNI where the file is compiled for it. After vec_avx512.h; words as in
+// quads_scalar.h.
+#pragma once
+
+#include "quads.h"
+
+namespace secateur::cpu {
+namespace {
+
+struct i32x16 {
+  __m512i v;
+};
+struct quads {
+  __m512i v;
+};
+
+inline i32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_i32(int32_t* p, i32x16 a) { _mm512_storeu_si512(p, a.v); }
+inline i32x16 splat_i32(int32_t v) { return {_mm512_set1_epi32(v)}; }
+inline i32x16 add(i32x16 a, i32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline i32x16 sub(i32x16 a, i32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline f32x16 float_of(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline i32x16 round_of(f32x16 a) {
+  return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+inline uint32_t quad_at(const uint8_t* p) {
+  uint32_t v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline quads load_quads(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_quads(uint8_t* p, quads a) { _mm512_storeu_si512(p, a.v); }
+inline quads splat_quad(uint32_t four) { return {_mm512_set1_epi32(static_cast<int>(four))}; }
+inline void split_quads(quads a, i32x16 (&channel)[4]) {
+  const __m512i low = _mm512_set1_epi32(0xff);
+  channel[0] = {_mm512_and_si512(a.v, low)};
+  channel[1] = {_mm512_and_si512(_mm512_srli_epi32(a.v, 8), low)};
+  channel[2] = {_mm512_and_si512(_mm512_srli_epi32(a.v, 16), low)};
+  channel[3] = {_mm512_srli_epi32(a.v, 24)};
+}
+// Packing works within quarters of a register, and so does the shuffle that brings the bytes of a lane together.
+inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
+  const __m512i zero = _mm512_set1_epi16(static_cast<short>(zero_point));
+  const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(channel[0].v, channel[1].v), zero);
+  const __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(channel[2].v, channel[3].v), zero);
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return {_mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order)};
+}
+inline quads at_least_bytes(quads a, quads b) { return {_mm512_max_epu8(a.v, b.v)}; }
+inline quads at_most_bytes(quads a, quads b) { return {_mm512_min_epu8(a.v, b.v)}; }
+inline quads zero_below(quads a, quads least, quads zero) {
+  return {_mm512_mask_mov_epi8(a.v, _mm512_cmplt_epu8_mask(a.v, least.v), zero.v)};
+}
+inline quads blend_quads(quads off, quads on, uint32_t bits) {
+  return {_mm512_mask_mov_epi32(off.v, static_cast<__mmask16>(bits), on.v)};
+}
+
+// One load for four blocks; the splats are shuffles, which do not compete with a dot product's operand from memory.
+struct blocks4 {
+  __m512i v;
+};
+inline blocks4 load_four_blocks(const uint32_t* p) {
+  blocks4 four{_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  asm("" : "+v"(four.v));  // or the compiler turns each splat back into a load
+  return four;
+}
+
+#ifdef __AVX512VNNI__
+struct block {
+  __m512i v;
+};
+inline block block_of(uint32_t four) { return {_mm512_set1_epi32(static_cast<int>(four))}; }
+template <int I>
+inline block one_block(blocks4 four) {
+  return {_mm512_shuffle_epi32(four.v, static_cast<_MM_PERM_ENUM>(I * 0x55))};
+}
+inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
+  return {_mm512_dpbusd_epi32(sum.v, _mm512_loadu_si512(x), w.v)};
+}
+constexpr int max_block_sums = 28;
+#else
+// Without it, never the byte products that saturate at 16 bits (vpmaddubsw): the even and the odd bytes as 16-bit
+// numbers, whose products are added in 32.
+struct block {
+  __m512i even, odd;
+};
+inline block halves(__m512i w) { return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)}; }
+inline block block_of(uint32_t four) { return halves(_mm512_set1_epi32(static_cast<int>(four))); }
+template <int I>
+inline block one_block(blocks4 four) {
+  return halves(_mm512_shuffle_epi32(four.v, static_cast<_MM_PERM_ENUM>(I * 0x55)));
+}
+inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
+  const __m512i both = _mm512_loadu_si512(x);
+  const __m512i even = _mm512_and_si512(both, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(both, 8);
+  return {_mm512_add_epi32(sum.v, _mm512_add_epi32(_mm512_madd_epi16(even, w.even), _mm512_madd_epi16(odd, w.odd)))};
+}
+constexpr int max_block_sums = 20;
+#endif
+
+constexpr bool shifts = false;
+inline int32_t shift_of(const BlockRow&) { return 0; }
+
+// The quads of x stand where the offsets say: gathered 16 at a time.
+inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t n = 0; n < count; n += 16) {
+    const __mmask16 here = static_cast<__mmask16>(count - n >= 16 ? 0xffffu : (1u << (count - n)) - 1);
+    const __m512i at = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(here, offset + n));
+    const __m512i quad = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), here, at, x, 4);
+    const __m512i w = _mm512_maskz_loadu_epi32(here, weight + n);
+#ifdef __AVX512VNNI__
+    sum = _mm512_dpbusd_epi32(sum, quad, w);
+#else
+    const block b = halves(w);
+    const __m512i even = _mm512_and_si512(quad, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(quad, 8);
+    sum = _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_madd_epi16(even, b.even), _mm512_madd_epi16(odd, b.odd)));
+#endif
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+
+}  // namespace
+}  // namespace secateur::cpu

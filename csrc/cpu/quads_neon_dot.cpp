@@ -1,0 +1,10 @@
+#include "vec_neon.h"
+#include "quads_neon.h"
+// The algorithms speak the vocabularies above, so they come first.
+#include "algorithms/quads_table.h"
+
+namespace secateur::cpu {
+
+extern const QuadKernels quads_neon_dot = make_quad_table("neon dot");
+
+}  // namespace secateur::cpu

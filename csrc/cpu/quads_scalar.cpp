@@ -1,0 +1,10 @@
+#include "vec_scalar.h"
+#include "quads_scalar.h"
+// The algorithms speak the vocabularies above, so they come first.
+#include "algorithms/quads_table.h"
+
+namespace secateur::cpu {
+
+extern const QuadKernels quads_scalar = make_quad_table("scalar");
+
+}  // namespace secateur::cpu

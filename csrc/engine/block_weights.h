@@ -1,0 +1,63 @@
+// Signed bytes of weights as the integer kernels read them: rows of blocks, in chunks of input quads.
+#pragma once
+
+#include <vector>
+
+#include "../cpu/quads.h"
+#include "weights.h"
+
+namespace secateur::engine {
+
+// What the inputs of an output channel are: quads and taps.
+struct BlockShape {
+  int64_t taps = 1, groups = 1;
+  int64_t group_channels(const ByteWeights& w) const { return w.per_neuron() / taps; }
+  int64_t first_quad(const ByteWeights& w, int64_t neuron) const {
+    return neuron / (w.neurons() / groups) * group_channels(w) / 4;
+  }
+  // Quads that a group's channels lie in, at most.
+  int64_t quads(const ByteWeights& w) const;
+};
+
+// Calls f(quad, tap, four weights) for one output channel's blocks with a nonzero, quads ascending, counted from
+// first_quad.
+template <class F>
+void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuron, std::vector<uint32_t>& blocks,
+                    F&& f) {
+  const int64_t group = neuron / (w.neurons() / shape.groups), first = group * shape.group_channels(w);
+  blocks.assign(static_cast<size_t>(shape.taps), 0);
+  int64_t quad = -1;
+  auto flush = [&] {
+    for (int64_t t = 0; quad >= 0 && t < shape.taps; ++t)
+      if (blocks[t]) f(quad, t, blocks[t]), blocks[t] = 0;
+  };
+  w.for_each(neuron, [&](int64_t i, int8_t value) {
+    const int64_t channel = first + i / shape.taps, q = channel / 4 - first / 4;
+    if (q != quad) flush(), quad = q;
+    blocks[i % shape.taps] |= uint32_t{static_cast<uint8_t>(value)} << (channel % 4 * 8);
+  });
+  flush();
+}
+
+// How many there are, in all.
+int64_t count_blocks(const ByteWeights& w, const BlockShape& shape);
+
+inline int64_t whole_quads(int64_t channels) { return (channels + 3) / 4; }
+
+struct BlockStream {
+  std::vector<cpu::BlockRow> rows;  // chunk by chunk, part by part
+  std::vector<int64_t> row_at;      // rows of chunk c, part p: [row_at[c * parts + p], row_at[c * parts + p + 1])
+  std::vector<uint16_t> offsets;
+  std::vector<uint32_t> weights;
+};
+
+// parts: bounds of output channels, multiples of four but for the last. chunk: quads. plane: vectors from a quad to the
+// next; tap_offset[t]: vectors, at least `lowest`. Rows of the last chunk are complete quads.
+BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
+                         int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
+                         int64_t lowest);
+
+// Bounds of at most `parts` parts of equal work, of whole quads of output channels.
+std::vector<int64_t> block_parts(const ByteWeights& w, int64_t parts);
+
+}  // namespace secateur::engine

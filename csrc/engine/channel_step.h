@@ -1,0 +1,57 @@
+// What the steps over planes share.
+#pragma once
+
+#include <cstdio>
+#include <tuple>
+
+#include "planes_steps.h"
+
+namespace secateur::engine {
+
+inline std::string size_of(const Store& s) {
+  char text[96];
+  std::snprintf(text, sizeof text, "%lld at %lldx%lld", static_cast<long long>(s.channels),
+                static_cast<long long>(s.layout.height), static_cast<long long>(s.layout.width));
+  return text;
+}
+
+// A step whose tasks are ranges of channels (or of planes of quads).
+class ChannelStep : public Step {
+ public:
+  ChannelStep(const Workshop& shop, std::string name, const char* kind, int shown)
+      : Step(std::move(name)), shop_(shop), kind_(kind), shown_(shown) {}
+  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 8, 1, work_units()); }
+  void run(const Call& call, const Worker& worker, int64_t image, int64_t, int64_t task) const override {
+    const Range r = part(channels(), task, tasks());
+    run_channels(call, worker, image, r.begin, r.end);
+  }
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = kind_;
+    r.kernel = "planes";
+    r.tile = size_of(store(shown_));
+    return r;
+  }
+
+ protected:
+  virtual int64_t channels() const = 0;
+  virtual void run_channels(const Call&, const Worker&, int64_t image, int64_t c0, int64_t c1) const = 0;
+  const Store& store(int i) const { return shop_.stores[i]; }
+  const cpu::EngineKernels& kernels() const { return shop_.kernels; }
+  const cpu::QuadKernels& quads() const { return shop_.quads; }
+
+ private:
+  Workshop shop_;
+  const char* kind_;
+  int shown_;
+};
+
+// Floats from an output vector's place in the input to what each tap of a window reads.
+std::vector<int32_t> window_taps(const Window& w, const Layout& x);
+
+// What an average pool multiplies its sums with: one factor, or, where windows count differently, one for each lane of
+// each vector ([vectors][16]). Windows count as in torch: padding where count_include_pad, never what ceil_mode adds.
+std::pair<float, std::vector<float>> window_factors(const Op& op, const Layout& x, const Layout& y);
+
+}  // namespace secateur::engine

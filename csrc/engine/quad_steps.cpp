@@ -1,0 +1,277 @@
+#include "quad_steps.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "channel_step.h"
+#include "rows_bytes.h"
+
+namespace secateur::engine {
+namespace {
+
+class QuadPool : public ChannelStep {
+ public:
+  QuadPool(const Workshop& shop, const Op& op, int x, int y)
+      : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
+    for (int32_t tap : window_taps(op.window, store(x).layout)) taps_.push_back(tap * 4);
+    if (op.kind != OpKind::kAvgPool) return;
+    std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
+    const float ratio = store(x).scale / store(y).scale;
+    factor_ *= ratio;
+    for (float& s : scale_) s *= ratio;
+  }
+
+ protected:
+  int64_t channels() const override { return store(y_).planes(); }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Blocks& b = y.layout.blocks;
+    cpu::QuadPoolRow row{};
+    row.taps = taps_.data();
+    row.tap_count = static_cast<int64_t>(taps_.size());
+    row.step = op_.window.stride[1] * kVectorBytes;
+    row.count = b.columns;
+    row.is_max = op_.kind == OpKind::kMaxPool;
+    row.factor = factor_;
+    row.zero_point = x.zero_point;
+    row.y_zero_point = y.zero_point;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t r = 0; r < b.rows; ++r) {
+        row.x = x.plane_bytes(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kVectorBytes;
+        row.y = y.plane_bytes(worker.arena, c) + r * y.layout.pitch() * kVectorBytes;
+        row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
+        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        quads().pool_row(row);
+      }
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  const Op& op_;
+  int x_, y_;
+  std::vector<int32_t> taps_;
+  float factor_ = 1;
+  std::vector<float> scale_;
+};
+
+// Quad by quad: what is bytes becomes real in scratch, the arithmetic is engine.h's, and the result bytes if it is to.
+class QuadMap : public ChannelStep {
+ public:
+  QuadMap(const Workshop& shop, const Op& op, int x, int other, int rows, int y)
+      : ChannelStep(shop, op.name,
+                    op.kind == OpKind::kQuantize     ? "quantize"
+                    : op.kind == OpKind::kDequantize ? "dequantize"
+                                                     : "elementwise",
+                    y),
+        op_(op),
+        x_(x),
+        other_(other),
+        rows_(rows),
+        y_(y) {}
+  int64_t scratch_floats(int64_t) const override { return 12 * store(y_).layout.blocks.columns * kLanes; }
+
+ protected:
+  int64_t channels() const override { return whole_quads(store(y_).channels); }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Blocks& b = y.layout.blocks;
+    const int64_t line = b.columns * kLanes;
+    float *spare_a = worker.scratch, *spare_b = spare_a + 4 * line, *spare_y = spare_b + 4 * line;
+    for (int64_t q = c0; q < c1; ++q) {
+      const int64_t n = std::min<int64_t>(4, y.channels - 4 * q);
+      for (int64_t r = 0; r < b.rows; ++r) {
+        float *a[4] = {}, *other[4] = {}, *to[4] = {};
+        real_rows(worker, x, q, n, r, spare_a, a);
+        if (other_ >= 0) real_rows(worker, store(other_), q, n, r, spare_b, other);
+        const uint16_t* valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        const bool straight = op_.kind == OpKind::kQuantize;
+        for (int64_t j = 0; j < n; ++j)
+          to[j] = straight  ? a[j]
+                  : y.bytes ? spare_y + j * line
+                            : y.channel(worker.arena, 4 * q + j) + r * y.layout.pitch() * kLanes;
+        for (int64_t j = 0; j < n && !straight; ++j) map_one(call, image, 4 * q + j, a[j], other[j], to[j], valid);
+        if (!y.bytes) continue;
+        cpu::QuadCast cast{};
+        cast.quads = y.plane_bytes(worker.arena, q) + r * y.layout.pitch() * kVectorBytes;
+        std::copy_n(to, 4, cast.real);
+        cast.count = b.columns;
+        cast.scale = static_cast<float>(1.0 / y.scale);
+        cast.zero_point = y.zero_point;
+        cast.theta = op_.end.theta.empty() ? nullptr : op_.end.theta.data() + 4 * q;
+        cast.valid = valid;
+        quads().quantize(cast);
+      }
+    }
+    if (y.bytes) y.fill_frames(kernels(), worker.arena, c0, c1);
+    else y.fill_frames(kernels(), worker.arena, 4 * c0, std::min(4 * c1, y.channels));
+  }
+
+ private:
+  void real_rows(const Worker& worker, const Store& s, int64_t quad, int64_t n, int64_t r, float* spare,
+                 float** rows) const {
+    const int64_t columns = store(y_).layout.blocks.columns;
+    for (int64_t j = 0; j < n; ++j)
+      rows[j] = s.bytes ? spare + j * columns * kLanes
+                        : s.channel(worker.arena, 4 * quad + j) + r * s.layout.pitch() * kLanes;
+    if (!s.bytes) return;
+    cpu::QuadCast cast{};
+    cast.quads = s.plane_bytes(worker.arena, quad) + r * s.layout.pitch() * kVectorBytes;
+    std::copy_n(rows, 4, cast.real);
+    cast.count = columns;
+    cast.scale = s.scale;
+    cast.zero_point = s.zero_point;
+    quads().dequantize(cast);
+  }
+  void map_one(const Call& call, int64_t image, int64_t c, const float* a, const float* b, float* y,
+               const uint16_t* valid) const {
+    cpu::MapRow row{};
+    row.a = a;
+    row.b = b;
+    row.y = y;
+    row.count = store(y_).layout.blocks.columns;
+    row.scale = op_.scale.empty() ? 1.0f : op_.scale[c];
+    row.shift = op_.shift.empty() ? 0.0f : op_.shift[c];
+    if (rows_ >= 0) {  // one number for all pixels: it joins scale and shift
+      const float v = call.rows[rows_][image * store(y_).channels + c];
+      if (op_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
+      else row.shift += v;
+    }
+    row.join = b ? op_.join : cpu::Join::kNone;
+    row.activation = op_.activation.view();
+    row.channel = c;
+    row.valid = valid;
+    kernels().map_row(row);
+  }
+
+  const Op& op_;
+  int x_, other_, rows_, y_;
+};
+
+// Channels that change their place within quads.
+class QuadCopy : public ChannelStep {
+ public:
+  QuadCopy(const Workshop& shop, const Op& op, int x, int y, int64_t first, std::vector<int64_t> index)
+      : ChannelStep(shop, op.name, "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {
+    if (!index_.empty()) return;
+    for (int64_t c = 0; c < store(x).channels; ++c) index_.push_back(c);
+  }
+
+ protected:
+  int64_t channels() const override {
+    return whole_quads(first_ + static_cast<int64_t>(index_.size())) - first_ / 4;
+  }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Layout &from = x.layout, &to = y.layout;
+    const int64_t line = to.blocks.columns * kLanes, quad0 = first_ / 4;
+    for (int64_t q = quad0 + c0; q < quad0 + c1; ++q)
+      for (int64_t r = 0; r < to.blocks.rows; ++r) {
+        auto* out = reinterpret_cast<uint32_t*>(y.plane_bytes(worker.arena, q) + r * to.pitch() * kVectorBytes);
+        for (int64_t j = 0; j < 4; ++j) {
+          const int64_t i = 4 * q + j - first_;
+          if (i < 0 || i >= static_cast<int64_t>(index_.size())) continue;
+          const int64_t c = index_[i];
+          const auto* in = reinterpret_cast<const uint32_t*>(x.plane_bytes(worker.arena, c / 4) +
+                                                             r * from.pitch() * kVectorBytes);
+          const int shift = static_cast<int>(c % 4 * 8), place = static_cast<int>(j * 8);
+          const uint32_t rest = ~(0xffu << place);
+          for (int64_t l = 0; l < line; ++l) out[l] = (out[l] & rest) | (in[l] >> shift & 0xffu) << place;
+        }
+      }
+    y.fill_frames(kernels(), worker.arena, quad0 + c0, quad0 + c1);
+  }
+
+ private:
+  int x_, y_;
+  int64_t first_;
+  std::vector<int64_t> index_;
+};
+
+class QuadFlatten : public ChannelStep {
+ public:
+  QuadFlatten(const Workshop& shop, const Op& op, int x)
+      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output) {
+    const Layout& l = store(x).layout;
+    place_.assign(static_cast<size_t>(l.height * l.width), 0);
+    for_each_lane(l.blocks, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
+      if (lane < l.blocks.grid_rows * l.blocks.grid_columns && row < l.height && column < l.width)
+        place_[row * l.width + column] = static_cast<int32_t>(((r * l.pitch() + c) * kLanes + lane) * 4);
+    });
+  }
+
+ protected:
+  int64_t channels() const override { return store(x_).planes(); }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& x = store(x_);
+    const auto pixels = static_cast<int64_t>(place_.size());
+    const int64_t features = x.channels * pixels;
+    uint8_t* to = bytes_of(call, value_, image, features);
+    for (int64_t c = 4 * c0; c < std::min(4 * c1, x.channels); ++c) {
+      const uint8_t* plane = x.plane_bytes(worker.arena, c / 4) + c % 4;
+      for (int64_t i = 0; i < pixels; ++i) to[c * pixels + i] = plane[place_[i]];
+    }
+    if (c1 == channels()) std::fill(to + features, to + row_bytes(features), uint8_t{0});
+  }
+
+ private:
+  int x_, value_;
+  std::vector<int32_t> place_;
+};
+
+// Pad pixels hold zero_point, so they add nothing.
+class QuadGlobalPool : public ChannelStep {
+ public:
+  QuadGlobalPool(const Workshop& shop, const Op& op, int x)
+      : ChannelStep(shop, op.name, "global_avg_pool", x), op_(op), x_(x) {
+    const Layout& l = store(x).layout;
+    const double pixels = static_cast<double>(l.height * l.width);
+    factor_ = static_cast<float>(double{store(x).scale} / (pixels * (op.quant ? double{op.quant->scale} : 1.0)));
+  }
+
+ protected:
+  int64_t channels() const override { return store(x_).planes(); }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& x = store(x_);
+    const Layout& l = x.layout;
+    const auto vectors = static_cast<int32_t>(l.blocks.vectors());
+    for (int64_t q = c0; q < c1; ++q) {
+      alignas(64) int32_t sums[4][kLanes];
+      quads().lane_sums(x.plane_bytes(worker.arena, q), l.blocks.rows, l.blocks.columns, l.pitch() * kVectorBytes,
+                        sums[0]);
+      for (int64_t j = 0; j < 4; ++j) {
+        const int64_t c = 4 * q + j;
+        int32_t sum = 0;
+        for (int32_t s : sums[j]) sum += s - vectors * x.zero_point;
+        const float v = static_cast<float>(sum) * factor_;
+        if (op_.quant) bytes_of(call, op_.output, image, x.channels)[c] = byte_of(v, op_.quant->zero_point);
+        else if (c < x.channels) call.rows[op_.output][image * x.channels + c] = v;
+      }
+    }
+  }
+
+ private:
+  const Op& op_;
+  int x_;
+  float factor_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_quad_pool(const Workshop& shop, const Op& op, int x, int y) {
+  return std::make_unique<QuadPool>(shop, op, x, y);
+}
+std::unique_ptr<Step> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
+  return std::make_unique<QuadMap>(shop, op, x, other, rows, y);
+}
+std::unique_ptr<Step> make_quad_copy(const Workshop& shop, const Op& op, int x, int y, int64_t first,
+                                     std::vector<int64_t> index) {
+  return std::make_unique<QuadCopy>(shop, op, x, y, first, std::move(index));
+}
+std::unique_ptr<Step> make_quad_flatten(const Workshop& shop, const Op& op, int x) {
+  return std::make_unique<QuadFlatten>(shop, op, x);
+}
+std::unique_ptr<Step> make_quad_global_pool(const Workshop& shop, const Op& op, int x) {
+  return std::make_unique<QuadGlobalPool>(shop, op, x);
+}
+
+}  // namespace secateur::engine

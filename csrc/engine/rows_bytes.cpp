@@ -1,0 +1,208 @@
+#include "rows_bytes.h"
+
+#include <algorithm>
+
+#include "program.h"
+
+namespace secateur::engine {
+namespace {
+
+constexpr int64_t kReach = 65536;  // quads of inputs that a 16-bit offset names
+
+// With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
+constexpr int64_t kLaneImages = 4;
+constexpr int64_t kTileRows = 4;  // 16 images each
+
+class BlockLinear : public Step {
+ public:
+  BlockLinear(const Op& op, const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads)
+      : Step(op.name), op_(op), kernels_(kernels), quads_(quads) {
+    const int64_t input_quads = whole_quads(channels());
+    chunks_ = std::max<int64_t>((input_quads + kReach - 1) / kReach, 1);
+    parts_ = block_parts(*op.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()));
+    stream_ = block_stream(*op.bytes, {}, parts_, std::min(input_quads, kReach), chunks_, 1, {0}, 0);
+    while (max_rows_ < kTileRows && quads.block_planes[0][max_rows_ + 1][1]) ++max_rows_;
+    end_ = op.end.view(op, 0);
+  }
+
+  int64_t tasks() const override { return static_cast<int64_t>(parts_.size()) - 1; }
+  int64_t scratch_floats(int64_t count) const override {
+    const int64_t padded = whole_quads(neurons()) * 4;
+    if (count < kLaneImages) return padded;
+    return (whole_quads(channels()) + 2 * padded) * max_rows_ * kLanes;
+  }
+
+  void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const override {
+    if (count < kLaneImages) {
+      for (int64_t n = image; n < image + count; ++n) run_vector(call, worker, n, task);
+      return;
+    }
+    for (int64_t n = image; n < image + count;) {
+      const int64_t rows = std::min<int64_t>((image + count - n + kLanes - 1) / kLanes, max_rows_);
+      const int64_t images = std::min(image + count - n, rows * kLanes);
+      run_lanes(call, worker, n, images, rows, task);
+      n += images;
+    }
+  }
+
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = "linear";
+    r.shape = {neurons(), channels()};
+    r.kernel = "int8";
+    r.zeros = op_.bytes->zeros();
+    r.why = "quantized";
+    r.multiply_adds = static_cast<double>(stream_.weights.size()) / kLanes;
+    return r;
+  }
+
+ private:
+  int64_t channels() const { return op_.bytes->per_neuron(); }
+  int64_t neurons() const { return op_.bytes->neurons(); }
+  Range bounds(int64_t task) const { return {parts_[task], parts_[task + 1]}; }
+  // Rows of chunk c that are this task's.
+  Range rows_of(int64_t c, int64_t task) const {
+    return {stream_.row_at[c * tasks() + task], stream_.row_at[c * tasks() + task + 1]};
+  }
+
+  void run_vector(const Call& call, const Worker& worker, int64_t image, int64_t task) const {
+    auto* sums = reinterpret_cast<int32_t*>(worker.scratch);
+    for (int64_t c = 0; c < chunks_; ++c) {
+      const Range r = rows_of(c, task);
+      quads_.block_vector({stream_.rows.data() + r.begin, r.end - r.begin, stream_.offsets.data(),
+                           stream_.weights.data(), bytes_of(call, op_.inputs[0], image, channels()),
+                           c == 0 ? end_.bias : nullptr, sums});
+    }
+    const Range k = bounds(task);
+    if (end_.real) {
+      float* y = call.rows[op_.output] + image * neurons();
+      for (int64_t i = k.begin; i < k.end; ++i) y[i] = static_cast<float>(sums[i]) * end_.multiplier[i];
+      activate(y, k);
+      return;
+    }
+    uint8_t* y = bytes_of(call, op_.output, image, neurons());
+    for (int64_t i = k.begin; i < (k.end == neurons() ? row_bytes(k.end) : k.end); ++i) {
+      const uint8_t q = std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo,
+                                   end_.hi);
+      y[i] = end_.theta && q < end_.theta[i] ? static_cast<uint8_t>(end_.zero_point) : q;
+    }
+  }
+
+  // Real values that end in anything but none: a vector at a time, as engine.h has it.
+  void activate(float* y, Range k) const {
+    if (end_.activation.act == cpu::Act::kNone) return;
+    alignas(64) float v[kLanes];
+    cpu::MapRow row{};
+    row.a = row.y = v;
+    row.count = 1;
+    row.scale = 1;
+    row.activation = end_.activation;
+    for (int64_t i = k.begin; i < k.end; i += kLanes) {
+      const int64_t n = std::min(kLanes, k.end - i);
+      std::fill(std::copy_n(y + i, n, v), v + kLanes, 0.0f);
+      kernels_.map_row(row);
+      std::copy_n(v, n, y + i);
+    }
+  }
+
+  // Images in the lanes, 16 in a row of the tile: inputs [rows][quads][16], outputs [rows][quads or K][16] in scratch.
+  void run_lanes(const Call& call, const Worker& worker, int64_t image, int64_t images, int64_t rows,
+                 int64_t task) const {
+    const int64_t in_quads = whole_quads(channels()), padded = whole_quads(neurons()) * 4;
+    float* in = worker.scratch;
+    float* out = in + in_quads * rows * kLanes;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* lanes[kLanes];  // a quad is as wide as a float; lanes without an image repeat another
+      for (int64_t l = 0; l < kLanes; ++l)
+        lanes[l] = reinterpret_cast<const float*>(
+            bytes_of(call, op_.inputs[0], image + std::min(r * kLanes + l, images - 1), channels()));
+      kernels_.interleave(in + r * in_quads * kLanes, lanes, in_quads);
+    }
+    cpu::BlockPlanes args{};
+    args.offsets = stream_.offsets.data();
+    args.weights = stream_.weights.data();
+    args.x = reinterpret_cast<const uint8_t*>(in);
+    args.x_row = in_quads * kVectorBytes;
+    args.end = &end_;
+    args.out.sums = reinterpret_cast<int32_t*>(out + padded * rows * kLanes);
+    args.out.y = reinterpret_cast<uint8_t*>(out);
+    args.out.y_plane = kVectorBytes;
+    const int64_t out_planes = end_.real ? padded : padded / 4;
+    args.out.y_row = out_planes * kVectorBytes;
+    for (int64_t c = 0; c < chunks_; ++c) {
+      const Range r = rows_of(c, task);
+      args.out.first = c == 0;
+      args.out.last = c + 1 == chunks_;
+      args.rows = stream_.rows.data() + r.begin;
+      args.row_count = r.end - r.begin;
+      quads_.block_planes[0][rows][1](args);
+    }
+    const Range k = bounds(task);
+    for (int64_t n = 0; n < images; ++n) {
+      const float* from = out + n / kLanes * out_planes * kLanes + n % kLanes;
+      float* y = end_.real ? call.rows[op_.output] + (image + n) * neurons()
+                           : reinterpret_cast<float*>(bytes_of(call, op_.output, image + n, neurons()));
+      const Range planes = end_.real ? k : Range{k.begin / 4, whole_quads(k.end)};
+      for (int64_t i = planes.begin; i < planes.end; ++i) y[i] = from[i * kLanes];
+    }
+  }
+
+  const Op& op_;
+  const cpu::EngineKernels& kernels_;
+  const cpu::QuadKernels& quads_;
+  int64_t chunks_ = 1, max_rows_ = 1;
+  std::vector<int64_t> parts_;
+  BlockStream stream_;
+  cpu::QuadEnd end_;
+};
+
+class RowsCast : public Step {
+ public:
+  RowsCast(const Op& op, const Program& program, int64_t features)
+      : Step(op.name), op_(op), from_(program.values()[op.inputs[0]].quant), features_(features) {}
+  void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
+    for (int64_t n = image; n < image + count; ++n) {
+      if (op_.kind == OpKind::kDequantize) {
+        const uint8_t* x = bytes_of(call, op_.inputs[0], n, features_);
+        float* y = call.rows[op_.output] + n * features_;
+        for (int64_t i = 0; i < features_; ++i)
+          y[i] = static_cast<float>(int32_t{x[i]} - from_->zero_point) * from_->scale;
+        continue;
+      }
+      const float* x = call.rows[op_.inputs[0]] + n * features_;
+      uint8_t* y = bytes_of(call, op_.output, n, features_);
+      const auto inverse = static_cast<float>(1.0 / op_.quant->scale);
+      std::fill(y + features_, y + row_bytes(features_), uint8_t{0});
+      for (int64_t i = 0; i < features_; ++i) {
+        y[i] = byte_of(x[i] * inverse, op_.quant->zero_point);
+        if (!op_.end.theta.empty() && y[i] < op_.end.theta[i]) y[i] = static_cast<uint8_t>(op_.quant->zero_point);
+      }
+    }
+  }
+  StepReport report() const override {
+    StepReport r;
+    r.name = name();
+    r.kind = op_.kind == OpKind::kDequantize ? "dequantize" : "quantize";
+    r.kernel = "rows";
+    r.tile = std::to_string(features_);
+    return r;
+  }
+
+ private:
+  const Op& op_;
+  std::optional<Quant> from_;
+  int64_t features_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> make_block_linear(const Op& op, const cpu::EngineKernels& kernels,
+                                        const cpu::QuadKernels& quads) {
+  return std::make_unique<BlockLinear>(op, kernels, quads);
+}
+std::unique_ptr<Step> make_rows_cast(const Op& op, const Program& program, int64_t features) {
+  return std::make_unique<RowsCast>(op, program, features);
+}
+
+}  // namespace secateur::engine
