@@ -74,7 +74,11 @@ def test_conv2d(conv: Any, zeros: float, isa: str, dot: bool) -> None:
     w = bytes_of(k, c // groups, *kernel, zeros=zeros)
     bias, multiplier = layer(k, w[0].size)
     theta = torch.randint(0, 60, (k,), dtype=torch.uint8).numpy()
-    for zero_in, zero_out, limits, bound in [(0, 0, (0, 255), None), (7, 130, (130, 200), None), (255, 0, (0, 255), theta)]:
+    for zero_in, zero_out, limits, bound in [
+        (0, 0, (0, 255), None),
+        (7, 130, (130, 200), None),
+        (255, 0, (0, 255), theta),
+    ]:
         grid = (0.05, zero_out)
 
         def build(p: Any, x: int, grid: Any = grid, zero: int = zero_in, limits: Any = limits, t: Any = bound) -> int:
@@ -117,7 +121,10 @@ def test_linear(batch: int, isa: str, dot: bool, threads: int) -> None:
     def build(p: Any, x: int) -> list[int]:
         q = p.quantize(x, (0.05, 9), None, "q")
         h = p.linear_int8(q, w, bias, multiplier, (0.1, 0), (0, 255), theta, NONE, "hidden")
-        return [p.linear_int8(h, head, bias[:10], multiplier[:10], None, (0, 255), None, RELU, "head"), p.dequantize(h, "d")]
+        return [
+            p.linear_int8(h, head, bias[:10], multiplier[:10], None, (0, 255), None, RELU, "head"),
+            p.dequantize(h, "d"),
+        ]
 
     same(build, torch.randn(batch, 37) * 4)
 

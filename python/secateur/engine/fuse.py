@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from .partition import Part
 from .program import NONE, Act
-from .steps import PLANES, Step
+from .steps import LEAD, PLANES, Step
 
 
 class Fuser:
@@ -41,6 +41,8 @@ class Fuser:
         for node in self._of_kind("map"):
             if node in self.steps:
                 self._map(node)
+        for node in self._of_kind("quantize"):
+            self._quantize(node)
 
     def of(self, node: fx.Node) -> fx.Node:
         """The node that carries this node's value."""
@@ -98,6 +100,24 @@ class Fuser:
                     del self.steps[gate], self.uses[gate]
                     return
 
+    def _quantize(self, node: fx.Node) -> None:
+        """Who makes the real values makes bytes of them at once, if nobody else reads them."""
+        step = self.steps[node]
+        source = step.inputs[0][0]
+        made = self.steps.get(source)
+        if made is None or made.grid is not None or self.uses[source] != 1 or step.out == LEAD:
+            return
+        if made.kind in ("conv2d", "linear"):
+            # Activations that are a limit of bytes; the others are computed on real values.
+            fits = made.weight_scale is not None and made.act.kind in ("none", "clamp", "threshold")
+        elif made.kind == "map":
+            fits = made.out == PLANES
+        else:
+            fits = made.kind in ("avg_pool", "global_avg_pool") and step.theta is None
+        if fits:
+            made.grid, made.theta, made.out = step.grid, step.theta, step.out
+            self._absorb(node, made)
+
     def _map(self, node: fx.Node) -> None:
         step = self.steps[node]
         if step.join == "none":
@@ -109,8 +129,10 @@ class Fuser:
         source = step.inputs[0][0]
         affine = step.scale is not None or step.shift is not None
         made = self._alone(source, "conv2d", "linear", "map")
-        if made is None or (affine and (made.join != "none" or len(made.inputs) > 1)):
+        if made is None or (affine and (made.join != "none" or len(made.inputs) > 1 or made.weight_scale is not None)):
             return
+        if made.weight_scale is not None and made.kind == "linear" and step.act.theta is not None:
+            return  # integer rows have their thresholds in bytes
         if affine:
             scale, shift = step.scale, step.shift
             if made.kind == "map":

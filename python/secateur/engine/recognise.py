@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from . import elementwise, layers, movement
+from . import elementwise, layers, movement, quantized
 from .memory import Order
 from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
 from .tracing import Traced, keeps_forward
@@ -128,6 +128,8 @@ def _module_step(ctx: Context, node: fx.Node, module: Any) -> Step:
     if name in ("MaskedConv2d", "SparseConv2d", "MaskedLinear", "SparseLinear") and _is_ours(module):
         handler = layers.conv2d_module if name.endswith("Conv2d") else layers.linear_module
         return handler(ctx, node, module)
+    if type(module) in quantized.MODULES:
+        return quantized.MODULES[type(module)](ctx, node, module)  # type: ignore[no-any-return]
     for kind, make in layers.MODULES.items():
         if keeps_forward(module, kind):
             return make(ctx, node, module)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .memory import Order
-from .program import NONE, Act, Size
+from .program import NONE, Act, Grid, Size
 from .tracing import Meta, Traced
 
 # How a value lies in the engine, and what torch sees of it.
@@ -29,7 +29,7 @@ class Unsupported(Exception):
 class Step:
     """One operation for the builder (:mod:`secateur.engine.program`), with float64 where something was folded."""
 
-    kind: str  # conv2d linear max_pool avg_pool global_avg_pool map concat select flatten alias pad
+    kind: str  # conv2d linear max_pool avg_pool global_avg_pool map concat select flatten quantize alias pad
     node: fx.Node
     inputs: list[Input]
     out: str
@@ -50,6 +50,10 @@ class Step:
     join: str = "none"
     act: Act = NONE
     index: list[int] = field(default_factory=list)  # select
+    weight_scale: Tensor | None = None  # [K], of int8 weights
+    grid_in: Grid | None = None  # the bytes that int8 weights are for
+    grid: Grid | None = None  # the result is bytes
+    theta: Tensor | None = None  # uint8 [C]: thresholds on those bytes
     sizes_of: list[fx.Node] = field(default_factory=list)  # tensors of which only the size is read
     place: int = 0  # in the order of the graph
     shape: tuple[int, ...] | None = None  # of the weight, and its share of zeros, once it is forgotten

@@ -19,9 +19,19 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from ..conversion import _pruners
-from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU
+from ..nn import (
+    MaskedConv2d,
+    MaskedLinear,
+    Quantize,
+    QuantizedConv2d,
+    QuantizedLinear,
+    SparseConv2d,
+    SparseLinear,
+    ThresholdReLU,
+)
 
-_OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU)
+_QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
+_OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
 _BASES = (bool, int, float, str, type(None))
 #: Functions of constants that are constants themselves: computed once, while compiling.
 _PURE = {
