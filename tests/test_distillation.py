@@ -6,7 +6,9 @@ import pickle
 import weakref
 
 import pytest
+import secateur
 import torch
+import torch.utils.checkpoint
 from secateur import DistillationLoss, Error, Magnitude, prune
 from secateur.nn import Quantize
 from torch import nn
@@ -154,6 +156,15 @@ def test_a_class_that_both_rule_out_gives_no_nan():
     assert bool(z.grad.isfinite().all())
 
 
+def test_a_part_without_weight_is_left_out():
+    z, t = torch.randn(2, 6, 5, generator=GENERATOR)
+    z[:, 4] = -float("inf")  # the divergence is infinite, and so is the cross entropy of label 4
+    few = LABELS.clamp_max(3)
+    torch.testing.assert_close(DistillationLoss(Fixed(t), alpha=0)(z, X, few), nn.functional.cross_entropy(z, few))
+    assert bool(DistillationLoss(Fixed(z), alpha=1)(t, X, LABELS).isfinite())
+    assert bool(DistillationLoss(Fixed(z), alpha=1)(z, X, LABELS) == 0)
+
+
 def test_the_teacher_is_a_frozen_copy():
     model = make().train()
     state = copy.deepcopy(model.state_dict())
@@ -188,6 +199,12 @@ def test_the_teacher_is_in_no_list():
     assert set(model.state_dict()) == {f"net.{key}" for key in make().state_dict()}
     model.train()
     assert not distill.teacher.training
+
+
+def test_no_gradient_goes_through_the_teacher():
+    x, z = X.clone().requires_grad_(), torch.randn(6, 5, requires_grad=True)
+    DistillationLoss(make())(z, x, LABELS).backward()
+    assert x.grad is None
 
 
 def test_nothing_is_kept_from_a_call():
@@ -404,6 +421,39 @@ def test_refuses_a_teacher_that_gives_no_logits():
 
 
 # ---- with the rest of the library -----------------------------------------------------------------------------------
+
+
+def test_a_compiled_teacher():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5)).eval()
+    student = make(1).eval()
+    expected = DistillationLoss(model)(student, X, LABELS)
+    loss = DistillationLoss(secateur.compile(model, X))(student, X, LABELS)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)  # another order of float32 sums
+    loss.backward()
+    assert all(p.grad is not None for p in student.parameters())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, network, reentrant):
+        super().__init__()
+        self.network, self.reentrant = network, reentrant
+
+    def forward(self, x):
+        x = torch.utils.checkpoint.checkpoint(self.network[:2], x, use_reentrant=self.reentrant)
+        return self.network[2:](x)
+
+
+def test_hints_and_checkpoints():
+    student = make(1).eval()
+    DistillationLoss(make(), hints=["0"])(student, X, LABELS).backward()
+    expected = student[0].weight.grad.clone()
+    student.zero_grad()
+    distill = DistillationLoss(make(), hints={"0": "network.0"})
+    distill(Checkpointed(student, False), X, LABELS).backward()
+    torch.testing.assert_close(student[0].weight.grad, expected)
+    with pytest.raises(Error, match=r"no gradient reaches the student's 'network\.0'"):  # its first pass records none
+        distill(Checkpointed(student, True), X.clone().requires_grad_(), LABELS)
 
 
 def test_copies_and_pickles_work_alike():

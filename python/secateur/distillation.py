@@ -42,7 +42,7 @@ class DistillationLoss(nn.Module):
     neither ``parameters()``, ``state_dict()`` nor ``train()`` of the loss, or of a module that holds the loss, reach it
     (copies and pickles of the loss contain it, as ``loss.teacher``). The loss has no parameters and nothing to save.
     ``to()``, ``cuda()``, ``double()`` ... do reach it; it follows x to another device by itself, and a floating x is
-    cast to the teacher's dtype for it.
+    cast to the teacher's dtype for it. What :func:`secateur.compile` made of the dense network is a faster teacher.
 
     **Hints** (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015) draw outputs of the student's inner layers to
     the teacher's, which must have the same shape, as they have in pruned and quantized copies: there is no regressor
