@@ -290,7 +290,7 @@ def test_hints_between_layers_of_other_names():
     student.forward = lambda x: student["last"](student["first"](x))
     teacher = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     x = torch.randn(5, 4)
-    distill = DistillationLoss(teacher, alpha=0.0, hints={"0": "first"})
+    distill = DistillationLoss(teacher, alpha=0.0, hints={"0": "first"}, hint_weight=1)
     labels = torch.zeros(5, dtype=torch.int64)
     expected = nn.functional.cross_entropy(student(x), labels)
     expected = expected + nn.functional.mse_loss(student["first"](x), teacher[0](x))

@@ -54,7 +54,7 @@ class DistillationLoss(nn.Module):
         temperature: T > 0; higher shows more of what the teacher thinks of the wrong classes.
         alpha: the weight of the soft part, 0 to 1; the labels have the rest.
         hints: names of layers that both networks have, or a mapping from the teacher's names to the student's.
-        hint_weight: >= 0.
+        hint_weight: >= 0; what is right depends on the scale of the layers' outputs.
 
     ``temperature``, ``alpha`` and ``hint_weight`` are attributes that may be changed at any time; what is put in place
     of ``teacher`` is copied, too.
@@ -72,7 +72,7 @@ class DistillationLoss(nn.Module):
         temperature: float = 4.0,
         alpha: float = 0.5,
         hints: Mapping[str, str] | Iterable[str] | None = None,
-        hint_weight: float = 1.0,
+        hint_weight: float = 0.1,
     ) -> None:
         super().__init__()
         self.teacher = teacher
