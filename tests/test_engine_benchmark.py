@@ -1,6 +1,7 @@
 """The harness of benchmarks/engine: it times what is right, says what is absent or wrong, and renders what it wrote."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is run from the repository's root, not installed
 
-from benchmarks.engine import charts, contest, engines, networks, plans, render, store  # noqa: E402
+from benchmarks.engine import charts, contest, engines, networks, plans, quantizers, render, store  # noqa: E402
 
 LAYER = "conv-8-16-10-3"
 
@@ -119,6 +120,115 @@ def test_a_network_is_pruned_but_for_its_first_and_depthwise_layers():
     for i, conv in enumerate(convs):
         zeros = 1 - int(conv.weight.count_nonzero()) / conv.weight.numel()
         assert zeros == pytest.approx(0 if i == 0 or conv.groups > 1 else 0.9, abs=0.002)
+
+
+@pytest.mark.parametrize(("network", "channels"), [(LAYER, 8), ("conv-6-16-10-3", 6), ("linear-32-20", 32)])
+def test_zeros_come_in_blocks_of_input_channels(network, channels):
+    weight = networks.build(network, 0.75, networks.images(network, 2), "1x4")[0].weight
+    kept = weight != 0
+    for begin in range(0, channels, 4):
+        block = kept[:, begin : begin + 4]
+        assert (block.all(1) == block.any(1)).all()
+    assert kept.double().mean() == pytest.approx(0.25, abs=0.02)
+    assert not (kept.flatten(2).all(2) if kept.dim() > 2 else kept.all(1)).any()  # not whole kernels, nor rows
+
+
+def test_calm_networks_add_a_quarter_of_each_branch():
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    few = networks.images("resnet18", 2)
+    plain, calm = (networks.build("resnet18", 0.0, few, calm=calm) for calm in (False, True))
+    torch.testing.assert_close(calm.layer2[1].bn2.weight, networks.CALM * plain.layer2[1].bn2.weight)
+    torch.testing.assert_close(calm.layer2[1].bn1.weight, plain.layer2[1].bn1.weight)
+    torch.testing.assert_close(calm.layer2[0].downsample[1].weight, plain.layer2[0].downsample[1].weight)
+
+
+def test_batches_for_calibration_have_one_shape():
+    images = np.arange(5)[:, None]
+    assert [b[:, 0].tolist() for b in quantizers.batches_of(images, 2)] == [[0, 1], [2, 3], [4, 0]]
+    assert len(quantizers.batches_of(images, 1)) == 5
+
+
+@pytest.fixture(scope="module")
+def measured_int8(tmp_path_factory):
+    """One layer in int8 by those who are here; then again by weights that are not those of the reference."""
+    folder = tmp_path_factory.mktemp("int8")
+    names = ["ort-int8", "openvino-int8", "secateur-int8"]
+    case = contest.Case("conv-16-16-12-3", 2, 0.5)
+    settings = contest.Settings(threads=1, rounds=1, turn_s=0.01, fresh=False, calm=True)
+    with contest.Contest(names, settings, folder, lambda text: None) as running:
+        right = running.run(case)
+        keys = set(running.prepared)
+        for process in running.processes.values():
+            process.loaded = None
+        for key in keys:
+            reference = running._models(*key) / "reference.npy"
+            np.save(reference, np.load(reference)[:, ::-1])
+        wrong = running.run(case)
+    return right, wrong, keys
+
+
+def test_int8_engines_are_judged_by_signal_to_noise(measured_int8):
+    right, wrong, keys = measured_int8
+    assert keys == {("conv-16-16-12-3", 0.0, "1x1"), ("conv-16-16-12-3", 0.5, "1x4")}
+    here = [name for name, row in right["engines"].items() if row["status"] != "absent"]
+    if not here:
+        pytest.skip("nobody is here who quantizes")
+    for name in here:
+        row = right["engines"][name]
+        assert row["status"] == "ok", row
+        assert 25 < row["sqnr_db"] < 60  # one layer in 8 bits; fp32 has more than 100
+        assert row["median_ms"] > 0
+        assert wrong["engines"][name]["status"] == "failed"
+        assert "SQNR" in wrong["engines"][name]["why"]
+        if name != "secateur-int8":
+            assert (row["settings"]["int8_layers"], row["settings"]["layers"]) == (1, 1)
+            assert row["made_s"] > 0
+
+
+def test_a_tool_that_fails_stops_its_own_engine_only(tmp_path, monkeypatch):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+
+    def broken(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setitem(quantizers.TOOLS, "ort-int8", broken)
+    about = networks.prepare(LAYER, 0.0, 1, [], tmp_path, int8={"ort-int8": [1]})
+    assert about["int8"] == {"model-1-ort-int8.onnx": {"failed": "RuntimeError: no such operator"}}
+    assert (tmp_path / "reference.npy").exists()
+    running = contest.Contest(["ort-int8"], contest.Settings(), tmp_path, lambda text: None)
+    running.prepared[LAYER, 0.0, "1x1"] = about
+    running.processes["ort-int8"] = dataclasses.make_dataclass("P", ["loaded"])(None)
+    with pytest.raises(contest.Failed, match="no int8 model, RuntimeError: no such operator"):
+        running._load("ort-int8", contest.Case(LAYER, 1, 0.9))
+
+
+def test_without_nncf_openvinos_int8_is_absent(monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    from benchmarks.engine import adapters
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="make peers"):
+        adapters.OpenVinoInt8(1, {})
+
+
+def test_int8_table_has_both_ratios_and_their_goals():
+    measured = {"ort": 40, "openvino": 30, "openvino-int8": 10, "ort-int8": 20, "compile": 12, "secateur-int8": 4.8}
+    case = result(**measured)
+    case["engines"]["openvino-int8"] |= {"sqnr_db": 27.23, "settings": {"int8_layers": 53, "layers": 54}}
+    lines = render.int8(data("int8", case)).splitlines()
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("|")}
+    assert lines[0] == "resnet50, batch 1, 90 % zeros (goals in brackets)"
+    assert "| 53 of 54 | 27.2 dB | **3.00x** | **1.00x** |" in rows["OpenVINO int8"]
+    assert "OpenVINO (best dense fp32)" in rows
+    assert "90 %, 1x4 | 4.8 ± 0.1" in rows["secateur int8"]
+    assert "**6.25x** (6) | **2.08x** (2) |" in rows["secateur int8"]
+    assert "90 %, 1x1" in rows["secateur.compile"]
+    late = render.int8(data("int8", result(batch=16, **measured | {"secateur-int8": 6})))
+    assert "**5.00x** | **1.67x** (2, missed) |" in late
+    dense = render.int8(data("int8", result(zeros=0.0, **measured | {"secateur-int8": 12.9})))
+    assert "| - | 12.9 ± 0.1 | - | - | **2.33x** | **0.78x** (0.769) |" in dense
+    slow = render.int8(data("int8", result(zeros=0.0, **measured | {"secateur-int8": 13.1})))
+    assert "**0.76x** (0.769, missed)" in slow
 
 
 def test_plans_hold_the_issues_cases():

@@ -102,7 +102,13 @@ def _measure(name: str, plan: Plan, arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     folder = OUT / "work"
     settings = Settings(
-        arguments.threads, arguments.rounds, arguments.turn, plan.fresh, arguments.profile, arguments.realtime
+        arguments.threads,
+        arguments.rounds,
+        arguments.turn,
+        plan.fresh,
+        arguments.profile,
+        arguments.realtime,
+        plan.calm,
     )
     with Contest(engines, settings, folder, _say) as contest:
         for number, case in enumerate(todo, 1):

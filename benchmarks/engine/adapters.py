@@ -5,6 +5,10 @@ Every engine runs with its best settings: alone on the machine while it is its t
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +145,25 @@ class Compiled(_Secateur):
         return self.secateur.profile(self.model, self.x).to_dict()
 
 
+class CompiledInt8(Compiled):
+    """Quantized by ourselves, on the images that the peers' tools get; loading takes that long, too."""
+
+    def __init__(self, threads: int, options: dict[str, Any]) -> None:
+        super().__init__(threads, options)
+        if not hasattr(self.secateur, "quantize"):
+            raise ImportError("this version has no secateur.quantize")
+
+    def load(self, path: Path, x: np.ndarray) -> None:
+        self.calibration = np.load(path.parent / "calibration.npy")
+        super().load(path, x)
+
+    def form(self, model: Any, x: Any) -> Any:
+        begin = time.perf_counter()
+        quantized = self.secateur.quantize(model, [self.torch.from_numpy(self.calibration)])
+        self.settings["quantize_s"] = time.perf_counter() - begin
+        return super().form(quantized, x)
+
+
 class OnnxRuntime(Adapter):
     def __init__(self, threads: int, options: dict[str, Any]) -> None:
         super().__init__(threads, options)
@@ -159,8 +182,11 @@ class OnnxRuntime(Adapter):
         spinning = self.options.get("spinning", True)
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         self.settings |= {"graph_optimization": "all", "execution": "sequential", "allow_spinning": spinning}
-        self.session = self.ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.open(path, options)
         self.input(x)
+
+    def open(self, path: Path, options: Any) -> None:
+        self.session = self.ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def input(self, x: np.ndarray) -> None:
         self.feed = {"x": x}
@@ -170,6 +196,22 @@ class OnnxRuntime(Adapter):
 
     def output(self, result: Any) -> np.ndarray:
         return result[0]
+
+
+class OnnxRuntimeInt8(OnnxRuntime):
+    """Says how many layers run on integers, from the graph that it runs in the end."""
+
+    def open(self, path: Path, options: Any) -> None:
+        import onnx
+
+        with tempfile.TemporaryDirectory() as folder:
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            super().open(path, options)
+            graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+        kinds = Counter(node.op_type for node in graph.node)
+        integer = sum(kinds[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"))
+        real = sum(kinds[kind] for kind in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
+        self.settings |= {"int8_layers": integer, "layers": integer + real, "operators": dict(kinds)}
 
 
 class OpenVino(Adapter):
@@ -205,6 +247,26 @@ class OpenVino(Adapter):
 
     def output(self, result: Any) -> np.ndarray:
         return self.request.get_output_tensor().data.copy()
+
+
+class OpenVinoInt8(OpenVino):
+    """Says how many layers run on integers, from its execution graph."""
+
+    def __init__(self, threads: int, options: dict[str, Any]) -> None:
+        super().__init__(threads, options)
+        if importlib.util.find_spec("nncf") is None:
+            raise ImportError("nncf, which makes its int8 models, is not installed; `make peers` installs it")
+
+    def load(self, path: Path, x: np.ndarray) -> None:
+        super().load(path, x)
+        layers: Counter[str] = Counter()
+        for node in self.model.get_runtime_model().get_ordered_ops():
+            about = {key: str(node.rt_info[key].value) for key in ("layerType", "runtimePrecision", "primitiveType")}
+            if about["layerType"] in ("Convolution", "FullyConnected", "MatMul", "GroupConvolution"):
+                # The precision is that of the input; the primitive says what it computes in.
+                layers[f"{about['runtimePrecision']} {about['primitiveType']}"] += 1
+        integer = sum(count for kind, count in layers.items() if kind.startswith(("u8 ", "i8 ")))
+        self.settings |= {"int8_layers": integer, "layers": layers.total(), "kernels": dict(layers)}
 
 
 class OpenVinoStreams(OpenVino):

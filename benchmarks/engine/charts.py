@@ -14,6 +14,7 @@ from .plans import GOALS
 COLOURS = {
     "compile": "#0f766e", "convert": "#7cc4bb", "eager": "#b9c2cc", "channels-last": "#8592a0", "inductor": "#4b5966",
     "ort": "#e0a458", "openvino": "#c2410c", "deepsparse": "#5b5bd6",
+    "secateur-int8": "#064e3b", "openvino-int8": "#7f1d1d", "ort-int8": "#92620f",
 }  # fmt: skip
 INK, FAINT = "#1f2933", "#6b7785"
 STYLE: dict[str, Any] = {
@@ -34,6 +35,7 @@ def draw(data: dict[str, Any], stem: Path) -> list[Path]:
 
     charts: dict[str, Callable[[Any, dict[str, Any]], None]] = {
         "table": _table, "zeros": _zeros, "layers": _layers, "batches": _batches, "never-slower": _never_slower,
+        "int8": _int8,
     }  # fmt: skip
     if not any(render.ms(case, name) is not None for case in data["cases"] for name in ENGINES):
         return []
@@ -53,7 +55,8 @@ def _source(data: dict[str, Any]) -> str:
     names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "deepsparse": "DeepSparse"}
     told = [f"{names[name]} {versions[name].split('-')[0].split('+')[0]}" for name in names if name in versions]
     commit = data["cases"][-1]["commit"]
-    return ", ".join([f"{data['machine']['cpu']}, {data['threads']} threads, float32", *told, f"commit {commit}"])
+    precision = "float32 and int8" if data["plan"] == "int8" else "float32"
+    return ", ".join([f"{data['machine']['cpu']}, {data['threads']} threads, {precision}", *told, f"commit {commit}"])
 
 
 def _name(network: str) -> str:
@@ -92,6 +95,24 @@ def _table(figure: Any, data: dict[str, Any]) -> None:
         axes.set_ylabel("times the best dense engine")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="outside upper left", fontsize=8.5, columnspacing=1.2)
+
+
+def _int8(figure: Any, data: dict[str, Any]) -> None:
+    """Speed over the best dense engine in fp32."""
+    cases = render._sorted(data)
+    names = _present(data, ["secateur-int8", "openvino-int8", "ort-int8", "compile", *BEST_DENSE])
+    width = 0.84 / max(1, len(names))
+    figure.set_size_inches(max(8.0, 1.6 * len(cases)), 4.4)
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        heights = [render.times_as_fast(case, name, BEST_DENSE) or 0 for case in cases]
+        places = [x + (i - (len(names) - 1) / 2) * width for x in range(len(cases))]
+        axes.bar(places, heights, width, color=COLOURS[name], label=ENGINES[name].title)
+    axes.axhline(1, color=FAINT, lw=0.8)
+    ticks = [f"{_name(c['network'])}\nbatch {c['batch']}, {100 * c['zeros']:g} %" for c in cases]
+    axes.set_xticks(range(len(cases)), ticks, fontsize=8.5)
+    axes.set_ylabel("times the best dense engine in fp32")
+    figure.legend(ncols=len(names) or 1, loc="outside upper left", fontsize=8.5, columnspacing=1.2)
 
 
 def _lines(axes: Any, cases: list[dict[str, Any]], names: list[str], x: Callable[[Any], float], y: Any) -> None:

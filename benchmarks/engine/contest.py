@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from .engines import ENGINES, ROOT, Engine
+from .quantizers import FILES, TOOLS
 
 #: An engine may be this many times as far from float64 as torch's own float32 is: other orders of summation and
 #: Winograd's transforms stay within it, a wrong weight does not.
 TOLERANCE = 30.0
+#: int8 is judged by its ratio of signal to noise: what is right has 16 dB or more, permuted channels in one layer leave
+#: 14 or less, the output of another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`).
+LEAST_SQNR_DB = 15.0
 #: No engine takes longer for one step (loading VGG-16 with torch.compile is the longest).
 PATIENCE_S = 900.0
 
@@ -125,7 +129,8 @@ class Settings:
 
     Each engine gets ``rounds`` turns of ``turn_s`` seconds, in random order within a round. fresh: a new process for
     each model, so that its memory can be told; otherwise processes go on. profile: ask our engines for their layers.
-    realtime: a turn runs before all other work of the machine, for one that has some.
+    realtime: a turn runs before all other work of the machine, for one that has some. calm: networks that do not
+    amplify the rounding of int8 (:data:`networks.CALM`).
     """
 
     threads: int = 2
@@ -134,6 +139,7 @@ class Settings:
     fresh: bool = True
     profile: bool = False
     realtime: bool = False
+    calm: bool = False
 
 
 class Contest:
@@ -153,7 +159,7 @@ class Contest:
         self.absent: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self.preparer: Process | None = None
-        self.prepared: dict[tuple[str, float], dict[str, Any]] = {}
+        self.prepared: dict[tuple[str, float, str], dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Contest:
@@ -166,21 +172,21 @@ class Contest:
 
     # ---- models ----
 
-    def _models(self, network: str, zeros: float) -> Path:
-        return self.folder / "models" / f"{network}-{zeros:g}"
+    def _models(self, network: str, zeros: float, pattern: str = "1x1") -> Path:
+        return self.folder / "models" / f"{network}-{zeros:g}-{pattern}"
 
     def _prepare(self, cases: Iterable[Case]) -> None:
-        """The files of all cases of one network: for each share of zeros, every batch that an ONNX engine takes."""
+        """The files of all cases of one network: for each share and pattern of zeros, every batch of every file that
+        an engine takes."""
         cases = list(cases)
-        wanted: dict[float, set[int]] = {}
+        wanted: dict[tuple[str, float, str], dict[str, set[int]]] = {}
         for case in cases:
             for name in self.engines:
                 engine = ENGINES[name]
-                batches = wanted.setdefault(case.zeros if engine.given == "pruned" else 0.0, set())
-                if engine.file == "onnx" and name not in self.absent:
-                    batches.add(case.batch)
-        network = cases[0].network
-        todo = {zeros: batches for zeros, batches in wanted.items() if (network, zeros) not in self.prepared}
+                batches = wanted.setdefault(self._key(engine, case), {})
+                if name not in self.absent:
+                    batches.setdefault(engine.file, set()).add(case.batch)
+        todo = {key: batches for key, batches in wanted.items() if key not in self.prepared}
         if not todo:
             return
         if self.preparer is None:
@@ -188,14 +194,16 @@ class Contest:
                 Engine("Preparer", "", "", "", ""), self.settings.threads, self.folder / "prepare.log"
             )
             self.preparer.hello()
-        for zeros, batches in todo.items():
+        for (network, zeros, pattern), batches in todo.items():
             begin = time.perf_counter()
             about = self.preparer.ask(
-                "prepare", network=network, zeros=zeros, batch=max(case.batch for case in cases),
-                onnx_batches=sorted(batches), folder=str(self._models(network, zeros)),
+                "prepare", network=network, zeros=zeros, pattern=pattern, batch=max(case.batch for case in cases),
+                onnx_batches=sorted(batches.get("onnx", ())), folder=str(self._models(network, zeros, pattern)),
+                calm=self.settings.calm, int8={tool: sorted(batches[tool]) for tool in TOOLS if tool in batches},
             )  # fmt: skip
-            self.prepared[network, zeros] = about
-            self.say(f"  model and float64 outputs at {100 * zeros:g} % zeros: {time.perf_counter() - begin:.1f} s; "
+            self.prepared[network, zeros, pattern] = about
+            self.say(f"  model and float64 outputs at {100 * zeros:g} % zeros"
+                     f"{'' if pattern == '1x1' else f' in {pattern}'}: {time.perf_counter() - begin:.1f} s; "
                      f"torch's float32 is off by {about['torch_error']:.1e}")  # fmt: skip
 
     def _forget(self, network: str) -> None:
@@ -205,8 +213,10 @@ class Contest:
 
     # ---- engines ----
 
-    def _key(self, engine: Engine, case: Case) -> tuple[Any, ...]:
-        return (case.network, case.zeros if engine.given == "pruned" else 0.0)
+    def _key(self, engine: Engine, case: Case) -> tuple[str, float, str]:
+        """Which model: network, share of zeros, their pattern."""
+        zeros = case.zeros if engine.given == "pruned" else 0.0
+        return (case.network, zeros, engine.pattern if zeros else "1x1")
 
     def start(self, case: Case) -> None:
         """Processes for all who lack one, started together: importing torch takes seconds."""
@@ -249,12 +259,20 @@ class Contest:
         x, reference = str(models / "x.npy"), str(models / "reference.npy")
         if process.loaded == (*key, case.batch):
             return dict(process.about)
-        if process.loaded is not None and process.loaded[:2] == key and engine.any_batch and not self.settings.fresh:
+        if process.loaded is not None and process.loaded[:-1] == key and engine.any_batch and not self.settings.fresh:
             about = process.ask("input", x=x, batch=case.batch)
         else:
-            file = models / ("model.pt" if engine.file == "torch" else f"model-{case.batch}.onnx")
-            about = process.ask("load", model=str(file), x=x, batch=case.batch)
+            file = models / FILES[engine.file].format(batch=case.batch)
+            made = self.prepared[key]["int8"].get(file.name, {})
+            if "failed" in made:
+                raise Failed(f"no int8 model, {made['failed']}")
+            about = process.ask("load", model=str(file), x=x, batch=case.batch) | made
         about |= process.ask("check", reference=reference, batch=case.batch)
+        if engine.precision == "int8":
+            if about["sqnr_db"] is None or about["sqnr_db"] < LEAST_SQNR_DB:
+                raise Failed(f"WRONG OUTPUT, SQNR is {about['sqnr_db']} dB, must be at least {LEAST_SQNR_DB:g}")
+            process.loaded, process.about = (*key, case.batch), about
+            return dict(about)
         allowed = TOLERANCE * max(self.prepared[key]["torch_error"], 1e-7)
         if about["error"] is None or about["error"] > allowed:
             raise Failed(f"WRONG OUTPUT, off by {about['error']} of the largest value, allowed is {allowed:.1e}")
@@ -298,9 +316,12 @@ class Contest:
                 rows[name] |= spread(seconds)
                 if self.settings.profile and ENGINES[name].group == "ours":
                     rows[name] |= self.processes[name].ask("profile")
+        # What is told of the model is told of the most pruned one.
+        told = max(
+            (key for key in self.prepared if key[1] in (case.zeros, 0.0)), key=lambda key: (key[1], key[2] == "1x1")
+        )
         return {
-            "network": case.network, "batch": case.batch, "zeros": case.zeros,
-            **self.prepared[case.network, case.zeros if (case.network, case.zeros) in self.prepared else 0.0],
+            "network": case.network, "batch": case.batch, "zeros": case.zeros, **self.prepared[told],
             "engines": rows, "settings": asdict(self.settings), "load_average": load,
             "stolen": _stolen(before, _cpu_times()), "wall_s": time.perf_counter() - begin,
         }  # fmt: skip
@@ -326,7 +347,9 @@ def _told(row: dict[str, Any]) -> str:
     parts = []
     if "ready_s" in row:
         parts.append(f"ready in {row['ready_s']:.1f} s, {row['run_peak_mb']:.0f} MB")
-    return ", ".join([*parts, f"off by {row['error']:.1e}"])
+    if "int8_layers" in row.get("settings", {}):
+        parts.append("{int8_layers} of {layers} layers in int8".format(**row["settings"]))
+    return ", ".join([*parts, f"off by {row['error']:.1e}, SQNR {row['sqnr_db']:.1f} dB"])
 
 
 def _load_average() -> float | None:

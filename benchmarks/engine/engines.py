@@ -16,8 +16,9 @@ class Engine:
     """One contender.
 
     adapter: a class of adapters.py; given: "dense" (all weights, the same speed whatever is zero) or "pruned";
-    file: "torch" (a pickled module) or "onnx"; group: whose best a ratio is taken over; any_batch: takes another batch
-    size without being loaded again; peer: a folder of PEERS whose Python runs it, "" for the one that runs this.
+    file: "torch" (a pickled module), "onnx", or what a tool of quantizers.py made of that; group: whose best a ratio is
+    taken over; any_batch: takes another batch size without being loaded again; peer: a folder of PEERS whose Python
+    runs it, "" for the one that runs this; pattern: of the zeros that it is given; precision: "fp32" or "int8".
     """
 
     adapter: str
@@ -28,6 +29,8 @@ class Engine:
     any_batch: bool = False
     peer: str = ""
     options: tuple[tuple[str, object], ...] = ()
+    pattern: str = "1x1"
+    precision: str = "fp32"
 
     @property
     def python(self) -> str:
@@ -45,6 +48,11 @@ ENGINES = {
     "ort": Engine("OnnxRuntime", "ONNX Runtime", "dense", "onnx", "dense engines"),
     "openvino": Engine("OpenVino", "OpenVINO", "dense", "onnx", "dense engines"),
     "deepsparse": Engine("DeepSparse", "DeepSparse", "pruned", "onnx", "sparse engines", peer="deepsparse"),
+    "secateur-int8": Engine(
+        "CompiledInt8", "secateur int8", "pruned", "torch", "ours", True, pattern="1x4", precision="int8"
+    ),
+    "ort-int8": Engine("OnnxRuntimeInt8", "ONNX Runtime int8", "dense", "ort-int8", "dense int8", precision="int8"),
+    "openvino-int8": Engine("OpenVinoInt8", "OpenVINO int8", "dense", "openvino-int8", "dense int8", precision="int8"),
     # Not in any table: what another setting would give (`--engines ort,ort-blocking`). Where one was faster, it became
     # the setting above: torch.compile in channels_last takes 2 to 15 % less than contiguous.
     "ort-blocking": Engine(
@@ -67,3 +75,4 @@ ENGINES = {
 #: The dense engines that a user could pick instead of torch: issue 3 calls the faster of them "best dense".
 BEST_DENSE = ("ort", "openvino")
 DEFAULT = ("compile", "convert", "eager", "channels-last", "inductor", "ort", "openvino", "deepsparse")
+INT8 = ("ort", "openvino", "openvino-int8", "ort-int8", "compile", "secateur-int8")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .contest import Case
-from .engines import DEFAULT
+from .engines import DEFAULT, INT8
 
 #: (network, zeros, batch) -> times the best dense engine's speed, times DeepSparse's.
 GOALS: dict[tuple[str, float, int], tuple[float, float | None]] = {
@@ -22,6 +22,19 @@ GOALS: dict[tuple[str, float, int], tuple[float, float | None]] = {
     ("resnet50", 0.8, 1): (1.8, None),
     ("resnet50", 0.7, 1): (1.3, None),
 }
+#: int8 at 90 % zeros, (network, batch) -> times the best dense engine's speed in fp32, times OpenVINO's in dense int8.
+INT8_GOALS: dict[tuple[str, int], tuple[float | None, float]] = {
+    ("resnet50", 1): (6.0, 2.0),
+    ("resnet50", 16): (None, 2.0),
+    ("vgg16", 1): (7.0, 2.0),
+    ("vgg16", 16): (None, 2.0),
+    ("resnet18", 1): (5.0, 2.0),
+    ("resnet18", 16): (None, 2.0),
+    ("mobilenet_v2", 1): (2.0, 1.2),
+    ("mobilenet_v2", 16): (None, 1.2),
+}
+#: int8 without zeros: it may take that many times as long as OpenVINO's int8.
+INT8_DENSE_TAKES = 1.3
 #: Compile time in seconds.
 COMPILE_GOALS_S = {"resnet50": 60.0, "vgg16": 90.0}
 NETWORKS = ("resnet50", "vgg16", "resnet18", "mobilenet_v2")
@@ -53,7 +66,7 @@ class Plan:
 
     fresh: a process for each model (tells memory). by_zeros: all batches of one share of zeros follow each other, so
     that an engine which takes any batch is loaded once. only: the cases out of all combinations; quick: those of them
-    for `--quick`.
+    for `--quick`. calm: networks fit for int8, see :data:`networks.CALM`.
     """
 
     title: str
@@ -66,6 +79,7 @@ class Plan:
     rounds: int = 7
     turn_s: float = 0.4
     profile: bool = False
+    calm: bool = False
     only: Callable[[Case], bool] = field(default=lambda case: True)
     quick: Callable[[Case], bool] = field(default=lambda case: True)
 
@@ -116,6 +130,11 @@ PLANS = {
     "never-slower": Plan(
         "0, 30 and 50 % zeros against eager and torch.compile",
         NETWORKS, (1, 16), (0.0, 0.3, 0.5), ("compile", "eager", "channels-last", "inductor"),
+    ),
+    "int8": Plan(
+        "int8: ours with 90 % zeros in 1x4 blocks beside OpenVINO's and ONNX Runtime's dense (--zeros 0: all dense)",
+        NETWORKS, (1, 16), (0.9,), INT8, fresh=True, calm=True,
+        quick=lambda c: c.network != "vgg16" and c.batch == 1,
     ),
 }  # fmt: skip
 #: How much less `--quick` does: a look, no result.

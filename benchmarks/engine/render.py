@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .engines import BEST_DENSE, ENGINES
-from .plans import COMPILE_GOALS_S, GOALS
+from .engines import BEST_DENSE, ENGINES, INT8
+from .plans import COMPILE_GOALS_S, GOALS, INT8_DENSE_TAKES, INT8_GOALS
 
 Case = dict[str, Any]
 TORCH = ("eager", "channels-last", "inductor")
@@ -53,7 +53,7 @@ def _ratio(value: float | None, goal: float | None = None) -> str:
     if value is None:
         return "-" if goal is None else f"- ({goal:g})"
     text = f"**{value:.2f}x**"
-    return text if goal is None else f"{text} ({goal:g}{'' if value >= goal else ', missed'})"
+    return text if goal is None else f"{text} ({goal:.3g}{'' if value >= goal else ', missed'})"
 
 
 def _rows(headings: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -69,6 +69,8 @@ def one_line(case: Case) -> str:
         parts.append(f"{best:.2f}x the best dense")
     if sparse is not None:
         parts.append(f"{sparse:.2f}x DeepSparse")
+    if (over := times_as_fast(case, "secateur-int8", ["openvino-int8"])) is not None:
+        parts.append(f"int8 {over:.2f}x OpenVINO's")
     return "  = " + "; ".join(parts)
 
 
@@ -201,7 +203,48 @@ def never_slower(data: dict[str, Any]) -> str:
     return _rows(headings, lines)
 
 
-PLANS = {"table": table, "zeros": zeros, "layers": layers, "batches": batches, "never-slower": never_slower}
+def int8(data: dict[str, Any]) -> str:
+    """One table a case: the contenders below each other, with both ratios."""
+    return "\n\n".join(_int8_case(case) for case in _sorted(data))
+
+
+def _int8_case(case: Case) -> str:
+    goal: tuple[float | None, float | None] = (None, None)
+    if case["zeros"] == 0:
+        goal = (None, 1 / INT8_DENSE_TAKES)
+    elif case["zeros"] == 0.9:
+        goal = INT8_GOALS.get((case["network"], case["batch"]), goal)
+    best = fastest(case, BEST_DENSE)
+    lines = []
+    for name in dict.fromkeys([*INT8, *case["engines"]]):
+        row = case["engines"].get(name)
+        if row is None:
+            continue
+        engine, settings = ENGINES[name], row.get("settings", {})
+        own = goal if name == "secateur-int8" else (None, None)
+        sqnr = row.get("sqnr_db")
+        lines.append([
+            engine.title + (" (best dense fp32)" if best is not None and best[0] == name else ""),
+            f"{_percent(case)}, {engine.pattern}" if engine.given == "pruned" and case["zeros"] else "-",
+            _cell(case, name),
+            f"{settings['int8_layers']} of {settings['layers']}" if "int8_layers" in settings else "-",
+            f"{sqnr:.1f} dB" if engine.precision == "int8" and sqnr is not None else "-",
+            _ratio(times_as_fast(case, name, BEST_DENSE), own[0]),
+            _ratio(times_as_fast(case, name, ["openvino-int8"]), own[1]),
+        ])  # fmt: skip
+    headings = ["engine", "zeros", "ms", "int8 layers", "SQNR", "over best dense fp32", "over OpenVINO dense int8"]
+    title = f"{case['network']}, batch {case['batch']}, {_percent(case)} zeros (goals in brackets)"
+    return f"{title}\n\n" + _rows(headings, lines)
+
+
+PLANS = {
+    "table": table,
+    "zeros": zeros,
+    "layers": layers,
+    "batches": batches,
+    "never-slower": never_slower,
+    "int8": int8,
+}
 
 
 def source(data: dict[str, Any]) -> str:

@@ -111,13 +111,17 @@ class Worker:
         return {"first_call_s": first}
 
     def check(self, reference: str, batch: int) -> dict[str, Any]:
-        """The largest difference from the float64 reference, over its largest value."""
+        """The largest difference from the float64 reference, over its largest value; and the ratio of signal to
+        noise, ``10 log10(sum y^2 / sum (y - found)^2)``, in decibels (at most 300)."""
         expected = np.load(reference)[:batch]
         found = np.asarray(self.adapter.output(self.adapter.call()), dtype=np.float64)
         if found.shape != expected.shape:
             raise ValueError(f"the output must have the shape {expected.shape}, has {found.shape}")
         off = float(np.abs(found - expected).max() / np.abs(expected).max())
-        return {"error": off if np.isfinite(off) else None}
+        if not np.isfinite(off):
+            return {"error": None, "sqnr_db": None}
+        noise = max(float(np.square(found - expected).sum()), 1e-30 * float(np.square(expected).sum()))
+        return {"error": off, "sqnr_db": float(10 * np.log10(np.square(expected).sum() / noise))}
 
     def run(self, seconds: float, first: bool = False) -> dict[str, Any]:
         """One turn. ``first``: before all other processes."""
