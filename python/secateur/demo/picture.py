@@ -13,8 +13,8 @@ from .._errors import Error
 if TYPE_CHECKING:
     from .pipeline import Result
 
-# Two hues that stay apart for colour-blind readers and in print, each with one meaning in every panel.
-_DENSE, _PRUNED = "#b9c2cc", "#0f766e"
+# Hues that stay apart for colour-blind readers and in print, each with one meaning in every panel.
+_DENSE, _PRUNED, _BLOCKS = "#b9c2cc", "#0f766e", "#5b4a9e"
 _THETA, _INK, _FAINT = "#c2410c", "#1f2933", "#6b7785"
 
 
@@ -83,7 +83,10 @@ def _headline(report: Mapping[str, Any]) -> tuple[str, str]:
     )
     speed = [f"{report[f'dense_ms_b{b}'] / report[f'pruned_ms_b{b}']:.1f}x as fast at batch {b}" for b in (1, 64)]
     smaller = report["dense_bytes"] / report["pruned_bytes"]
-    below = f"the file is {smaller:.1f}x smaller; {speed[0]}, {speed[1]} ({report['machine']['threads']} threads, "
+    below = f"the file is {smaller:.1f}x smaller; {speed[0]}, {speed[1]}; "
+    fast = [f"{report[f'dense_ms_b{b}'] / report[f'int8_ms_b{b}']:.1f}x" for b in (1, 64)]
+    below += f"in int8 {report['dense_bytes'] / report['int8_bytes']:.0f}x smaller, {fast[0]} and {fast[1]} as fast "
+    below += f"({report['machine']['threads']} threads, "
     return title, below + f"{report['machine']['cpu']})"
 
 
@@ -176,6 +179,8 @@ def _outcome(axes: Any, report: Mapping[str, Any]) -> None:
         ("weights pruned", report["weights_pruned_accuracy"], _PRUNED),
         ("and activations", report["activations_pruned_accuracy"], _PRUNED),
         ("and converted", report["converted_accuracy"], _PRUNED),
+        ("1x4 blocks", report["blocks_accuracy"], _BLOCKS),
+        ("and int8", report["int8_accuracy"], _BLOCKS),
     ]
     colour = "#8a94a0"
     rules = [(row["rule"].split(" (")[0], row["test_accuracy"], colour) for row in report["rules"]]

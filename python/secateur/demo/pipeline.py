@@ -1,5 +1,5 @@
-"""The demo's main job: train, prune weights, prune activations, convert, compile, measure; every choice is made on
-validation digits."""
+"""The demo's main job: train, prune weights, prune activations, convert, compile, quantize, measure; every choice is
+made on validation digits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from .. import compile, convert, data, prune_activations, save, sparsity
+from .. import DistillationLoss, compile, convert, data, prune_activations, save, sparsity
 from .._errors import Error
 from ..criteria import MeanStd
 from ..data import Digits, Split
 from ..report import Report
 from ..schedule import CubicSchedule, GradualPruner
-from . import contest, measuring, picture, tables
+from . import contest, int8, measuring, picture, tables
+from .int8 import Int8
 from .network import TutorialCNN
-from .training import accuracy, fit, mean_loss
+from .training import Loss, accuracy, fit, labels_alone, mean_loss
 
 LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 
@@ -75,6 +76,7 @@ class Result:
     weights_compiled: nn.Module  # pruned: weights alone, to tell what the thresholds bring
     thetas: dict[str, dict[str, float]]  # layer -> min, mean, max of the weights' last thresholds
     k: float  # of the activations
+    int8: Int8  # the second network: 1x4 blocks, thresholds, integers
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -124,6 +126,8 @@ def run(
         zeros = measuring.activation_zeros(result.thin, digits.test)
         report["activation_sparsity"] = zeros["total"]["sparsity"]
         report["activations"] = _activation_rows(result.thin, zeros)
+        in_blocks = measuring.activation_zeros(result.int8.thin, digits.test)
+        report["int8"]["activation_sparsity"] = in_blocks["total"]["sparsity"]
         report["seconds"] = time.perf_counter() - began
         if out is not None:
             (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -157,7 +161,9 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
     k, search = _choose_k(pruned, digits)
     thin, k, tuned = _prune_activations(pruned, digits, k, budget, generator, progress)
     x = digits.validation.images[:64]
-    result = Result(dense, pruned, thin, convert(thin, x), compile(thin, x), compile(pruned, x), thetas, k)
+    second = _in_blocks(dense, digits, k, budget, generator, progress)
+    forms = convert(thin, x), compile(thin, x), compile(pruned, x)
+    result = Result(dense, pruned, thin, *forms, thetas, k, second)
     result.report = {
         "k_activations": k,
         "k_search": search,
@@ -165,8 +171,20 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
         "converted_difference": measuring.check_same(thin, result.converted, digits.validation),
         "compiled_difference": measuring.check_same(thin, result.compiled, digits.validation),
         "weights_compiled_difference": measuring.check_same(pruned, result.weights_compiled, digits.validation),
+        "int8": second.report,
     }
     return result
+
+
+def _in_blocks(
+    dense: nn.Module, digits: Digits, k: float, budget: Budget, generator: torch.Generator, progress: bool
+) -> Int8:
+    """The same shares of zeros in blocks, learnt from the dense network; thresholds at ``k``; integers."""
+    blocks = copy.deepcopy(dense)
+    teacher = DistillationLoss(dense, int8.TEMPERATURE)
+    _prune_weights(blocks, digits, budget, generator, progress, pattern=int8.PATTERN, loss=teacher)
+    thin, k, _ = _prune_activations(blocks, digits, k, budget, generator, progress, loss=teacher)
+    return int8.quantized(thin, k, digits, _judge(digits), digits.validation.images[:64])
 
 
 def _prune_weights(
@@ -175,6 +193,9 @@ def _prune_weights(
     budget: Budget,
     generator: torch.Generator,
     progress: bool,
+    *,
+    pattern: str = "1x1",
+    loss: Loss = labels_alone,
 ) -> dict[str, dict[str, float]]:
     """Prune little by little over the first 60 % of the steps, fine-tune through the rest; in place."""
     thetas: dict[str, dict[str, float]] = {}
@@ -184,7 +205,7 @@ def _prune_weights(
         final = rules.pop("fc1")
         assert final.sparsity is not None
         schedule = CubicSchedule(final.sparsity, end=max(1, int(0.6 * steps)), every=min(20, max(1, steps // 10)))
-        pruner = GradualPruner(model, final, schedule, overrides=dict(rules), optimizer=optimizer)
+        pruner = GradualPruner(model, final, schedule, pattern=pattern, overrides=dict(rules), optimizer=optimizer)
 
         def then() -> None:
             report = pruner.step()
@@ -203,7 +224,8 @@ def _prune_weights(
             budget.weights,
             RATE_PRUNED,
             generator,
-            title="prune weights",
+            title="prune weights" if pattern == "1x1" else f"prune weights, {pattern}",
+            loss=loss,
             after_step=after_step,
             progress=progress,
         )
@@ -228,7 +250,14 @@ def _thresholds(model: nn.Module, digits: Digits, k: float) -> nn.Module:
 
 
 def _prune_activations(
-    pruned: nn.Module, digits: Digits, k: float, budget: Budget, generator: torch.Generator, progress: bool
+    pruned: nn.Module,
+    digits: Digits,
+    k: float,
+    budget: Budget,
+    generator: torch.Generator,
+    progress: bool,
+    *,
+    loss: Loss = labels_alone,
 ) -> tuple[nn.Module, float, list[dict[str, float]]]:
     """Thresholds at ``k``, then fine-tuning with them in place; once more with the next milder k where that costs more
     than 0.2 points of validation accuracy. Returns the better model, its k, and what was tried."""
@@ -244,6 +273,7 @@ def _prune_activations(
             RATE_PRUNED,
             generator,
             title=f"prune activations, k={each:g}",
+            loss=loss,
             progress=progress,
         )
         tried.append((accuracy(thin, judge), each, thin))
@@ -275,8 +305,9 @@ def _sizes(result: Result, folder: Path) -> dict[str, Any]:
     weights = sparsity(result.thin)
     assert weights.total is not None
     dense = measuring.dense_bytes(result.dense, folder / "dense.safetensors")
-    path = folder / "pruned.safetensors"
+    path, bytes_path = folder / "pruned.safetensors", folder / "int8.safetensors"
     save(result.thin, path)
+    save(result.int8.quantized, bytes_path)
     rows = [
         {
             "layer": row["layer"],
@@ -293,6 +324,7 @@ def _sizes(result: Result, folder: Path) -> dict[str, Any]:
         "weight_sparsity": weights.sparsity,
         "dense_bytes": dense,
         "pruned_bytes": path.stat().st_size,
+        "int8_bytes": bytes_path.stat().st_size,
         "weights": rows,
     }
 
@@ -301,16 +333,17 @@ def _latencies(result: Result, images: Tensor, seconds: float) -> dict[str, Any]
     found: dict[str, Any] = {"latency": {}}
     models = {
         "dense": result.dense, "pruned": result.converted, "compiled": result.compiled,
-        "weights_compiled": result.weights_compiled,
+        "weights_compiled": result.weights_compiled, "int8": result.int8.compiled,
     }  # fmt: skip
+    whole = {"compiled", "weights_compiled", "int8"}  # one call from end to end: there is no layer to watch
     for batch in (1, 64):
         x = images[:batch].contiguous()
         taken = measuring.side_by_side(models, x, seconds)
         found["latency"][f"b{batch}"] = taken
         for name in models:
             found[f"{name}_ms_b{batch}"] = taken[name]["ms"]
-            if models[name] in (result.compiled, result.weights_compiled):
-                continue  # one call from end to end: there is no layer to watch
+            if name in whole:
+                continue
             with torch.inference_mode():
                 for row, ms in measuring.layer_times(models[name], x, LAYERS).items():
                     found.setdefault("layer_ms", {}).setdefault(row, {})[f"{name}_b{batch}"] = ms
@@ -324,6 +357,8 @@ def _accuracies(result: Result, digits: Digits) -> dict[str, Any]:
         "activations_pruned": result.thin,
         "converted": result.converted,
         "compiled": result.compiled,
+        "blocks": result.int8.thin,
+        "int8": result.int8.compiled,
     }
     found: dict[str, Any] = {
         f"{name}_{split}accuracy": accuracy(model, rows)

@@ -21,54 +21,84 @@ def _ms(report: Mapping[str, Any], name: str, batch: int) -> str:
     return f"{row['ms']:.3f} ({row['ms_p10']:.3f} to {row['ms_p90']:.3f})"
 
 
+#: how the float32 network runs -> what stands beside it of the network in integers
 _FORMS = (
-    ("pruned", "converted"),
-    ("weights_compiled", "compiled, weights alone"),
-    ("compiled", "compiled"),
+    ("pruned", "converted", None),
+    ("weights_compiled", "compiled, weights alone", None),
+    ("compiled", "compiled", "int8"),
 )
 
 
+def _gain(before: float, after: float) -> str:
+    return f"{before / after:.2f}x faster" if before >= after else f"{after / before:.2f}x slower"
+
+
+def _points(report: Mapping[str, Any], name: str) -> str:
+    return f"{100 * (report[f'{name}_accuracy'] - report['dense_accuracy']):+.1f} points"
+
+
+def _smaller(report: Mapping[str, Any], name: str) -> str:
+    return f"{report['dense_bytes'] / report[f'{name}_bytes']:.1f}x smaller"
+
+
 def summary(report: Mapping[str, Any]) -> Report:
-    """Dense beside pruned: the four figures that matter."""
+    """Dense beside pruned, in float32 and in integers: the four figures that matter."""
+    int8 = report["int8"]
     rows = [
         {
             "what": "accuracy on the test digits",
             "dense": _percent(report["dense_accuracy"]),
             "pruned": _percent(report["pruned_accuracy"]),
-            "gain": f"{100 * (report['pruned_accuracy'] - report['dense_accuracy']):+.1f} points",
+            "gain": _points(report, "pruned"),
+            "int8": _percent(report["int8_accuracy"]),
+            "int8_gain": _points(report, "int8"),
         },
         {
             "what": "zeros in weights",
             "dense": _percent(0.0),
             "pruned": _percent(report["weight_sparsity"]),
+            "int8": _percent(int8["weight_sparsity"]),
         },
         {
             "what": "zeros in activations",
             "pruned": _percent(report["activation_sparsity"]),
+            "int8": _percent(int8["activation_sparsity"]),
         },
         {
             "what": "bytes on disk",
             "dense": f"{report['dense_bytes']:,}",
             "pruned": f"{report['pruned_bytes']:,}",
-            "gain": f"{report['dense_bytes'] / report['pruned_bytes']:.1f}x smaller",
+            "gain": _smaller(report, "pruned"),
+            "int8": f"{report['int8_bytes']:,}",
+            "int8_gain": _smaller(report, "int8"),
         },
     ]
     for batch in (1, 64):
-        for name, how in _FORMS:
-            ratio = report[f"dense_ms_b{batch}"] / report[f"{name}_ms_b{batch}"]
-            rows.append(
-                {
-                    "what": f"ms, batch {batch}, {how}",
-                    "dense": _ms(report, "dense", batch),
-                    "pruned": _ms(report, name, batch),
-                    "gain": f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower",
-                }
-            )
-    columns = [Column("what", " ", "text"), *(Column(c, c, "text") for c in ("dense", "pruned", "gain"))]
+        for name, how, also in _FORMS:
+            dense = report[f"dense_ms_b{batch}"]
+            row = {
+                "what": f"ms, batch {batch}, {how}",
+                "dense": _ms(report, "dense", batch),
+                "pruned": _ms(report, name, batch),
+                "gain": _gain(dense, report[f"{name}_ms_b{batch}"]),
+            }
+            if also is not None:
+                row |= {"int8": _ms(report, also, batch), "int8_gain": _gain(dense, report[f"{also}_ms_b{batch}"])}
+            rows.append(row)
+    titles = (
+        ("dense", "dense"),
+        ("pruned", "pruned"),
+        ("gain", "gain"),
+        ("int8", "1x4 blocks, int8"),
+        ("int8_gain", "gain"),
+    )
+    columns = [Column("what", " ", "text"), *(Column(key, title, "text") for key, title in titles)]
     machine = report["machine"]
     notes = [
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; {report['test_digits']:,} test "
-        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %"
+        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %",
+        f"int8: {int8['layers']} layers in integers, calibration {int8['calibration']}; "
+        f"{_percent(int8['blocks'])} of the 1x4 blocks hold a nonzero, {_percent(int8['fill'])} of these is nonzero",
     ]
     return Report("the tutorial's CNN, pruned", columns, rows, notes)
 
@@ -85,6 +115,12 @@ def accuracies(report: Mapping[str, Any]) -> Report:
         ),
         ("converted", "and converted", "the same numbers through sparse layers"),
         ("compiled", "or compiled", "the same numbers in one call"),
+        (
+            "blocks",
+            "1x4 blocks, thresholds",
+            f"as the first three, taught by dense, k = {report['int8']['k_activations']:g}",
+        ),
+        ("int8", "and in int8", f"{report['int8']['layers']} layers, compiled"),
     )
     rows = [
         {

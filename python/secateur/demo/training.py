@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
@@ -15,12 +15,18 @@ from ..data import Split, warped
 
 BATCH = 64
 
+#: of a model, on images and labels
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 #: given the optimizer and the number of steps, makes what is called after each step
 AfterStep = Callable[[Optimizer, int], Callable[[], object]]
 
 
 def steps(split: Split, epochs: int) -> int:
     return epochs * -(-len(split) // BATCH)
+
+
+def labels_alone(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
 
 
 def fit(
@@ -31,6 +37,7 @@ def fit(
     generator: torch.Generator,
     *,
     title: str,
+    loss: Loss = labels_alone,
     after_step: AfterStep | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -46,15 +53,15 @@ def fit(
         for _ in range(epochs):
             for images, labels in split.batches(BATCH, generator):
                 x = warped(images, generator)
-                loss = F.cross_entropy(model(x), labels)
+                value = loss(model, x, labels)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
+                value.backward()  # type: ignore[no-untyped-call,unused-ignore]
                 optimizer.step()
                 rates.step()
                 if then is not None:
                     then()
                 bar.update()
-            bar.set_postfix(loss=f"{float(loss.detach()):.3f}", refresh=False)
+            bar.set_postfix(loss=f"{float(value.detach()):.3f}", refresh=False)
     return model.eval()
 
 
