@@ -11,6 +11,7 @@ from .engine import compile, profile
 from .masks import strip
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning import prune, sparsity
+from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
 from .schedule import CubicSchedule, GradualPruner
 from .sensitivity import activation_sensitivity
@@ -30,9 +31,12 @@ __all__ = [
     "convert",
     "freeze_thresholds",
     "load",
+    "prepare_qat",
     "profile",
     "prune",
     "prune_activations",
+    "quantization_sensitivity",
+    "quantize",
     "save",
     "sparsity",
     "strip",

@@ -16,6 +16,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from . import timing
 from ._errors import Error
 from .nn.masked import MaskedConv2d, MaskedLinear
+from .nn.quantized import QuantizedConv2d, QuantizedLinear
 from .nn.sparse import SparseConv2d, SparseLinear, Trial
 from .nn.threshold_relu import ThresholdReLU
 from .report import Column, Report
@@ -39,6 +40,7 @@ _LINEAR = (nn.Linear, MaskedLinear)
 _CONV2D = (nn.Conv2d, MaskedConv2d)
 # Layers with weights that have no sparse kernel yet: named in the report, left as they are.
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+_INTEGERS = (QuantizedConv2d, QuantizedLinear)
 
 # Their output is new memory that nobody else holds.
 _MAKERS = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
@@ -120,11 +122,17 @@ def _layers(model: nn.Module) -> list[_Layer]:
     layers = []
     users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for name, module in model.named_modules():
-        if not isinstance(module, _OTHERS):
+        if not isinstance(module, (*_OTHERS, *_INTEGERS)):
             continue
         row: dict[str, Any] = {"layer": name or type(module).__name__, "kernel": "dense", "why": ""}
         layer = _Layer(name, module, row)
         layers.append(layer)
+        if isinstance(module, _INTEGERS):
+            held = module.weight_int8
+            row.update(kernel="int8", shape=tuple(held.shape), bytes_dense=held.numel())
+            row["sparsity"] = 1 - int(torch.count_nonzero(held)) / max(held.numel(), 1)
+            row["why"] = "computes integers in torch's operators; secateur.compile runs it in bytes"
+            continue
         if isinstance(module, SparseConv2d | SparseLinear):
             layer.row.update(
                 kernel="sparse", why="already converted", shape=module.weight_shape, sparsity=module.sparsity

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .._errors import Error
 from ..conversion import _pruners
 from ..nn.sparse import _version
+from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
 from .packed import Loan, borrow, own
 from .profiling import compile_report
@@ -38,7 +39,8 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
     concatenations and what moves channels) runs from C++ in segments as large as can be, with the zeros of the weights
     skipped; what it does not know runs as ordinary torch between them, and the report says why. Each segment is timed
     beside torch's own form of it on what the example brings there, and left to torch where that is faster. Any model
-    will do, with or without zeros, whoever put them there; ``model`` itself is left alone.
+    will do, with or without zeros, whoever put them there; ``model`` itself is left alone. Layers of integers
+    (:func:`secateur.quantize`'s, or those of PyTorch's ``convert_pt2e``) run in bytes from end to end.
 
     Args:
         model: the model. It is compiled as it computes in evaluation mode (BatchNorm's running statistics, no
@@ -63,7 +65,12 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
         raise Error("compile: model must be the module itself, got what TorchScript made of it, which is no graph")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise Error(f"compile: budget must be a positive number of seconds, got {budget!r}")
-    return _compile(model, example_input, float(budget), ENGINE)
+    return _compile(_integers(model), example_input, float(budget), ENGINE)
+
+
+def _integers(model: nn.Module) -> nn.Module:
+    """What PyTorch's own flow has quantized (``convert_pt2e``), in layers of integers; any other model as it is."""
+    return from_pt2e(model) if isinstance(model, fx.GraphModule) and is_pt2e(model) else model
 
 
 def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backend) -> CompiledModel:
@@ -223,7 +230,7 @@ class CompiledModel(nn.Module):
             model = model.source
         if model is not None and not isinstance(model, nn.Module):
             raise Error(f"refresh: model must be a torch.nn.Module, got {type(model).__name__}")
-        source, loan = _copy_of(self.source if model is None else model, "refresh")
+        source, loan = _copy_of(self.source if model is None else _integers(model), "refresh")
         _check_alike(self.source, source)
         with self.__dict__["_lock"]:
             built: _Built | None = self.__dict__["_built"]

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from .. import _host
 from .._errors import Error
+from ..pt2e import FP32
 from ..report import Column, Report
 from .assemble import Assembled
 from .segment import Segment
@@ -44,6 +45,8 @@ def compile_report(unit: Unit) -> Report:
         if segment.decision is not None and segment.decision.ms is not None:
             times = f"{segment.decision.ms:.3f} ms in the engine, {segment.decision.torch_ms:.3f} ms in torch"
             notes.append(f"{name}, {_extent(segment)}: {times}, {'engine' if segment.engine else 'torch'} it is")
+    if isinstance(unit.module, fx.GraphModule):
+        notes += [f"{name} computes with real values: {why}" for name, why in unit.module.meta.get(FP32, {}).items()]
     return Report("compiled", COLUMNS, rows, notes)
 
 

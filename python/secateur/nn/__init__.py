@@ -1,6 +1,7 @@
 """Drop-in layers."""
 
 from .masked import MaskedConv2d, MaskedLinear
+from .qat import QATConv2d, QATLinear
 from .quantized import Quantize, QuantizedConv2d, QuantizedLinear
 from .sparse import SparseConv2d, SparseLinear
 from .threshold_relu import ThresholdReLU
@@ -8,6 +9,8 @@ from .threshold_relu import ThresholdReLU
 __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
+    "QATConv2d",
+    "QATLinear",
     "Quantize",
     "QuantizedConv2d",
     "QuantizedLinear",

@@ -1,0 +1,161 @@
+"""Post-training quantization: a trained network, some of its data, and a network of integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from torch import nn
+
+from .._errors import Error
+from .._judge import Judge, checked_budget, log
+from ._build import Built, build
+from ._calibrate import Calibrated, calibrate
+from ._freeze import freeze, freeze_layer, trainable
+from ._grids import METHODS, Grid, Method
+from ._layers import Layer
+from ._report import Entry, QuantizationReport, report_of
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    calibration: str = "auto",
+    exclude: Sequence[str] = (),
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    max_accuracy_drop: float | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """A new model that computes with 8-bit integers: activations uint8, weights int8.
+
+    Post-training static quantization (Jacob et al., CVPR 2018): one grid ``(q - zero_point) * scale`` a tensor of
+    activations, symmetric weights with one scale an output channel, in [-127, 127]; zero weights stay exactly zero.
+    The given model is left as it is. BatchNorm is folded into the layers before it. The result is ordinary torch code
+    on real values that lie on the grids, with :class:`secateur.nn.Quantize` after each value that becomes bytes and
+    :class:`secateur.nn.QuantizedConv2d` / :class:`~secateur.nn.QuantizedLinear` for the layers; ``compile`` keeps the
+    bytes between them.
+
+    Bytes become: what int8 layers read, and what they made that something other than their own activation or residual
+    sum reads. What is joined by a concatenation shares one grid. A ``ThresholdReLU``'s thresholds are applied on the
+    integer scale. What only the network's output reads stays real. Modules that cannot be traced (torch.fx) stay
+    modules, and each layer inside rounds its own input; the report says so.
+
+    Args:
+        model: any module, pruned or dense; float32 serves best. What :func:`secateur.prepare_qat` gave has its grids
+            already: then it is all that is given.
+        batches: an iterable of inputs, or of ``(input, target)`` tuples or lists whose first item is the input; gone
+            through once. A few hundred examples like the real ones serve.
+        calibration: how the ends of a grid are found. ``"min-max"``: all that was seen. ``"percentile"``: all but one
+            in 10,000 at each end. ``"mse"``: the least squared error over a histogram; weight scales alike.
+            ``"auto"``: each in turn, and what ``evaluate`` finds most accurate; ``"mse"`` without it.
+        exclude: names or patterns (``*``) of layers to leave in fp32, as the report prints them.
+        evaluate: given a model in evaluation mode, returns its accuracy, 0 to 1.
+        max_accuracy_drop: how much accuracy quantization may cost, 0 to 1, against the given model. Where it costs
+            more, the layers that add most noise by themselves (:func:`secateur.quantization_sensitivity`) stay in
+            fp32, as few of them as it takes; with L layers ``evaluate`` is called at most 2 log2(L) + 5 times.
+        progress: show a progress bar.
+
+    Returns:
+        The new model, in evaluation mode. ``.report`` has a row for each layer: shape, int8 or fp32 and why, zeros,
+        the share of 1x4 blocks that hold a nonzero and how full they are, nonzero weights that became zero, scales,
+        and the weights' error (root mean square, relative).
+
+    Raises:
+        Error: no layer can be quantized, no batch came, a batch is no tensor or not what the model takes, an
+            activation is NaN or infinite, an argument of another kind, an ``exclude`` that matches nothing,
+            ``max_accuracy_drop`` without ``evaluate``, or one that only fp32 would keep.
+    """
+    caller = "quantize"
+    if isinstance(model, nn.Module) and (student := freeze(model)) is not None:
+        given = {"batches": batches, "exclude": exclude, "evaluate": evaluate, "max_accuracy_drop": max_accuracy_drop}
+        if named := [name for name, value in given.items() if value is not None and value != ()]:
+            raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {', '.join(named)}")
+        return student
+    methods = _methods(caller, calibration, evaluate is not None)
+    judge = None if evaluate is None and max_accuracy_drop is None else Judge(caller, evaluate)
+    allowed = None if max_accuracy_drop is None else checked_budget(caller, max_accuracy_drop)
+    calibrated = calibrate(model, batches, progress, caller)
+    fp32 = excluded(caller, calibrated, exclude)
+    if judge is None:
+        built = frozen(calibrated, methods[0], fp32)
+        return finished(calibrated, built, methods[0])
+    baseline = judge(model)
+    built, chosen, tried = _most_accurate(calibrated, methods, fp32, judge)
+    accuracy = tried[chosen]
+    steps: list[dict[str, Any]] = []
+    if allowed is not None and not reaches(accuracy, baseline - allowed):
+        from .sensitivity import leave_out
+
+        built, accuracy, steps = leave_out(calibrated, chosen, fp32, judge, baseline, allowed, progress)
+    result = finished(calibrated, built, chosen)
+    cast(QuantizationReport, result.report).judged(baseline, accuracy, tried, steps)
+    return result
+
+
+def reaches(accuracy: float, wanted: float) -> bool:
+    """Not below, but for the rounding of ``baseline - allowed``."""
+    return accuracy >= wanted - 1e-12
+
+
+def _methods(caller: str, calibration: Any, judged: bool) -> tuple[Method, ...]:
+    if calibration == "auto":
+        return METHODS if judged else METHODS[:1]
+    return (checked_method(caller, calibration),)
+
+
+def checked_method(caller: str, calibration: Any) -> Method:
+    """``calibration``, or METHODS' first for "auto"."""
+    if calibration == "auto":
+        return METHODS[0]
+    if calibration not in METHODS:
+        raise Error(f'{caller}: calibration must be "auto", "min-max", "percentile" or "mse", got {calibration!r}')
+    return cast(Method, calibration)
+
+
+def excluded(caller: str, calibrated: Calibrated, exclude: Any) -> dict[str, str]:
+    """The layers that ``exclude`` names -> why they are in fp32."""
+    if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(isinstance(p, str) for p in exclude):
+        raise Error(f"{caller}: exclude must be a sequence of names or patterns, got {exclude!r}")
+    layers = calibrated.network.all_layers
+    unmatched = [p for p in exclude if not any(fnmatchcase(name, p) for name in layers)]
+    if unmatched:
+        raise Error(f"{caller}: exclude must match a layer, got {unmatched}")
+    return {name: "excluded" for name in layers if any(fnmatchcase(name, p) for p in exclude)}
+
+
+def _most_accurate(
+    calibrated: Calibrated, methods: Sequence[Method], fp32: Mapping[str, str], judge: Judge
+) -> tuple[Built, Method, dict[str, float]]:
+    """The first of the most accurate."""
+    tried: dict[str, float] = {}
+    best: tuple[Built, Method] | None = None
+    for method in methods:
+        built = frozen(calibrated, method, fp32)
+        accuracy = judge(built.model)
+        log.info("quantize: calibration %s, accuracy %.4f", method, accuracy)
+        if best is None or accuracy > tried[best[1]]:
+            best = built, method
+        tried[method] = accuracy
+    assert best is not None
+    return *best, tried
+
+
+def frozen(calibrated: Calibrated, method: Method, fp32: Mapping[str, str]) -> Built:
+    """The quantized network, for inference."""
+
+    def layer(at: Layer, grid: Grid) -> nn.Module:
+        return freeze_layer(trainable(at.module, grid, method))
+
+    return build(calibrated, method, fp32, layer)
+
+
+def finished(calibrated: Calibrated, built: Built, method: str) -> nn.Module:
+    """The built model with its report."""
+    entries = [
+        Entry(name, getattr(layer.module, "weight", None), built.made.get(name), built.why.get(name, ""))
+        for name, layer in calibrated.network.all_layers.items()
+    ]
+    built.model.report = report_of(entries, method, calibrated.network.notes)  # type: ignore[assignment]
+    return built.model
