@@ -1,5 +1,6 @@
 """The demo on few digits and few epochs: the report's keys, and that each figure means what its name says."""
 
+import copy
 import json
 import math
 
@@ -21,6 +22,10 @@ KEYS = [
     "pruned_ms_b64",
     "dense_bytes",
     "pruned_bytes",
+    "int8_accuracy",
+    "int8_ms_b1",
+    "int8_ms_b64",
+    "int8_bytes",
 ]
 
 
@@ -79,6 +84,8 @@ def test_accuracies_are_of_the_test_digits(ran, digits):
         ("activations_pruned_accuracy", result.thin),
         ("pruned_accuracy", result.converted),
         ("compiled_accuracy", result.compiled),
+        ("blocks_accuracy", result.int8.thin),
+        ("int8_accuracy", result.int8.compiled),
     ):
         with torch.no_grad():
             right = (model(digits.test.images).argmax(1) == digits.test.labels).sum()
@@ -130,6 +137,23 @@ def test_bytes_are_those_of_the_files_and_the_pruned_file_loads(ran, digits):
         torch.testing.assert_close(fresh(digits.validation.images), result.thin(digits.validation.images))
 
 
+def test_the_network_in_integers_is_pruned_in_blocks_and_small(ran, digits):
+    report, out, result = ran
+    said = report["int8"]
+    assert said["layers"] == "4 of 4"
+    assert said["weight_sparsity"] >= 0.9
+    assert said["fill"] > 0.9, "zeros in blocks of four leave full blocks"
+    assert report["int8_bytes"] == (out / "int8.safetensors").stat().st_size
+    assert report["int8_bytes"] * 20 <= report["dense_bytes"]
+    fresh = copy.deepcopy(result.int8.quantized)
+    for value in fresh.state_dict().values():
+        if value.dtype in (torch.int8, torch.uint8):
+            value.zero_()
+    secateur.load(out / "int8.safetensors", fresh)
+    with torch.no_grad():
+        assert torch.equal(fresh(digits.validation.images), result.int8.quantized(digits.validation.images))
+
+
 def test_the_rest_of_the_report(ran):
     report, out, _ = ran
     assert [row["rule"].split(" (")[0] for row in report["rules"]] == [
@@ -157,7 +181,14 @@ def test_the_tables_print(ran, capsys, monkeypatch, rich):
         monkeypatch.setitem(__import__("sys").modules, "rich", None)
     tables.show(ran[0])
     text = capsys.readouterr().out
-    for words in ("conv1_relu", "Random neuron", "accuracy on the test digits", "ms, batch 64", "bytes on disk"):
+    for words in (
+        "conv1_relu",
+        "Random neuron",
+        "accuracy on the test digits",
+        "ms, batch 64",
+        "bytes on disk",
+        "1x4 blocks and int8",
+    ):
         assert words in text
     assert "…" not in text
 

@@ -21,86 +21,74 @@ def _ms(report: Mapping[str, Any], name: str, batch: int) -> str:
     return f"{row['ms']:.3f} ({row['ms_p10']:.3f} to {row['ms_p90']:.3f})"
 
 
-#: how the float32 network runs -> what stands beside it of the network in integers
 _FORMS = (
-    ("pruned", "converted", None),
-    ("weights_compiled", "compiled, weights alone", None),
-    ("compiled", "compiled", "int8"),
+    ("pruned", "converted"),
+    ("weights_compiled", "compiled, weights alone"),
+    ("compiled", "compiled"),
 )
 
 
-def _gain(before: float, after: float) -> str:
-    return f"{before / after:.2f}x faster" if before >= after else f"{after / before:.2f}x slower"
-
-
-def _points(report: Mapping[str, Any], name: str) -> str:
-    return f"{100 * (report[f'{name}_accuracy'] - report['dense_accuracy']):+.1f} points"
-
-
-def _smaller(report: Mapping[str, Any], name: str) -> str:
-    return f"{report['dense_bytes'] / report[f'{name}_bytes']:.1f}x smaller"
-
-
 def summary(report: Mapping[str, Any]) -> Report:
-    """Dense beside pruned, in float32 and in integers: the four figures that matter."""
+    """Dense beside pruned: the four figures that matter."""
+    rows = _outcome(report, "pruned", report["weight_sparsity"], report["activation_sparsity"], _FORMS)
+    machine = report["machine"]
+    notes = [
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; {report['test_digits']:,} test "
+        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %"
+    ]
+    return Report("the tutorial's CNN, pruned", _columns("pruned"), rows, notes)
+
+
+def integers(report: Mapping[str, Any]) -> Report:
+    """The same for the network in integers."""
     int8 = report["int8"]
+    forms = (("int8", "compiled"),)
+    rows = _outcome(report, "int8", int8["weight_sparsity"], int8["activation_sparsity"], forms)
+    notes = [
+        f"{int8['layers']} layers in integers, calibration {int8['calibration']}; {_percent(int8['blocks'])} of the "
+        f"1x4 blocks hold a nonzero, {_percent(int8['fill'])} of those is nonzero"
+    ]
+    return Report("the same in 1x4 blocks and int8", _columns("int8"), rows, notes)
+
+
+def _columns(name: str) -> list[Column]:
+    return [Column("what", " ", "text"), *(Column(c, c, "text") for c in ("dense", name, "gain"))]
+
+
+def _outcome(
+    report: Mapping[str, Any], name: str, weights: float, activations: float, forms: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """``forms``: how the network runs: the key of its latencies, and what to call it."""
+    points = 100 * (report[f"{name}_accuracy"] - report["dense_accuracy"])
+    smaller = report["dense_bytes"] / report[f"{name}_bytes"]
     rows = [
         {
             "what": "accuracy on the test digits",
             "dense": _percent(report["dense_accuracy"]),
-            "pruned": _percent(report["pruned_accuracy"]),
-            "gain": _points(report, "pruned"),
-            "int8": _percent(report["int8_accuracy"]),
-            "int8_gain": _points(report, "int8"),
+            name: _percent(report[f"{name}_accuracy"]),
+            "gain": f"{points:+.1f} points",
         },
-        {
-            "what": "zeros in weights",
-            "dense": _percent(0.0),
-            "pruned": _percent(report["weight_sparsity"]),
-            "int8": _percent(int8["weight_sparsity"]),
-        },
-        {
-            "what": "zeros in activations",
-            "pruned": _percent(report["activation_sparsity"]),
-            "int8": _percent(int8["activation_sparsity"]),
-        },
+        {"what": "zeros in weights", "dense": _percent(0.0), name: _percent(weights)},
+        {"what": "zeros in activations", name: _percent(activations)},
         {
             "what": "bytes on disk",
             "dense": f"{report['dense_bytes']:,}",
-            "pruned": f"{report['pruned_bytes']:,}",
-            "gain": _smaller(report, "pruned"),
-            "int8": f"{report['int8_bytes']:,}",
-            "int8_gain": _smaller(report, "int8"),
+            name: f"{report[f'{name}_bytes']:,}",
+            "gain": f"{smaller:.1f}x smaller",
         },
     ]
     for batch in (1, 64):
-        for name, how, also in _FORMS:
-            dense = report[f"dense_ms_b{batch}"]
-            row = {
-                "what": f"ms, batch {batch}, {how}",
-                "dense": _ms(report, "dense", batch),
-                "pruned": _ms(report, name, batch),
-                "gain": _gain(dense, report[f"{name}_ms_b{batch}"]),
-            }
-            if also is not None:
-                row |= {"int8": _ms(report, also, batch), "int8_gain": _gain(dense, report[f"{also}_ms_b{batch}"])}
-            rows.append(row)
-    titles = (
-        ("dense", "dense"),
-        ("pruned", "pruned"),
-        ("gain", "gain"),
-        ("int8", "1x4 blocks, int8"),
-        ("int8_gain", "gain"),
-    )
-    columns = [Column("what", " ", "text"), *(Column(key, title, "text") for key, title in titles)]
-    machine = report["machine"]
-    notes = [
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; {report['test_digits']:,} test "
-        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %",
-        f"int8: {int8['layers']} layers in integers, calibration {int8['calibration']}; "
-        f"{_percent(int8['blocks'])} of the 1x4 blocks hold a nonzero, {_percent(int8['fill'])} of these is nonzero",
-    ]
-    return Report("the tutorial's CNN, pruned", columns, rows, notes)
+        for key, how in forms:
+            ratio = report[f"dense_ms_b{batch}"] / report[f"{key}_ms_b{batch}"]
+            rows.append(
+                {
+                    "what": f"ms, batch {batch}, {how}",
+                    "dense": _ms(report, "dense", batch),
+                    name: _ms(report, key, batch),
+                    "gain": f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower",
+                }
+            )
+    return rows
 
 
 def accuracies(report: Mapping[str, Any]) -> Report:
@@ -178,7 +166,7 @@ def rules(report: Mapping[str, Any]) -> Report:
 
 def show(report: Mapping[str, Any]) -> None:
     """Print the tables."""
-    tables = [layers(report), rules(report), accuracies(report), summary(report)]
+    tables = [layers(report), rules(report), accuracies(report), summary(report), integers(report)]
     try:
         import rich
     except ImportError:
