@@ -228,6 +228,7 @@ def test_calibration() -> None:
     assert noise["percentile"] > noise["min-max"] + 6
     # The least squared error of heavy tails is not at their ends; of weights neither.
     tails = torch.randn(2000, 20)
+    nn.init.normal_(model[0].weight)
     made = {name: secateur.quantize(model, [tails], calibration=name, progress=False) for name in ("min-max", "mse")}
     mse, whole = made["mse"].report["0"], made["min-max"].report["0"]
     assert mse["input_scale"] < 0.97 * whole["input_scale"]
