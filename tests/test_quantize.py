@@ -12,6 +12,7 @@ import secateur
 import torch
 import torch.nn.functional as F
 from secateur.nn import Quantize, QuantizedConv2d, QuantizedLinear, ThresholdReLU
+from secateur.nn._int8_weights import best_shares, from_bytes, to_bytes
 from torch import Tensor, nn
 
 INT8 = (QuantizedConv2d, QuantizedLinear)
@@ -226,13 +227,22 @@ def test_calibration() -> None:
     with torch.no_grad():
         noise = {name: decibels(model(usual), q(usual)) for name, q in made.items()}
     assert noise["percentile"] > noise["min-max"] + 6
-    # The least squared error of heavy tails is not at their ends; of weights neither.
+    # The least squared error of tails is not at their ends.
     tails = torch.randn(2000, 20)
-    nn.init.normal_(model[0].weight)
     made = {name: secateur.quantize(model, [tails], calibration=name, progress=False) for name in ("min-max", "mse")}
     mse, whole = made["mse"].report["0"], made["min-max"].report["0"]
     assert mse["input_scale"] < 0.97 * whole["input_scale"]
-    assert mse["weight_error"] < whole["weight_error"]
+
+
+def test_scales_of_weights_with_the_least_squared_error() -> None:
+    weight = torch.randn(3, 20000)
+    weight[2] = weight[2].sign()
+    shares = best_shares(weight)
+    assert shares[:2].max() < 1  # 127 steps up to the few largest would be coarse for all others
+    assert shares[2] == 1
+    whole = weight.abs().amax(1) / 127
+    errors = [(from_bytes(to_bytes(weight, s), s) - weight).square().sum(1) for s in (whole * shares, whole)]
+    assert (errors[0][:2] < errors[1][:2]).all()
 
 
 def test_calibration_chosen_by_accuracy() -> None:
