@@ -84,8 +84,8 @@ class Container:
 
     def read_into(self, part: Part, target: Tensor) -> None:
         """A whole part into ``target``: contiguous, on the CPU, of its dtype and size."""
-        flat = target.detach().reshape(-1).view(torch.uint8)
-        if flat.numel():
+        if target.numel():
+            flat = target.detach().reshape(-1).view(torch.uint8)
             self._into(memoryview(flat.numpy()), part.begin)  # type: ignore[arg-type,unused-ignore]
 
     def piece(self, begin: int, count: int) -> bytearray:

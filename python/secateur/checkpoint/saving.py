@@ -101,7 +101,7 @@ def _encoded(
     value = value.cpu()
     if mask is not None:
         keep = ops.mask_unpack(mask.cpu(), value.shape)
-        if bool((value[~keep] != 0).any()):
+        if bool(((value != 0) & ~keep).any()):
             raise Error(
                 f"save: {key} must be zero where it is pruned, and is not: it was changed by something else than a "
                 "torch.optim optimizer; call secateur.masks.apply(model) first"
@@ -116,9 +116,9 @@ def _encoded(
 def _pieces(first: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview]:
     yield first
     for tensor in tensors:
-        flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        if flat.numel():
-            yield memoryview(flat.numpy())  # type: ignore[arg-type,unused-ignore]
+        if tensor.numel():
+            flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]
 
 
 def state_of(model: nn.Module, caller: str) -> dict[str, Tensor]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,8 +18,9 @@ from . import decode, symbols
 from .container import Container, Part
 from .decode import Damaged, Reader
 from .description import Entry, Index
+from .symbols import Numbers, bits_of
 
-_STEP = 2**18  # elements of a plain tensor at a time, where they are checked
+_STEP = 2**17  # elements at a time
 
 
 @dataclass(frozen=True)
@@ -127,20 +131,20 @@ class Packed:
 
     def fill(self, flat: Tensor) -> None:
         """Write the values into ``flat``: contiguous, on the CPU, of this dtype and number of elements."""
-        entry = self.entry
+        entry, bits = self.entry, bits_of(flat)
         if entry.index.kind == "all":
-            for first in range(0, len(flat), _STEP):
-                count = min(_STEP, len(flat) - first)
-                flat[first : first + count] = self._values(first, count)
+            for first in range(0, len(bits), _STEP):
+                count = min(_STEP, len(bits) - first)
+                bits[first : first + count] = self._values(first, count)
             return
-        flat.zero_()
+        bits[:] = 0
         if entry.signs is not None:
             part = self.parts["_signs"]
             for units in decode.units(entry.signs, self.shape, self._reader(part), part.numel):
-                flat[units] = -0.0
+                bits[units] = np.iinfo(bits.dtype).min  # the sign bit alone: -0.0
         first = 0
         for where in self._positions():
-            flat[where] = self._values(first, len(where))
+            bits[where] = self._values(first, len(where))
             first += len(where)
 
     def mask(self) -> Tensor:
@@ -150,26 +154,28 @@ class Packed:
         if self.entry.index.kind == "bits" and self.entry.index.block == 1:
             return self.file.read(part).reshape(part.shape)
         size = symbols.size(columns, 1)
-        bits = torch.zeros(rows * size, dtype=torch.uint8)
+        bits = np.zeros(rows * size, np.uint8)
         for where in self._positions():
-            column = where % columns
-            # Each bit comes once, so adding them is setting them.
-            bits.index_add_(0, where // columns * size + column // 8, (1 << (column % 8)).to(torch.uint8))
-        return bits.reshape(rows, size)
+            row, column = np.divmod(where, columns)
+            np.bitwise_or.at(bits, row * size + column // 8, np.uint8(1) << (column % 8).astype(np.uint8))
+        return torch.from_numpy(bits.reshape(rows, size))
 
-    def _positions(self) -> Iterator[Tensor]:
+    def _positions(self) -> Iterator[Numbers]:
         index = self.entry.index
         part = self._index_part(index)
+        step = max(_STEP // index.block, 1)
         for units in decode.units(index, self.shape, self._reader(part), part.numel):
-            for piece in units.split(max(_STEP // index.block, 1)):
-                yield decode.positions(piece, self.shape, index.block)
+            for first in range(0, len(units), step):
+                yield decode.positions(units[first : first + step], self.shape, index.block)
 
-    def _values(self, first: int, count: int) -> Tensor:
+    def _values(self, first: int, count: int) -> npt.NDArray[Any]:
+        """Values ``first`` to ``first + count``, the bits of the tensor's own dtype."""
         entry = self.entry
         if not entry.codes:
-            return self.file.read(self.parts["_values"], first, count).to(entry.dtype)
-        palette = self.file.read(self.parts["_palette"]).to(entry.dtype)
-        return palette[decode.codes(entry.codes, self._reader(self.parts["_codes"]), first, count)]
+            return bits_of(self.file.read(self.parts["_values"], first, count).to(entry.dtype))
+        palette = bits_of(self.file.read(self.parts["_palette"]).to(entry.dtype))
+        codes = decode.codes(entry.codes, self._reader(self.parts["_codes"]), first, count)
+        return np.take(palette, codes)
 
     def _check_count(self, count: int) -> None:
         if self.entry.codes:
@@ -184,7 +190,7 @@ class Packed:
         return self.parts["_gaps" if index.kind == "gaps" else "_mask"]
 
     def _reader(self, part: Part) -> Reader:
-        return lambda first, count: self.file.read(part, first, count)
+        return lambda first, count: np.frombuffer(self.file.piece(part.begin + first, count), np.uint8)
 
     @contextlib.contextmanager
     def _damaged(self, suffix: str) -> Iterator[None]:
