@@ -153,8 +153,8 @@ def test_a_network_of_bytes(isa: str, dot: bool, threads: int) -> None:
         real = p.global_avg_pool(most, "real")
         sum_ = p.map(most, None, None, "add", mean, RELU, "sum", (0.08, 0))
         rows = p.linear_int8(p.flatten(sum_), head, b4, m4, None, (0, 255), None, NONE, "head")
-        return [p.dequantize(moved, "d1"), p.dequantize(most, "d2"), p.dequantize(mean, "d3"), p.dequantize(whole, "d4"),
-                p.dequantize(sum_, "d5"), real, rows]  # fmt: skip
+        made = [moved, most, mean, whole, sum_]
+        return [*(p.dequantize(q, f"d{i}") for i, q in enumerate(made)), real, rows]
 
     same(build, torch.randn(3, 3, 19, 15))
     same(build, torch.randn(1, 3, 19, 15), tune=True)

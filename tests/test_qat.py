@@ -27,14 +27,18 @@ class Net(nn.Module):
         return self.fc(self.drop(x.mean((2, 3))))
 
 
-def task(n: int = 128) -> tuple[Tensor, Tensor]:
-    """Which of three places is bright."""
-    y = torch.randint(0, 3, (n,))
-    x = 0.3 * torch.randn(n, 4, 9, 9)
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Of networks this small, threads only wait for one another."""
+    torch.set_num_threads(1)
+
+
+def task() -> tuple[Tensor, Tensor]:
+    """Which of three pairs of rows is bright."""
+    y = torch.randint(0, 3, (64,))
+    x = 0.3 * torch.randn(64, 4, 6, 6)
     for i, place in enumerate(y.tolist()):
-        x[i, :, 3 * place : 3 * place + 3, 3 * place : 3 * place + 3] += torch.tensor([1.0, -1, 0.5, place - 1.0])[
-            :, None, None
-        ]
+        x[i, :, 2 * place : 2 * place + 2] += torch.tensor([1.0, -1.0, 0.5, place - 1.0])[:, None, None]
     return x, y
 
 
@@ -116,22 +120,22 @@ def test_untrained_it_is_quantize(pruned: tuple[nn.Module, Tensor, Tensor]) -> N
 
 
 def test_training_repairs_what_rounding_costs() -> None:
-    """A layer whose weights are so uneven that one scale loses most of them."""
-    x, model = torch.randn(256, 8), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    """A layer whose weights are so uneven that all but one column round to zero."""
+    x, model = torch.randn(128, 8), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     with torch.no_grad():
-        y = model(x)
-        model[0].weight[:, 0] *= 50  # outliers
+        model[0].weight[:, 0] *= 300
+        x[:, 0] /= 300
         y = model(x)
         noise = F.mse_loss(secateur.quantize(model, [x], progress=False)(x), y)
     student = secateur.prepare_qat(model, [x], progress=False).train()
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
+    for _ in range(100):
         loss = F.mse_loss(student(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        assert F.mse_loss(secateur.quantize(student)(x), y) < 0.5 * noise
+        assert F.mse_loss(secateur.quantize(student)(x), y) < 0.5 * noise  # a fifth
 
 
 @pytest.mark.parametrize("share", [None, 0.8])
@@ -148,11 +152,12 @@ def test_layers(share: float | None) -> None:
     assert steps.abs().max().round() == 127
     assert torch.allclose(scale, plain.weight.detach().abs().amax((1, 2, 3)) / 127 * (share or 1))
     x = torch.randn(2, 4, 7, 7)
-    torch.testing.assert_close(layer(x), F.conv2d(x, rounded, plain.bias, 2, 1, 1, 2))
+    near = torch.clamp(torch.round(x / 0.02) + 3, 0, 255) * 0.02 - 0.06
+    torch.testing.assert_close(layer(x), F.conv2d(near, rounded, plain.bias, 2, 1, 1, 2), rtol=1e-4, atol=1e-5)
     outer = torch.randn_like(layer(x))
     (got,) = torch.autograd.grad(layer(x), plain.weight, outer)
-    (wanted,) = torch.autograd.grad(plain(x), plain.weight, outer)
-    torch.testing.assert_close(got, wanted)  # whether a weight was clamped or not
+    (wanted,) = torch.autograd.grad(plain(near), plain.weight, outer)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)  # whether a weight was clamped or not
     assert "input_scale=0.02" in repr(layer)
 
 
@@ -181,7 +186,8 @@ def test_inside_what_cannot_be_traced() -> None:
     x, y = torch.randn(32, 6), torch.randint(0, 3, (32,))
     model = Branching()
     student = secateur.prepare_qat(model, [x], progress=False)
-    assert train(student, x, y, 30) < train(student, x, y, 1)
+    first = train(student, x, y, 1)
+    assert train(student, x, y, 20) < 0.95 * first
     q = secateur.quantize(student)
     assert type(q) is Branching
     with torch.no_grad():

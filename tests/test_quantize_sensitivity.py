@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Of networks this small, threads only wait for one another."""
+    torch.set_num_threads(1)
+
+
 class Uneven(nn.Sequential):
     """Three layers; the second one's input has a few values that are 3,000 times the others."""
 

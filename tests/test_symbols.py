@@ -26,7 +26,13 @@ def run(tool: str, *args: object) -> str:
 
 def kernel_objects() -> list[Path]:
     tag = sysconfig.get_config_var("SOABI").split("-")[1]  # "311"
-    return sorted(ROOT.glob(f"build/cp{tag}-*/CMakeFiles/secateur_kernels.dir/csrc/cpu/isa_*.o"))
+    folder = f"build/cp{tag}-*/CMakeFiles/secateur_kernels.dir/csrc/cpu"
+    return sorted(path for table in ("isa", "quads") for path in ROOT.glob(f"{folder}/{table}_*.o"))
+
+
+def form(path: Path) -> str:
+    """avx512, avx512_vnni, ..."""
+    return path.name.removesuffix(".cpp.o").split("_", 1)[1]
 
 
 objects = kernel_objects()
@@ -39,11 +45,10 @@ each_object = pytest.mark.parametrize(
 @each_object
 def test_kernel_object_defines_its_table_and_nothing_else(path: Path) -> None:
     symbols = [line.split() for line in run("nm", path).splitlines()]
-    isa = path.name.removeprefix("isa_").removesuffix(".cpp.o")
     weak = [" ".join(symbol) for symbol in symbols if symbol[-2] in "WwVvu"]
     assert weak == []
     visible = [symbol[-1] for symbol in symbols if symbol[-2].isupper() and symbol[-2] != "U"]
-    table = f"kernels_{isa}"
+    table = f"{'quads' if path.name.startswith('quads_') else 'kernels'}_{form(path)}"
     assert visible == [f"_ZN8secateur3cpu{len(table)}{table}E"]
 
 
@@ -61,7 +66,16 @@ def test_kernel_object_uses_only_its_registers(path: Path) -> None:
     if re.search(r"%k[0-7]\b", code):
         found.add("k")
     expected = {"avx512": {"zmm", "ymm", "k"}, "avx2": {"ymm"}}
-    assert found == expected.get(path.name.removeprefix("isa_").removesuffix(".cpp.o"), set())
+    assert found == expected.get(form(path).removesuffix("_vnni"), set())
+
+
+@each_object
+def test_kernel_object_multiplies_bytes_with_its_own_instruction_only(path: Path) -> None:
+    """vpdpbusd where the CPU has been asked for it; vpmaddubsw, whose sums of 16 bits saturate, nowhere."""
+    code = run("objdump", "-d", "--no-show-raw-insn", path)
+    assert ("vpdpbusd" in code) == form(path).endswith("_vnni")
+    assert re.search(r"\b[su]dot\b", code) is None or form(path) == "neon_dot"
+    assert "pmaddubsw" not in code
 
 
 def test_every_instruction_set_has_an_object() -> None:
@@ -69,7 +83,8 @@ def test_every_instruction_set_has_an_object() -> None:
         pytest.skip("no build folder: the package was not built here")
     from secateur.cpu import available_isas
 
-    assert set(available_isas()) <= {path.name.removeprefix("isa_").removesuffix(".cpp.o") for path in objects}
+    names = {path.name.removesuffix(".cpp.o") for path in objects}
+    assert {f"{table}_{isa}" for table in ("isa", "quads") for isa in available_isas()} <= names
 
 
 def test_library_exports_only_the_host_interface() -> None:
@@ -77,7 +92,8 @@ def test_library_exports_only_the_host_interface() -> None:
     symbols = [line.split(maxsplit=2)[1:] for line in lines]
     ours = {name.split("(")[0] for _, name in symbols if name.startswith("secateur::")}
     assert {f"secateur::cpu::{name}" for name in ("isa_available", "force_isa", "kernels")} <= ours
-    program = r"engine::((Program|Weights)::~?\w+|(hold|release|prepare|describe)_program)"
+    weights = r"WeightsOf<(float|signed char)>::WeightsOf"  # the constructors alone
+    program = rf"engine::(Program::~?\w+|{weights}|(hold|release|prepare|describe)_program)"
     allowed = re.compile(rf"secateur::(cpu::\w+|(hold|release|make)_layer|{program})$")
     assert [name for name in sorted(ours) if not allowed.match(name)] == []
     # The rest is the C++ library's own, which every program shares.

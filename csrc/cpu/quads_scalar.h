@@ -1,8 +1,6 @@
 // The words for quads in plain C++: the meaning of each. After vec_scalar.h.
 #pragma once
 
-#include <cmath>
-
 #include "quads.h"
 
 namespace secateur::cpu {
@@ -31,10 +29,16 @@ inline f32x16 float_of(const i32x16& a) {
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(a.lane[i]);
   return r;
 }
-// The nearest integer, of halves the even one. |v| < 2^31.
+// The nearest integer, of halves the even one, whatever the thread's rounding mode. |v| < 2^31.
+inline int32_t nearest(float v) {
+  const auto whole = static_cast<int32_t>(v);  // towards 0
+  const float rest = v - static_cast<float>(whole);
+  const bool odd = whole & 1;
+  return whole + (rest > 0.5f || (rest == 0.5f && odd)) - (rest < -0.5f || (rest == -0.5f && odd));
+}
 inline i32x16 round_of(const f32x16& v) {
   i32x16 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<int32_t>(std::nearbyint(v.lane[i]));
+  for (int i = 0; i < 16; ++i) r.lane[i] = nearest(v.lane[i]);
   return r;
 }
 

@@ -8,10 +8,10 @@
 namespace secateur::engine {
 
 template <class T>  // float, or int8_t of quantized layers
-class __attribute__((visibility("default"))) WeightsOf {
+class WeightsOf {
  public:
   // dense [neurons][per_neuron], copied.
-  WeightsOf(const T* dense, int64_t neurons, int64_t per_neuron);
+  __attribute__((visibility("default"))) WeightsOf(const T* dense, int64_t neurons, int64_t per_neuron);
 
   int64_t neurons() const { return neurons_; }
   int64_t per_neuron() const { return per_neuron_; }

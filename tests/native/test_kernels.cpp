@@ -20,6 +20,8 @@ constexpr Test tests[] = {
     {"engine_dense", test_engine_dense},
     {"engine_linear", test_engine_linear},
     {"engine_active", test_engine_active},
+    {"engine_quads", test_engine_quads},
+    {"engine_quads_rows", test_engine_quads_rows},
     {"engine_rows", test_engine_rows},
     {"engine_sparse", test_engine_sparse},
     {"mask_apply", test_mask_apply},

@@ -94,6 +94,8 @@ void test_dispatch();
 void test_engine_dense(const Kernels& kernels);
 void test_engine_linear(const Kernels& kernels);
 void test_engine_active(const Kernels& kernels);
+void test_engine_quads(const Kernels& kernels);
+void test_engine_quads_rows(const Kernels& kernels);
 void test_engine_rows(const Kernels& kernels);
 void test_engine_sparse(const Kernels& kernels);
 void test_mask_apply(const Kernels& kernels);

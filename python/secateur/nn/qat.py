@@ -49,6 +49,10 @@ class _QATLayer(nn.Module):
         # The bracket is exactly 0, and the sum what the bytes stand for.
         return from_bytes(to_bytes(weight, scale), scale).to(weight.dtype) + (weight - weight.detach())
 
+    def _rounded(self, x: Tensor) -> Tensor:
+        """``x`` on the grid; what lies on it stays as it is."""
+        return torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, 0, 255)
+
     @classmethod
     def _from(cls: type[Q], layer: Any, grid: tuple[Any, Any], share: Any, *args: Any) -> Q:
         made = cls(*args, bias=layer.bias is not None, device="meta")
@@ -62,9 +66,9 @@ class _QATLayer(nn.Module):
 
 
 class QATConv2d(_QATLayer, nn.Conv2d):
-    """``nn.Conv2d`` whose forward rounds its weights to int8, gradients straight through; its inputs are rounded by a
-    :class:`secateur.nn.Quantize` before it. Masks of :func:`secateur.prune` hold as on any layer, and a zero weight
-    stays zero.
+    """``nn.Conv2d`` whose forward rounds its weights to int8 and its inputs to their grid, gradients straight through.
+
+    Masks of :func:`secateur.prune` hold as on any layer, and a zero weight takes part as zero.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
@@ -81,7 +85,7 @@ class QATConv2d(_QATLayer, nn.Conv2d):
         self._hold(input_scale, input_zero_point, weight_share)
 
     def forward(self, input: Tensor) -> Tensor:
-        return cast(Tensor, self._conv_forward(input, self.rounded_weight(), self.bias))
+        return cast(Tensor, self._conv_forward(self._rounded(input), self.rounded_weight(), self.bias))
 
     @classmethod
     def from_dense(
@@ -94,7 +98,7 @@ class QATConv2d(_QATLayer, nn.Conv2d):
 
 
 class QATLinear(_QATLayer, nn.Linear):
-    """``nn.Linear`` whose forward rounds its weights to int8; see :class:`QATConv2d`."""
+    """``nn.Linear`` whose forward rounds its weights and inputs; see :class:`QATConv2d`."""
 
     def __init__(
         self, *args: Any, input_scale: Any = 1.0, input_zero_point: Any = 0, weight_share: Tensor | None = None,
@@ -104,7 +108,7 @@ class QATLinear(_QATLayer, nn.Linear):
         self._hold(input_scale, input_zero_point, weight_share)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.rounded_weight(), self.bias)
+        return F.linear(self._rounded(input), self.rounded_weight(), self.bias)
 
     @classmethod
     def from_dense(

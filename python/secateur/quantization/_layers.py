@@ -72,6 +72,7 @@ def plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
         return module.to_dense()
     module = _up_to_date(module)
     weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+    learns = weight.requires_grad
     with torch.no_grad():
         if (mask := get_mask(module, "weight")) is not None:
             from .. import ops
@@ -87,8 +88,8 @@ def plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
         else:
             assert isinstance(module, nn.Linear)
             made = nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
-        made.weight = nn.Parameter(weight.detach().clone())
-        made.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        made.weight = nn.Parameter(weight.detach().clone(), learns)
+        made.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return made.train(module.training)
 
 
@@ -120,9 +121,9 @@ def fold_norm(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2
         wide(layer.weight), wide(layer.bias), wide(norm.running_mean), wide(norm.running_var), norm.eps,
         wide(norm.weight), wide(norm.bias),
     )  # fmt: skip
-    dtype = layer.weight.dtype
-    layer.weight = nn.Parameter(weight.detach().to(dtype))
-    layer.bias = nn.Parameter(bias.detach().to(dtype))
+    dtype, learns = layer.weight.dtype, any(p.requires_grad for p in (*layer.parameters(), *norm.parameters()))
+    layer.weight = nn.Parameter(weight.detach().to(dtype), learns)
+    layer.bias = nn.Parameter(bias.detach().to(dtype), learns)
 
 
 def foldable(norm: nn.Module, channels: int) -> bool:

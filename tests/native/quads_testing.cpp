@@ -1,0 +1,33 @@
+#include "quads_testing.h"
+
+#include <cstdio>
+
+#include "dispatch.h"
+
+#if defined(__x86_64__)
+namespace secateur::cpu {
+extern const QuadKernels quads_avx2_vnni_encoded_otherwise;
+}
+#endif
+
+namespace secateur::test {
+
+void for_each_quad_table(void (*test)(const QuadKernels& kernels)) {
+  const cpu::Isa isa = cpu::current_isa();
+  for (bool dot : {false, true}) {
+    if (dot && !cpu::dot_available(isa)) {
+      if (isa != cpu::Isa::kScalar) std::printf("%-8s products of four bytes: not on this CPU\n", cpu::isa_name(isa));
+      continue;
+    }
+    cpu::allow_dot(dot);
+    test(cpu::quad_kernels());
+  }
+  cpu::allow_dot(true);
+#if defined(__x86_64__)
+  if (isa != cpu::Isa::kAvx2) return;
+  if (cpu::dot_available(cpu::Isa::kAvx512)) test(cpu::quads_avx2_vnni_encoded_otherwise);
+  else std::printf("%-8s products of four bytes, in AVX-512's encoding: not on this CPU\n", cpu::isa_name(isa));
+#endif
+}
+
+}  // namespace secateur::test
