@@ -386,3 +386,24 @@ def test_errors() -> None:
     refuse("evaluate must be given with max_accuracy_drop, got None", model, [x], max_accuracy_drop=0.01)
     refuse("max_accuracy_drop must be a number from 0 to 1", model, [x], max_accuracy_drop=2, evaluate=lambda m: 1.0)
     refuse("evaluate must return an accuracy from 0 to 1, got 7", model, [x], evaluate=lambda m: 7)
+
+
+def test_a_compiled_one_takes_new_numbers() -> None:
+    x = torch.randn(IMAGES)
+    model = settled(sequential(), x)
+    fast = secateur.compile(secateur.quantize(model, [x], progress=False), x, budget=0.3)
+    again = secateur.quantize(settled(model, 3 * x), [3 * x], progress=False)
+    with torch.no_grad():
+        assert torch.equal(fast.refresh(again)(x), again(x))
+    message = "refresh: model must have the architecture of the one that was compiled, but the model computes something"
+    with pytest.raises(secateur.Error, match=message):
+        fast.refresh(secateur.quantize(model, [x], exclude=["0"], progress=False))
+
+
+def test_torch_exports_and_compiles_it() -> None:
+    """Without a look at values, which there is none of while tracing."""
+    x = torch.randn(IMAGES)
+    q = secateur.quantize(settled(Residual(), x), [x], progress=False)
+    with torch.no_grad():
+        assert torch.equal(torch.export.export(q, (x,)).module()(x), q(x))
+        assert torch.equal(torch.compile(q, fullgraph=True, backend="aot_eager")(x), q(x))

@@ -6,6 +6,7 @@ import copy
 import inspect
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from .._errors import Error
 from ..conversion import _pruners
+from ..nn import QuantizedConv2d, QuantizedLinear
 from ..nn.sparse import _version
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
@@ -70,7 +72,13 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
 
 def _integers(model: nn.Module) -> nn.Module:
     """What PyTorch's own flow has quantized (``convert_pt2e``), in layers of integers; any other model as it is."""
-    return from_pt2e(model) if isinstance(model, fx.GraphModule) and is_pt2e(model) else model
+    if not isinstance(model, fx.GraphModule) or not is_pt2e(model):
+        return model
+    try:
+        return from_pt2e(model)
+    except Error as reason:
+        warnings.warn(f"compile: {reason}; the model runs in torch's operators", UserWarning, stacklevel=3)
+        return model
 
 
 def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backend) -> CompiledModel:
@@ -351,10 +359,13 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
         if name not in theirs or name not in ours:
             refuse(f"{label} is only in the {'compiled one' if name in ours else 'new one'}")
         a, b = ours[name], theirs[name]
-        if type(a) is not type(b):
+        if isinstance(a, fx.GraphModule) and isinstance(b, fx.GraphModule):  # each has a class of its own
+            if a.code != b.code:
+                refuse(f"{label} computes something else")
+        elif type(a) is not type(b):
             refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
-        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and a.extra_repr() != b.extra_repr():
-            refuse(f"{label} was {type(a).__name__}({a.extra_repr()}) and is {type(b).__name__}({b.extra_repr()})")
+        elif _geometry(a) != _geometry(b):
+            refuse(f"{label} was {type(a).__name__}({_geometry(a)}) and is {type(b).__name__}({_geometry(b)})")
     before, after = old.state_dict(), new.state_dict()
     for key in [*before, *after]:
         if key not in after or key not in before:
@@ -365,6 +376,15 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             continue
         if a.dtype != b.dtype or (a.shape != b.shape and not free):
             refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
+
+
+def _geometry(module: nn.Module) -> str:
+    """What a layer says of itself that no state_dict holds."""
+    if hasattr(module, "weight_values") or hasattr(module, "theta") or isinstance(module, QuantizedLinear):
+        return ""
+    if isinstance(module, QuantizedConv2d):
+        return f"stride={module.stride}, padding={module.padding}, dilation={module.dilation}, groups={module.groups}"
+    return module.extra_repr()
 
 
 def _tensor_words(t: Tensor) -> str:
