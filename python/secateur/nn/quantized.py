@@ -199,8 +199,9 @@ class _QuantizedLayer(nn.Module):
 class QuantizedConv2d(_QuantizedLayer):
     """``nn.Conv2d`` with int8 weights and uint8 inputs. Frozen: for inference.
 
-    Takes real values ``[N, C, H, W]``, rounds them to the input's grid (those that lie on it stay as they are), sums
-    integers exactly, and gives real values ``(sums + bias) * input_scale * weight_scale[k]``. Padding is 0.
+    Takes real values ``[N, C, H, W]`` (or ``[C, H, W]``), rounds them to the input's grid (those that lie on it stay
+    as they are), sums integers exactly, and gives real values ``(sums + bias) * input_scale * weight_scale[k]``.
+    Padding is 0.
 
     Args:
         weight: int8 ``[K, C / groups, kernel rows, kernel columns]``.
@@ -230,6 +231,8 @@ class QuantizedConv2d(_QuantizedLayer):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:  # one image
+            return self._real(input.unsqueeze(0), 1).squeeze(0)
         return self._real(input, 1)
 
     def extra_repr(self) -> str:
