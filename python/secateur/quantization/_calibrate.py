@@ -23,10 +23,10 @@ class Calibrated:
     """A network and what was seen of its values; values that share a grid share an observer."""
 
     network: Network
+    example: Tensor  # the first batch
     observers: dict[fx.Node, Observer] = field(default_factory=dict)
     inner: dict[str, Observer] = field(default_factory=dict)  # of the inputs of layers inside modules, by path
     limits: dict[fx.Node, float] = field(default_factory=dict)  # what a value's largest byte must not pass
-    example: Tensor | None = None  # the first batch
 
     def grids(self, method: Method) -> dict[fx.Node, Grid]:
         known: dict[int, Grid] = {}
@@ -63,7 +63,7 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     if not any(not layer.why for layer in network.all_layers.values()):
         why = sorted({layer.why for layer in network.all_layers.values()})
         raise Error(f"{caller}: model must have a Conv2d or Linear that can be quantized, got {why or 'none'}")
-    result = Calibrated(network, example=first)
+    result = Calibrated(network, first)
     watched = _watched(result, caller)
     result.inner = {path: Observer(path, caller) for path, layer in network.inner.items() if not layer.why}
     handles = _hook(network.root, result.inner)

@@ -69,9 +69,13 @@ def quantize(
     """
     caller = "quantize"
     if isinstance(model, nn.Module) and (student := freeze(model)) is not None:
-        given = {"batches": batches, "exclude": exclude, "evaluate": evaluate, "max_accuracy_drop": max_accuracy_drop}
-        if named := [name for name, value in given.items() if value is not None and value != ()]:
-            raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {', '.join(named)}")
+        given = {
+            "batches": batches is not None, "calibration": calibration != "auto", "exclude": bool(exclude),
+            "evaluate": evaluate is not None, "max_accuracy_drop": max_accuracy_drop is not None,
+        }  # fmt: skip
+        if any(given.values()):
+            named = ", ".join(name for name, is_given in given.items() if is_given)
+            raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {named}")
         return student
     methods = _methods(caller, calibration, evaluate is not None)
     judge = None if evaluate is None and max_accuracy_drop is None else Judge(caller, evaluate)
