@@ -45,8 +45,8 @@ def quantize(
     Args:
         model: any module, pruned or dense; float32 serves best. What :func:`secateur.prepare_qat` gave has its grids
             already: then it is all that is given.
-        batches: an iterable of inputs, or of ``(input, target)`` tuples or lists whose first item is the input; gone
-            through once. A few hundred examples like the real ones serve.
+        batches: an iterable of inputs (the model's one argument), or of ``(input, target)`` tuples or lists whose first
+            item is the input; gone through once. A few hundred examples like the real ones serve.
         calibration: how the ends of a grid are found. ``"min-max"``: all that was seen. ``"percentile"``: all but one
             in 10,000 at each end. ``"mse"``: the least squared error over a histogram; weight scales alike.
             ``"auto"``: each in turn, and what ``evaluate`` finds most accurate; ``"mse"`` without it.
