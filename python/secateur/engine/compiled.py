@@ -6,6 +6,7 @@ import copy
 import inspect
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from .._errors import Error
 from ..conversion import _pruners
 from ..masks import masked_parameters
+from ..nn import QuantizedConv2d, QuantizedLinear
 from ..nn.sparse import _version
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
@@ -71,7 +73,13 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
 
 def _integers(model: nn.Module) -> nn.Module:
     """What PyTorch's own flow has quantized (``convert_pt2e``), in layers of integers; any other model as it is."""
-    return from_pt2e(model) if isinstance(model, fx.GraphModule) and is_pt2e(model) else model
+    if not isinstance(model, fx.GraphModule) or not is_pt2e(model):
+        return model
+    try:
+        return from_pt2e(model)
+    except Error as reason:
+        warnings.warn(f"compile: {reason}; the model runs in torch's operators", UserWarning, stacklevel=3)
+        return model
 
 
 def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backend) -> CompiledModel:
@@ -352,10 +360,13 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
         if name not in theirs or name not in ours:
             refuse(f"{label} is only in the {'compiled one' if name in ours else 'new one'}")
         a, b = ours[name], theirs[name]
-        if type(a) is not type(b):
+        if isinstance(a, fx.GraphModule) and isinstance(b, fx.GraphModule):  # each has a class of its own
+            if a.code != b.code:
+                refuse(f"{label} computes something else")
+        elif type(a) is not type(b):
             refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
-        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and _settings(a) != _settings(b):
-            refuse(f"{label} was {type(a).__name__}({a.extra_repr()}) and is {type(b).__name__}({b.extra_repr()})")
+        elif _geometry(a) != _geometry(b):
+            refuse(f"{label} was {type(a).__name__}({_geometry(a)}) and is {type(b).__name__}({_geometry(b)})")
     before, after = _unmasked(old), _unmasked(new)
     for key in [*before, *after]:
         if key not in after or key not in before:
@@ -368,11 +379,6 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
 
 
-def _settings(module: nn.Module) -> str:
-    """What a module says of itself that is not in its state_dict (an integer layer also shows its scales)."""
-    return module.extra_repr().partition(", int8, ")[0]
-
-
 def _unmasked(model: nn.Module) -> dict[str, Any]:
     """The state_dict without masks: pruned or not, the architecture is the same."""
     masks = {
@@ -380,6 +386,15 @@ def _unmasked(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules(remove_duplicate=False) for parameter in masked_parameters(module)
     }  # fmt: skip
     return {key: value for key, value in model.state_dict().items() if key not in masks}
+
+
+def _geometry(module: nn.Module) -> str:
+    """What a layer says of itself that no state_dict holds."""
+    if hasattr(module, "weight_values") or hasattr(module, "theta") or isinstance(module, QuantizedLinear):
+        return ""
+    if isinstance(module, QuantizedConv2d):
+        return f"stride={module.stride}, padding={module.padding}, dilation={module.dilation}, groups={module.groups}"
+    return module.extra_repr()
 
 
 def _tensor_words(t: Tensor) -> str:

@@ -100,7 +100,7 @@ def _with_graph(
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         threshold = _threshold(module, values.meta[node].shape, grid)
         theta = None if threshold is None else torch.round(threshold / grid.scale).clamp(0, 255).to(torch.uint8)
-        held[name] = Quantize(grid.scale, grid.zero_point, theta)
+        held[name] = Quantize(grid.scale, grid.zero_point, theta).to(calibrated.example.device)
         if theta is not None:
             at.target = name  # the thresholds are the Quantize's own
             continue

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._errors import Error
 from .._threshold_sites import _inputs
+from ..engine.compiled import CompiledModel
 from ..nn import ThresholdReLU
 from ._graph import Network, prepare
 from ._grids import Grid, Method, Observer
@@ -22,10 +23,10 @@ class Calibrated:
     """A network and what was seen of its values; values that share a grid share an observer."""
 
     network: Network
+    example: Tensor  # the first batch
     observers: dict[fx.Node, Observer] = field(default_factory=dict)
     inner: dict[str, Observer] = field(default_factory=dict)  # of the inputs of layers inside modules, by path
     limits: dict[fx.Node, float] = field(default_factory=dict)  # what a value's largest byte must not pass
-    example: Tensor | None = None  # the first batch
 
     def grids(self, method: Method) -> dict[fx.Node, Grid]:
         known: dict[int, Grid] = {}
@@ -41,12 +42,19 @@ class Calibrated:
 
 def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Calibrated:
     """Prepare a copy of ``model`` and show it all ``batches``."""
+    if isinstance(model, CompiledModel):
+        model = model.source
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Error(f"{caller}: model must be the module itself, got what TorchScript made of it")
     if not isinstance(model, nn.Module):
         raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(batches, Tensor):
         raise Error(f"{caller}: batches must be an iterable of batches, got one tensor: write [tensor]")
     if not isinstance(batches, Iterable):
         raise Error(f"{caller}: batches must be an iterable of batches, got {type(batches).__name__}")
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(t):
+            raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
     stream = _inputs(model, batches, caller)
     first = next(stream, None)
     if first is None:
@@ -55,7 +63,7 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     if not any(not layer.why for layer in network.all_layers.values()):
         why = sorted({layer.why for layer in network.all_layers.values()})
         raise Error(f"{caller}: model must have a Conv2d or Linear that can be quantized, got {why or 'none'}")
-    result = Calibrated(network, example=first)
+    result = Calibrated(network, first)
     watched = _watched(result, caller)
     result.inner = {path: Observer(path, caller) for path, layer in network.inner.items() if not layer.why}
     handles = _hook(network.root, result.inner)

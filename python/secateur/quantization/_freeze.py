@@ -20,7 +20,8 @@ def trainable(layer: nn.Module, grid: Grid, method: Method) -> QATConv2d | QATLi
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     share = best_shares(layer.weight) if method == "mse" else None
     kind: Any = QATConv2d if isinstance(layer, nn.Conv2d) else QATLinear
-    return cast("QATConv2d | QATLinear", kind.from_dense(layer, grid.scale, grid.zero_point, share))
+    made = kind.from_dense(layer, grid.scale, grid.zero_point, share)
+    return cast("QATConv2d | QATLinear", made.to(layer.weight.device))
 
 
 def freeze_layer(layer: QATConv2d | QATLinear) -> QuantizedConv2d | QuantizedLinear:
@@ -28,9 +29,9 @@ def freeze_layer(layer: QATConv2d | QATLinear) -> QuantizedConv2d | QuantizedLin
     scale = layer.weight_scale()
     held = (to_bytes(layer.weight, scale), scale, layer.bias, layer.input_scale, layer.input_zero_point)
     if isinstance(layer, QATLinear):
-        return QuantizedLinear(*held)
+        return QuantizedLinear(*held).to(scale.device)
     shape: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return QuantizedConv2d(*held, *shape)
+    return QuantizedConv2d(*held, *shape).to(scale.device)
 
 
 def freeze(student: nn.Module) -> nn.Module | None:

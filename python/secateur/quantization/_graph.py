@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from .._errors import Error
 from ..conversion import _pruners
-from ..engine.tracing import Meta, Untraceable, trace
+from ..engine.tracing import Meta, Untraceable, hooks_of, trace
 from ..masks import attach
 from ..nn.trainable_threshold import freeze_thresholds
 from ._kinds import kind_of
@@ -71,7 +71,7 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
             raise Error(
                 f"{caller}: batches must be what the model takes, got {got}: {type(error).__name__}: {error}"
             ) from error
-    if is_layer(work):  # a bare layer is its own forward
+    if is_layer(work) or hooks_of(work):  # a bare layer is its own forward; hooks are outside of a graph
         work = nn.Sequential(work).eval()
     try:
         return _traced(work, example, type(model).__name__, _plain_attributes(model))
@@ -136,6 +136,8 @@ def _traced(work: nn.Module, example: Tensor, class_name: str, attributes: dict[
                     made[target] = module if why else plain(module)
                 name = target if not again else _another(target, network)
                 network.layers[node] = Layer(name, made[target], why, mask_of(module))
+            else:
+                _keep_inner(network, target, module)
         elif (layer := _from_function(node, traced.module, network.names[node])) is not None:
             network.layers[node] = layer
             node.op, node.target, node.args, node.kwargs = "call_module", layer.name, (node.args[0],), {}
@@ -249,6 +251,14 @@ def _take_inner(network: Network, path: str, module: nn.Module) -> None:
             continue  # a MultiheadAttention's own projection
         why = why_not(inner)
         network.inner[where] = Layer(where, inner if why else plain(inner), why, mask_of(inner))
+
+
+def _keep_inner(network: Network, path: str, module: nn.Module) -> None:
+    """The layers of a module of torch's that computes with their weights by itself stay, and are reported."""
+    for name, inner in module.named_modules():
+        if is_layer(inner) and not any(f"{path}.{name}".startswith(f"{outer}.") for outer in network.inner):
+            why = f"{type(module).__name__} computes with its weights by itself"
+            network.inner[f"{path}.{name}"] = Layer(f"{path}.{name}", inner, why)
 
 
 def _fold_sequence(sequence: nn.Sequential) -> None:

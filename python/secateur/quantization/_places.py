@@ -29,6 +29,10 @@ class Values:
     inputs: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for node, kind in self.kinds.items():
+            first = next(iter(tensors_of(node, self.meta)), None) if kind == "move" else None
+            if first is not None and self.kinds[first] != "move" and self.meta.get(first, Meta()).shape is None:
+                self.kinds[node] = "real"  # one of several outputs, of an LSTM for example: a value of its own
         for node in self.kinds:
             self.readers.setdefault(node, [])
             self.inputs[node] = [] if self.kinds[node] == "size" else tensors_of(node, self.meta)

@@ -45,8 +45,8 @@ def quantize(
     Args:
         model: any module, pruned or dense; float32 serves best. What :func:`secateur.prepare_qat` gave has its grids
             already: then it is all that is given.
-        batches: an iterable of inputs, or of ``(input, target)`` tuples or lists whose first item is the input; gone
-            through once. A few hundred examples like the real ones serve.
+        batches: an iterable of inputs (the model's one argument), or of ``(input, target)`` tuples or lists whose first
+            item is the input; gone through once. A few hundred examples like the real ones serve.
         calibration: how the ends of a grid are found. ``"min-max"``: all that was seen. ``"percentile"``: all but one
             in 10,000 at each end. ``"mse"``: the least squared error over a histogram; weight scales alike.
             ``"auto"``: each in turn, and what ``evaluate`` finds most accurate; ``"mse"`` without it.
@@ -69,9 +69,13 @@ def quantize(
     """
     caller = "quantize"
     if isinstance(model, nn.Module) and (student := freeze(model)) is not None:
-        given = {"batches": batches, "exclude": exclude, "evaluate": evaluate, "max_accuracy_drop": max_accuracy_drop}
-        if named := [name for name, value in given.items() if value is not None and value != ()]:
-            raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {', '.join(named)}")
+        given = {
+            "batches": batches is not None, "calibration": calibration != "auto", "exclude": bool(exclude),
+            "evaluate": evaluate is not None, "max_accuracy_drop": max_accuracy_drop is not None,
+        }  # fmt: skip
+        if any(given.values()):
+            named = ", ".join(name for name, is_given in given.items() if is_given)
+            raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {named}")
         return student
     methods = _methods(caller, calibration, evaluate is not None)
     judge = None if evaluate is None and max_accuracy_drop is None else Judge(caller, evaluate)
