@@ -112,11 +112,15 @@ def test_untrained_it_is_quantize(pruned: tuple[nn.Module, Tensor, Tensor]) -> N
     for calibration in ("mse", "min-max"):
         after = secateur.quantize(model, [x], calibration=calibration, progress=False)
         through = secateur.quantize(secateur.prepare_qat(model, [x], calibration=calibration, progress=False))
-        assert all(torch.equal(a, b) for a, b in zip(after.buffers(), through.buffers(), strict=True))
+        ours, theirs = dict(after.named_buffers()), dict(through.named_buffers())
+        # Biases alone differ: quantize takes back what rounding shifts, training sees the shift itself.
+        assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == [
+            name for name in ours if name.endswith(".bias")
+        ]
         assert [n for n, _ in after.named_modules()] == [n for n, _ in through.named_modules()]
         assert through.report.rows == after.report.rows
         with torch.no_grad():
-            assert torch.equal(after(x), through(x))
+            assert decibels(after(x), through(x)) > 25
 
 
 def test_training_repairs_what_rounding_costs() -> None:
