@@ -203,8 +203,10 @@ class PyProgram {
     }
     const Kernels which = kernels == "fastest"  ? Kernels::kFastest
                           : kernels == "planes" ? Kernels::kPlanes
-                          : kernels == "active"
-                              ? Kernels::kActive
+                          : kernels == "active" ? Kernels::kActive
+                          : kernels == "blocks" ? Kernels::kBlocks
+                          : kernels == "squares"
+                              ? Kernels::kSquares
                               : throw py::value_error("engine: no kernels are named \"" + kernels + "\"");
     const py::gil_scoped_release release;
     prepare_program(*program_, sizes, budget, images, which);
@@ -284,7 +286,8 @@ void bind_program(py::module_& m) {
       .def("max_pool", &PyProgram::max_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
            py::arg("dilation"), py::arg("ceil_mode"), py::arg("name"))
       .def("avg_pool", &PyProgram::avg_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"), py::arg("grid") = py::none())
+           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"),
+           py::arg("grid") = py::none())
       .def("global_avg_pool", &PyProgram::global_avg_pool, py::arg("x"), py::arg("name"), py::arg("grid") = py::none())
       .def("map", &PyProgram::map, py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("join"), py::arg("other"),
            py::arg("act"), py::arg("name"), py::arg("grid") = py::none(), py::arg("theta") = py::none())
@@ -295,8 +298,7 @@ void bind_program(py::module_& m) {
            py::arg("residual"), py::arg("residual_multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"),
            py::arg("act"), py::arg("name"))
       .def("linear_int8", &PyProgram::linear_int8, py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"), py::arg("act"),
-           py::arg("name"))
+           py::arg("multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"), py::arg("act"), py::arg("name"))
       .def("concat", &PyProgram::concat, py::arg("xs"), py::arg("name"))
       .def("select_channels", &PyProgram::select_channels, py::arg("x"), py::arg("index"), py::arg("name"))
       .def("flatten", &PyProgram::flatten, py::arg("x"))

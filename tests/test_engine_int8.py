@@ -39,10 +39,10 @@ def layer(k: int, per_neuron: int, spread: float = 60.0) -> tuple[np.ndarray, np
     return bias, (torch.rand(k) * scale + scale / 2).numpy()
 
 
-def same(build: Any, *inputs: Tensor, tune: bool = False) -> Any:
+def same(build: Any, *inputs: Tensor, tune: bool = False, kernels: str = "fastest") -> Any:
     program = engine(build, inputs)
     if tune:
-        program.prepare(inputs[0].shape[0], sizes(inputs), 0.02)
+        program.prepare(inputs[0].shape[0], sizes(inputs), 0.02, [], kernels)
     want = make(ReferenceProgram, build, inputs).run(list(inputs))
     got = run(program, inputs)
     assert len(got) == len(want)
@@ -68,8 +68,8 @@ CONVS = [
 
 
 @pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize("zeros", [0.0, 0.9])
-def test_conv2d(conv: Any, zeros: float, isa: str, dot: bool) -> None:
+@pytest.mark.parametrize(("zeros", "kernels"), [(0.0, "blocks"), (0.0, "squares"), (0.5, "squares"), (0.9, "fastest")])
+def test_conv2d(conv: Any, zeros: float, kernels: str, isa: str, dot: bool) -> None:
     c, k, size, kernel, stride, padding, dilation, groups = conv
     w = bytes_of(k, c // groups, *kernel, zeros=zeros)
     bias, multiplier = layer(k, w[0].size)
@@ -88,7 +88,13 @@ def test_conv2d(conv: Any, zeros: float, isa: str, dot: bool) -> None:
             )
             return int(p.dequantize(y, "d"))
 
-        same(build, torch.rand(2, c, *size) * 12 - zero_in * 0.04, tune=zeros > 0)
+        x = torch.rand(2, c, *size) * 12 - zero_in * 0.04
+        program = same(build, x, tune=True, kernels=kernels)
+        step = next(s for s in program.describe(2, sizes([x])) if s["kind"] == "conv2d")
+        # Four output channels of different groups may read different quads.
+        shared = groups == 1 or (c // groups == 1 and k == c) or k // groups % 4 == 0
+        if kernels != "fastest":
+            assert step["kernel"] == ("int8 dense" if kernels == "squares" and shared else "int8")
 
 
 def test_residual_and_real_outputs(isa: str, dot: bool) -> None:

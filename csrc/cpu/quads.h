@@ -5,6 +5,8 @@
 // four. A byte q stands for (q - zero_point) * scale. Weights are signed bytes; a block is the four weights that one
 // output channel has for a quad at one tap.
 //
+// A square is the 4 x 4 weights that the four output channels of a quad have for an input quad at one tap.
+//
 // Sums are of integers, in 32 bits: they are the same in any order. Whoever builds a layer proves that none overflows.
 #pragma once
 
@@ -32,10 +34,10 @@ struct QuadEnd {
   const float* multiplier;  // [K]
   int32_t zero_point;
   uint8_t lo, hi;
-  const uint8_t* theta;        // [K] or null
-  float residual_multiplier;   // of the residual's (q - residual_zero_point)
+  const uint8_t* theta;       // [K] or null
+  float residual_multiplier;  // of the residual's (q - residual_zero_point)
   int32_t residual_zero_point;
-  bool wide;                   // sum * multiplier may leave 31 bits: clamp it first
+  bool wide;  // sum * multiplier may leave 31 bits: clamp it first
   // Real values instead: act(sum * multiplier[k]), channel by channel as engine.h has them.
   bool real;
   int64_t channels;  // K, where real: those beyond are not stored
@@ -63,6 +65,28 @@ struct BlockPlanes {
   const uint32_t* weights;  // four signed bytes each, the first channel lowest
   const uint8_t* x;         // vector (0, 0) of the tile in input quad 0
   int64_t x_row;            // bytes
+  const QuadEnd* end;
+  QuadOut out;
+};
+
+// The squares of one output quad, in one chunk of input quads, that are not zero.
+struct SquareRow {
+  int32_t channel;  // the first of its four output channels
+  int32_t slot;     // its place in sums; the others follow
+  uint32_t begin;   // squares [begin, begin + count) of the stream
+  uint32_t count;
+  int32_t weight_sum[4];  // of each output channel's weights in them
+  int64_t base;           // as BlockRow's
+};
+
+// As BlockPlanes, with 4 x R x C sums in registers: for dense weights, and depthwise ones.
+struct SquarePlanes {
+  const SquareRow* rows;
+  int64_t row_count;
+  const uint16_t* offsets;  // vectors from x + base
+  const uint32_t* weights;  // [square][output channel]: four signed bytes each
+  const uint8_t* x;
+  int64_t x_row;
   const QuadEnd* end;
   QuadOut out;
 };
@@ -105,11 +129,14 @@ struct QuadCast {
 };
 
 using BlockPlanesFn = void (*)(const BlockPlanes&);
+using SquarePlanesFn = void (*)(const SquarePlanes&);
 
 struct QuadKernels {
   const char* name;
   int max_sums;
-  BlockPlanesFn block_planes[2][kTileRows + 1][kTileLine + 1];  // as EngineKernels::sparse_planes
+  bool pairs;  // products are added by twos in 16 bits: blocks must be written so that they fit (quad_pairs.h)
+  BlockPlanesFn block_planes[2][kTileRows + 1][kTileLine + 1];       // as EngineKernels::sparse_planes
+  SquarePlanesFn square_planes[2][kTileRows + 1][kTileColumns + 1];  // as EngineKernels::dense_planes
   void (*block_vector)(const BlockVector&);
   void (*pool_row)(const QuadPoolRow&);
   void (*quantize)(const QuadCast&);

@@ -21,12 +21,8 @@ inline void store_i32(int32_t* p, i32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, a.v[1]);
 }
 inline i32x16 splat_i32(int32_t v) { return {{_mm256_set1_epi32(v), _mm256_set1_epi32(v)}}; }
-inline i32x16 add(i32x16 a, i32x16 b) {
-  return {{_mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])}};
-}
-inline i32x16 sub(i32x16 a, i32x16 b) {
-  return {{_mm256_sub_epi32(a.v[0], b.v[0]), _mm256_sub_epi32(a.v[1], b.v[1])}};
-}
+inline i32x16 add(i32x16 a, i32x16 b) { return {{_mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])}}; }
+inline i32x16 sub(i32x16 a, i32x16 b) { return {{_mm256_sub_epi32(a.v[0], b.v[0]), _mm256_sub_epi32(a.v[1], b.v[1])}}; }
 inline f32x16 float_of(i32x16 a) { return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}}; }
 inline i32x16 round_of(f32x16 a) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's rounding mode
@@ -59,8 +55,8 @@ inline void split_quads(quads a, i32x16 (&channel)[4]) {
 // Packing works within halves of a register, and so does the shuffle that brings the bytes of a lane together.
 inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
   const __m256i zero = _mm256_set1_epi16(static_cast<short>(zero_point));
-  const __m256i order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   quads q;
   for (int h = 0; h < 2; ++h) {
     const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(channel[0].v[h], channel[1].v[h]), zero);
@@ -97,37 +93,37 @@ inline blocks4 load_four_blocks(const uint32_t* p) {
   return four;
 }
 
+// The product of four bytes, or vpmaddubsw, whose sums of two products are of 16 bits: quad_pairs.h sees to it that
+// they suffice.
 #ifdef __AVXVNNI__
+constexpr bool pairs = false;
+inline __m256i dot_256(__m256i sum, __m256i x, __m256i w) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
+#else
+constexpr bool pairs = true;
+inline __m256i dot_256(__m256i sum, __m256i x, __m256i w) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
+}
+#endif
+constexpr int max_block_sums = 6, max_square_sums = 1;
+
 struct block {
   __m256i v;
 };
-inline block halves(__m256i w) { return {w}; }
-inline __m256i dot_256(__m256i sum, __m256i x, block w) { return _mm256_dpbusd_avx_epi32(sum, x, w.v); }
-constexpr int max_block_sums = 6;
-#else
-// Never the byte products that saturate at 16 bits (vpmaddubsw): the even and the odd bytes as 16-bit numbers, whose
-// products are added in 32.
-struct block {
-  __m256i even, odd;
-};
-inline block halves(__m256i w) { return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)}; }
-inline __m256i dot_256(__m256i sum, __m256i x, block w) {
-  const __m256i even = _mm256_and_si256(x, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(x, 8);
-  return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, w.even), _mm256_madd_epi16(odd, w.odd)));
-}
-constexpr int max_block_sums = 4;
-#endif
-inline block block_of(uint32_t four) { return halves(_mm256_set1_epi32(static_cast<int>(four))); }
+inline block block_of(uint32_t four) { return {_mm256_set1_epi32(static_cast<int>(four))}; }
 template <int I>
 inline block one_block(blocks4 four) {
-  return halves(_mm256_shuffle_epi32(four.v, I * 0x55));
+  return {_mm256_shuffle_epi32(four.v, I * 0x55)};
 }
-inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
-  return {{dot_256(sum.v[0], load_256(x), w), dot_256(sum.v[1], load_256(x + 32), w)}};
+struct inputs {
+  __m256i v[2];
+};
+inline inputs load_inputs(const uint8_t* x) { return {{load_256(x), load_256(x + 32)}}; }
+inline i32x16 dot(i32x16 sum, block w, inputs x) {
+  return {{dot_256(sum.v[0], x.v[0], w.v), dot_256(sum.v[1], x.v[1], w.v)}};
 }
 
 constexpr bool shifts = false;
-inline int32_t shift_of(const BlockRow&) { return 0; }
+inline int32_t shift_of(int32_t) { return 0; }
 
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
   __m256i sum = _mm256_setzero_si256();
@@ -135,7 +131,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   for (; n + 8 <= count; n += 8) {
     const __m256i at = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offset + n)));
     const __m256i quad = _mm256_i32gather_epi32(reinterpret_cast<const int*>(x), at, 4);
-    sum = dot_256(sum, quad, halves(load_256(weight + n)));
+    sum = dot_256(sum, quad, load_256(weight + n));
   }
   alignas(32) int32_t parts[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(parts), sum);

@@ -66,7 +66,20 @@ inline blocks4 load_four_blocks(const uint32_t* p) {
   return four;
 }
 
+// The product of four bytes, or vpmaddubsw, whose sums of two products are of 16 bits: quad_pairs.h sees to it that
+// they suffice.
 #ifdef __AVX512VNNI__
+constexpr bool pairs = false;
+inline __m512i dot_512(__m512i sum, __m512i x, __m512i w) { return _mm512_dpbusd_epi32(sum, x, w); }
+constexpr int max_block_sums = 28, max_square_sums = 6;
+#else
+constexpr bool pairs = true;
+inline __m512i dot_512(__m512i sum, __m512i x, __m512i w) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)));
+}
+constexpr int max_block_sums = 24, max_square_sums = 5;
+#endif
+
 struct block {
   __m512i v;
 };
@@ -75,32 +88,14 @@ template <int I>
 inline block one_block(blocks4 four) {
   return {_mm512_shuffle_epi32(four.v, static_cast<_MM_PERM_ENUM>(I * 0x55))};
 }
-inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
-  return {_mm512_dpbusd_epi32(sum.v, _mm512_loadu_si512(x), w.v)};
-}
-constexpr int max_block_sums = 28;
-#else
-// Without it, never the byte products that saturate at 16 bits (vpmaddubsw): the even and the odd bytes as 16-bit
-// numbers, whose products are added in 32.
-struct block {
-  __m512i even, odd;
+struct inputs {
+  __m512i v;
 };
-inline block halves(__m512i w) { return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)}; }
-inline block block_of(uint32_t four) { return halves(_mm512_set1_epi32(static_cast<int>(four))); }
-template <int I>
-inline block one_block(blocks4 four) {
-  return halves(_mm512_shuffle_epi32(four.v, static_cast<_MM_PERM_ENUM>(I * 0x55)));
-}
-inline i32x16 dot(i32x16 sum, block w, const uint8_t* x) {
-  const __m512i both = _mm512_loadu_si512(x);
-  const __m512i even = _mm512_and_si512(both, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(both, 8);
-  return {_mm512_add_epi32(sum.v, _mm512_add_epi32(_mm512_madd_epi16(even, w.even), _mm512_madd_epi16(odd, w.odd)))};
-}
-constexpr int max_block_sums = 20;
-#endif
+inline inputs load_inputs(const uint8_t* x) { return {_mm512_loadu_si512(x)}; }
+inline i32x16 dot(i32x16 sum, block w, inputs x) { return {dot_512(sum.v, x.v, w.v)}; }
 
 constexpr bool shifts = false;
-inline int32_t shift_of(const BlockRow&) { return 0; }
+inline int32_t shift_of(int32_t) { return 0; }
 
 // The quads of x stand where the offsets say: gathered 16 at a time.
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
@@ -110,13 +105,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
     const __m512i at = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(here, offset + n));
     const __m512i quad = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), here, at, x, 4);
     const __m512i w = _mm512_maskz_loadu_epi32(here, weight + n);
-#ifdef __AVX512VNNI__
-    sum = _mm512_dpbusd_epi32(sum, quad, w);
-#else
-    const block b = halves(w);
-    const __m512i even = _mm512_and_si512(quad, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(quad, 8);
-    sum = _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_madd_epi16(even, b.even), _mm512_madd_epi16(odd, b.odd)));
-#endif
+    sum = dot_512(sum, quad, w);
   }
   return _mm512_reduce_add_epi32(sum);
 }

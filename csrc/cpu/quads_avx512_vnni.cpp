@@ -1,4 +1,5 @@
 #include "vec_avx512.h"
+// Words for quads come after those for floats.
 #include "quads_avx512.h"
 // The algorithms speak the vocabularies above, so they come first.
 #include "algorithms/quads_table.h"

@@ -1,4 +1,5 @@
 #include "vec_neon.h"
+// Words for quads come after those for floats.
 #include "quads_neon.h"
 // The algorithms speak the vocabularies above, so they come first.
 #include "algorithms/quads_table.h"

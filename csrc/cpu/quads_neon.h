@@ -14,7 +14,9 @@ struct quads {
   uint8x16x4_t channel;
 };
 
-inline i32x16 load_i32(const int32_t* p) { return {{vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}}; }
+inline i32x16 load_i32(const int32_t* p) {
+  return {{vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}};
+}
 inline void store_i32(int32_t* p, const i32x16& a) {
   for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, a.v[i]);
 }
@@ -58,9 +60,9 @@ inline quads splat_quad(uint32_t four) {
 inline void split_quads(const quads& q, i32x16 (&channel)[4]) {
   for (int j = 0; j < 4; ++j) {
     const uint16x8_t low = vmovl_u8(vget_low_u8(q.channel.val[j])), high = vmovl_u8(vget_high_u8(q.channel.val[j]));
-    channel[j] = {{vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
-                   vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
-                   vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
+    channel[j] = {
+        {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(low))),
+         vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
   }
 }
 inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
@@ -93,7 +95,8 @@ inline quads zero_below(const quads& a, const quads& least, const quads& zero) {
 }
 inline quads blend_quads(const quads& off, const quads& on, uint32_t bits) {
   const uint8x16_t own = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint8x16_t both = vcombine_u8(vdup_n_u8(static_cast<uint8_t>(bits)), vdup_n_u8(static_cast<uint8_t>(bits >> 8)));
+  const uint8x16_t both =
+      vcombine_u8(vdup_n_u8(static_cast<uint8_t>(bits)), vdup_n_u8(static_cast<uint8_t>(bits >> 8)));
   const uint8x16_t is_on = vtstq_u8(both, own);
   quads q;
   for (int j = 0; j < 4; ++j) q.channel.val[j] = vbslq_u8(is_on, on.channel.val[j], off.channel.val[j]);
@@ -105,6 +108,7 @@ struct blocks4 {
 };
 inline blocks4 load_four_blocks(const uint32_t* p) { return {vld1q_u32(p)}; }
 
+constexpr bool pairs = false;
 #ifdef __ARM_FEATURE_DOTPROD
 // Its products of bytes are of two signed ones: inputs are taken 128 lower, which a sum then lacks 128 times.
 struct block {
@@ -115,16 +119,21 @@ template <int I>
 inline block one_block(blocks4 four) {
   return {vreinterpretq_s8_u32(vdupq_laneq_u32(four.v, I))};
 }
-inline i32x16 dot(const i32x16& sum, block w, const uint8_t* x) {
+struct inputs {
+  int8x16_t v[4];
+};
+inline inputs load_inputs(const uint8_t* x) {
+  inputs in;
+  for (int i = 0; i < 4; ++i) in.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(x + 16 * i), vdupq_n_u8(0x80)));
+  return in;
+}
+inline i32x16 dot(const i32x16& sum, block w, const inputs& x) {
   i32x16 r;
-  for (int i = 0; i < 4; ++i) {
-    const int8x16_t less_128 = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(x + 16 * i), vdupq_n_u8(0x80)));
-    r.v[i] = vdotq_s32(sum.v[i], less_128, w.v);
-  }
+  for (int i = 0; i < 4; ++i) r.v[i] = vdotq_s32(sum.v[i], x.v[i], w.v);
   return r;
 }
 constexpr bool shifts = true;
-inline int32_t shift_of(const BlockRow& row) { return 128 * row.weight_sum; }
+inline int32_t shift_of(int32_t weight_sum) { return 128 * weight_sum; }
 #else
 struct block {
   int16x8_t v;  // the four weights twice
@@ -134,21 +143,31 @@ template <int I>
 inline block one_block(blocks4 four) {
   return block_of(vgetq_lane_u32(four.v, I));
 }
-// Products of a lane's four bytes, added pair by pair.
-inline int32x4_t four_lanes(uint8x16_t x, int16x8_t w) {
-  const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(x)));
-  const int16x8_t high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(x)));
+struct inputs {
+  int16x8_t low[4], high[4];
+};
+inline inputs load_inputs(const uint8_t* x) {
+  inputs in;
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t bytes = vld1q_u8(x + 16 * i);
+    in.low[i] = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes)));
+    in.high[i] = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(bytes)));
+  }
+  return in;
+}
+// Products of a lane's four bytes, added two by two in 32 bits.
+inline int32x4_t four_lanes(int16x8_t low, int16x8_t high, int16x8_t w) {
   const int32x4_t a = vmull_s16(vget_low_s16(low), vget_low_s16(w)), b = vmull_high_s16(low, w);
   const int32x4_t c = vmull_s16(vget_low_s16(high), vget_low_s16(w)), d = vmull_high_s16(high, w);
   return vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
 }
-inline i32x16 dot(const i32x16& sum, block w, const uint8_t* x) {
+inline i32x16 dot(const i32x16& sum, block w, const inputs& x) {
   i32x16 r;
-  for (int i = 0; i < 4; ++i) r.v[i] = vaddq_s32(sum.v[i], four_lanes(vld1q_u8(x + 16 * i), w.v));
+  for (int i = 0; i < 4; ++i) r.v[i] = vaddq_s32(sum.v[i], four_lanes(x.low[i], x.high[i], w.v));
   return r;
 }
 constexpr bool shifts = false;
-inline int32_t shift_of(const BlockRow&) { return 0; }
+inline int32_t shift_of(int32_t) { return 0; }
 #endif
 
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
@@ -158,7 +177,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return sum;
 }
 
-constexpr int max_block_sums = 5;
+constexpr int max_block_sums = 5, max_square_sums = 1;
 
 }  // namespace
 }  // namespace secateur::cpu

@@ -107,7 +107,13 @@ template <int I>
 inline block one_block(blocks4 four) {
   return block_of(four.p[I]);
 }
-inline i32x16 dot(const i32x16& sum, block w, const uint8_t* x) {
+// Four bytes in each lane, ready to be multiplied.
+struct inputs {
+  const uint8_t* x;
+};
+inline inputs load_inputs(const uint8_t* x) { return {x}; }
+inline i32x16 dot(const i32x16& sum, block w, inputs in) {
+  const uint8_t* x = in.x;
   i32x16 r;
   for (int i = 0; i < 16; ++i)
     r.lane[i] = sum.lane[i] + w.w[0] * x[4 * i] + w.w[1] * x[4 * i + 1] + w.w[2] * x[4 * i + 2] + w.w[3] * x[4 * i + 3];
@@ -115,7 +121,9 @@ inline i32x16 dot(const i32x16& sum, block w, const uint8_t* x) {
 }
 // What a sum lacks where inputs are taken for signed ones, 128 less: 128 times the weights.
 constexpr bool shifts = false;
-inline int32_t shift_of(const BlockRow&) { return 0; }
+inline int32_t shift_of(int32_t) { return 0; }
+// Whether dot adds products by twos in 16 bits: blocks must fit (quad_pairs.h).
+constexpr bool pairs = false;
 
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
   int32_t sum = 0;
@@ -127,7 +135,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return sum;
 }
 
-constexpr int max_block_sums = 4;
+constexpr int max_block_sums = 4, max_square_sums = 1;
 
 }  // namespace
 }  // namespace secateur::cpu

@@ -1,4 +1,5 @@
 // A convolution of bytes between two stores of quads (cpu/quads.h): tiles, chunks and parts as conv_step.h has them.
+// Sparse weights as blocks; dense ones, and depthwise ones, as squares, where that measures faster.
 #pragma once
 
 #include "block_weights.h"
@@ -8,6 +9,7 @@
 namespace secateur::engine {
 
 struct BlockChoice {
+  bool squares = false;       // four output channels at a time
   int rows = 1, columns = 1;  // of a tile, vectors
   int64_t chunk = 0;          // input quads (of a group) that a tile reads at a time
 };
@@ -26,9 +28,12 @@ class BlockConvStep : public ConvolutionStep {
   bool leaves_frame() const override { return by_tile_; }
 
   // Choices worth measuring, the likeliest first.
-  std::vector<BlockChoice> candidates() const;
+  std::vector<BlockChoice> candidates(bool squares) const;
+  BlockChoice likeliest() const;
+  bool has_squares() const { return squares_ > 0; }
+  bool squares_are_worth_trying() const;
   void pack(const BlockChoice& choice);
-  void set_measured(double ms) { ms_ = ms; }
+  void set_measured(double blocks_ms, double squares_ms);
   int64_t largest_scratch() const;  // floats, of any candidate
 
  private:
@@ -46,18 +51,21 @@ class BlockConvStep : public ConvolutionStep {
   const cpu::EngineKernels& kernels_;
   const cpu::QuadKernels& quads_;
   BlockShape shape_;
-  int64_t input_quads_, blocks_;
-  bool line_;               // the block is one line of vectors: 1x1 kernels between stores without frames
-  int64_t rows_, columns_;  // of output vectors
+  int64_t input_quads_;
+  int64_t whole_blocks_, blocks_;  // that are not zero, and as they are written: some as two
+  int64_t squares_;                // 0: there are none
+  bool line_;                      // the block is one line of vectors: 1x1 kernels between stores without frames
+  int64_t rows_, columns_;         // of output vectors
 
   BlockChoice choice_;
   bool by_tile_ = false;  // how threads share the work: by tiles, or by output channels
   std::vector<Tile> tiles_;
   std::vector<int64_t> parts_;
   int64_t chunks_ = 1;
-  BlockStream stream_;
+  BlockStream stream_;  // one of them is empty
+  SquareStream squares_of_;
   cpu::QuadEnd end_;
-  double ms_ = 0;
+  double blocks_ms_ = 0, squares_ms_ = 0;
 };
 
 }  // namespace secateur::engine

@@ -71,7 +71,7 @@ BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const st
       if (counts[c * padded + o]) at[c] = s.rows[place[c * padded + o]].begin;
     for_each_block(w, shape, o, memory, [&](int64_t quad, int64_t tap, uint32_t four) {
       const int64_t c = quad / chunk;
-      for (int i = 0; i < 4; ++i) s.rows[place[c * padded + o]].weight_sum += static_cast<int8_t>(four >> (8 * i));
+      for (int i = 0; i < 4; ++i) s.rows[place[c * padded + o]].weight_sum += cpu::weight_at(four, i);
       s.offsets[at[c]] = static_cast<uint16_t>((quad - c * chunk) * plane + tap_offset[tap] - lowest);
       s.weights[at[c]++] = four;
     });

@@ -1,8 +1,9 @@
-// Signed bytes of weights as the integer kernels read them: rows of blocks, in chunks of input quads.
+// Signed bytes of weights as the integer kernels read them: rows of blocks, or of squares, in chunks of input quads.
 #pragma once
 
 #include <vector>
 
+#include "../cpu/quad_pairs.h"
 #include "../cpu/quads.h"
 #include "weights.h"
 
@@ -11,6 +12,7 @@ namespace secateur::engine {
 // What the inputs of an output channel are: quads and taps.
 struct BlockShape {
   int64_t taps = 1, groups = 1;
+  bool pairs = false;  // the kernels', see QuadKernels
   int64_t group_channels(const ByteWeights& w) const { return w.per_neuron() / taps; }
   int64_t first_quad(const ByteWeights& w, int64_t neuron) const {
     return neuron / (w.neurons() / groups) * group_channels(w) / 4;
@@ -20,7 +22,7 @@ struct BlockShape {
 };
 
 // Calls f(quad, tap, four weights) for one output channel's blocks with a nonzero, quads ascending, counted from
-// first_quad.
+// first_quad. Those that do not fit pairs come as two.
 template <class F>
 void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuron, std::vector<uint32_t>& blocks,
                     F&& f) {
@@ -29,7 +31,15 @@ void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuro
   int64_t quad = -1;
   auto flush = [&] {
     for (int64_t t = 0; quad >= 0 && t < shape.taps; ++t)
-      if (blocks[t]) f(quad, t, blocks[t]), blocks[t] = 0;
+      if (const uint32_t four = blocks[t]; four != 0) {
+        blocks[t] = 0;
+        if (!shape.pairs || cpu::fits_pairs(four)) {
+          f(quad, t, four);
+        } else {
+          const auto [half, rest] = cpu::halves_of(four);
+          f(quad, t, half), f(quad, t, rest);
+        }
+      }
   };
   w.for_each(neuron, [&](int64_t i, int8_t value) {
     const int64_t channel = first + i / shape.taps, q = channel / 4 - first / 4;
@@ -56,6 +66,21 @@ struct BlockStream {
 BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
                          int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
                          int64_t lowest);
+
+struct SquareStream {
+  std::vector<cpu::SquareRow> rows;  // as BlockStream's, a row for each output quad
+  std::vector<int64_t> row_at;
+  std::vector<uint16_t> offsets;
+  std::vector<uint32_t> weights;  // [square][4]
+};
+
+// Whether the four output channels of each quad read the same input quads.
+bool squares_exist(const ByteWeights& w, const BlockShape& shape);
+int64_t count_squares(const ByteWeights& w, const BlockShape& shape);
+// As block_stream; squares must exist.
+SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
+                           int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
+                           int64_t lowest);
 
 // Bounds of at most `parts` parts of equal work, of whole quads of output channels.
 std::vector<int64_t> block_parts(const ByteWeights& w, int64_t parts);

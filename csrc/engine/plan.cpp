@@ -153,8 +153,8 @@ void Plan::place_stores() {
     int64_t channel = 0;
     for (int p = static_cast<int>(s); stores_[p].parent >= 0; p = stores_[p].parent)
       channel += stores_[p].first_channel;
-    store.offset = stores_[root(static_cast<int>(s))].offset +
-                   (store.bytes ? channel / 4 : channel) * store.plane_floats();
+    store.offset =
+        stores_[root(static_cast<int>(s))].offset + (store.bytes ? channel / 4 : channel) * store.plane_floats();
     store.valid = valid_lanes(store.layout);
     if (store.fill_value == 0.0f) store.fill = frame_fill(store.layout);
   }
@@ -282,19 +282,24 @@ void Plan::choose_planes(ConvStep& conv, const Worker& worker, double budget) co
                                       : "sparse measured faster");
 }
 
-void Plan::choose_blocks(BlockConvStep& conv, const Worker& worker, double budget) const {
-  const auto candidates = conv.candidates();
-  double best = 1e30;
-  BlockChoice choice;
-  const double until = now() + budget;
-  for (const BlockChoice& c : candidates) {
-    if (now() > until && best < 1e30) break;
-    conv.pack(c);
-    const double t = measure(conv, worker, budget / static_cast<double>(candidates.size()));
-    if (t < best * 0.98) best = t, choice = c;
+void Plan::choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) const {
+  double best[2] = {1e30, 1e30};
+  BlockChoice choice[2];
+  const bool asked_for = kernels == Kernels::kSquares && conv.has_squares();
+  const bool tried[2] = {!asked_for, asked_for || (kernels != Kernels::kBlocks && conv.squares_are_worth_trying())};
+  for (int squares = 0; squares < 2; ++squares) {
+    if (!tried[squares]) continue;
+    const auto candidates = conv.candidates(squares);
+    const double share = tried[!squares] ? budget / 2 : budget, until = now() + share;
+    for (const BlockChoice& c : candidates) {
+      if (now() > until && best[squares] < 1e30) break;
+      conv.pack(c);
+      const double t = measure(conv, worker, share / static_cast<double>(candidates.size()));
+      if (t < best[squares] * 0.98) best[squares] = t, choice[squares] = c;
+    }
   }
-  conv.pack(choice);
-  conv.set_measured(best * 1e3);
+  conv.pack(choice[best[1] < best[0]]);
+  conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0);
 }
 
 // The arena holds what the example brought here.
@@ -343,7 +348,7 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
     if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
       conv->pack(known->second);
   }
-  for (BlockConvStep* conv : block_convs_) conv->pack(conv->candidates().front());
+  for (BlockConvStep* conv : block_convs_) conv->pack(conv->likeliest());
   const int64_t lists_at = planes_floats_;
   if (budget > 0 && !(convs_.empty() && block_convs_.empty())) {
     int64_t scratch = scratch_floats(1), form = 0;
@@ -366,7 +371,7 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
       const bool is_conv = at < convs_.size() && step.get() == convs_[at];
       if (at_blocks < block_convs_.size() && step.get() == block_convs_[at_blocks]) {
         ++at_blocks;
-        choose_blocks(*block_convs_[at_blocks - 1], worker, share());
+        choose_blocks(*block_convs_[at_blocks - 1], worker, share(), kernels);
       }
       if (is_conv) {
         ActiveConvStep& conv = *convs_[at++];

@@ -40,7 +40,7 @@ class Plan {
   void place_stores();
   double measure(const Step& step, const Worker& worker, double limit) const;
   void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
-  void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget) const;
+  void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
   void place_lists();
   void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 

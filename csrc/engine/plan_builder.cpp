@@ -212,8 +212,7 @@ void PlanBuilder::add_op(int index) {
       r.x = first_store(x);
       r.y = new_store(op.output, blocks_of(x));
       if (!values[op.output].quant)
-        values_[op.output].never_negative =
-            op.kind == OpKind::kDequantize ? values_[x].never_negative : keeps_sign(op);
+        values_[op.output].never_negative = op.kind == OpKind::kDequantize ? values_[x].never_negative : keeps_sign(op);
       plan_.records_.push_back(r);
       return;
     }

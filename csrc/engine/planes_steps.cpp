@@ -185,8 +185,7 @@ class Pool : public ChannelStep {
   Pool(const Workshop& shop, const Op& op, int x, int y)
       : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
     taps_ = window_taps(op.window, store(x).layout);
-    if (op.kind == OpKind::kAvgPool)
-      std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
+    if (op.kind == OpKind::kAvgPool) std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
   }
 
  protected:

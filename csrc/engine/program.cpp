@@ -118,8 +118,8 @@ int Program::add(Op op) {
       want(ValueKind::kRows);
       if (!has_weights) refuse(op.name, "needs weights");
       if (x.channels >= 0 && x.channels != op.per_neuron())
-        refuse(op.name, "weight must have " + std::to_string(x.channels) + " columns, got " +
-                            std::to_string(op.per_neuron()));
+        refuse(op.name,
+               "weight must have " + std::to_string(x.channels) + " columns, got " + std::to_string(op.per_neuron()));
       channels = op.neurons();
       if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), channels);
       if (op.bytes) check_integer_layer(op, x);

@@ -87,7 +87,7 @@ struct Op {
   std::shared_ptr<const ByteWeights> bytes;  // of a quantized layer, in place of weights
   IntegerEnd end;                            // of a quantized layer; kMap, kQuantize: theta
   std::optional<Quant> quant;                // of the output, where it is bytes
-  std::vector<float> bias;  // [K] or empty
+  std::vector<float> bias;                   // [K] or empty
   Activation activation;
   bool ceil_mode = false, count_include_pad = true;
   int64_t divisor = 0;
@@ -123,7 +123,7 @@ struct ProgramStep {
 };
 
 // Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve.
-enum class Kernels { kFastest, kPlanes, kActive };
+enum class Kernels { kFastest, kPlanes, kActive, kBlocks, kSquares };
 
 class SECATEUR_EXPORT Program {
  public:

@@ -157,9 +157,7 @@ class QuadCopy : public ChannelStep {
   }
 
  protected:
-  int64_t channels() const override {
-    return whole_quads(first_ + static_cast<int64_t>(index_.size())) - first_ / 4;
-  }
+  int64_t channels() const override { return whole_quads(first_ + static_cast<int64_t>(index_.size())) - first_ / 4; }
   void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
     const Store &x = store(x_), &y = store(y_);
     const Layout &from = x.layout, &to = y.layout;
@@ -171,8 +169,8 @@ class QuadCopy : public ChannelStep {
           const int64_t i = 4 * q + j - first_;
           if (i < 0 || i >= static_cast<int64_t>(index_.size())) continue;
           const int64_t c = index_[i];
-          const auto* in = reinterpret_cast<const uint32_t*>(x.plane_bytes(worker.arena, c / 4) +
-                                                             r * from.pitch() * kVectorBytes);
+          const auto* in =
+              reinterpret_cast<const uint32_t*>(x.plane_bytes(worker.arena, c / 4) + r * from.pitch() * kVectorBytes);
           const int shift = static_cast<int>(c % 4 * 8), place = static_cast<int>(j * 8);
           const uint32_t rest = ~(0xffu << place);
           for (int64_t l = 0; l < line; ++l) out[l] = (out[l] & rest) | (in[l] >> shift & 0xffu) << place;

@@ -20,7 +20,9 @@ class BlockLinear : public Step {
     const int64_t input_quads = whole_quads(channels());
     chunks_ = std::max<int64_t>((input_quads + kReach - 1) / kReach, 1);
     parts_ = block_parts(*op.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()));
-    stream_ = block_stream(*op.bytes, {}, parts_, std::min(input_quads, kReach), chunks_, 1, {0}, 0);
+    BlockShape shape;
+    shape.pairs = quads.pairs;
+    stream_ = block_stream(*op.bytes, shape, parts_, std::min(input_quads, kReach), chunks_, 1, {0}, 0);
     while (max_rows_ < kTileRows && quads.block_planes[0][max_rows_ + 1][1]) ++max_rows_;
     end_ = op.end.view(op, 0);
   }
@@ -83,8 +85,8 @@ class BlockLinear : public Step {
     }
     uint8_t* y = bytes_of(call, op_.output, image, neurons());
     for (int64_t i = k.begin; i < (k.end == neurons() ? row_bytes(k.end) : k.end); ++i) {
-      const uint8_t q = std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo,
-                                   end_.hi);
+      const uint8_t q =
+          std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo, end_.hi);
       y[i] = end_.theta && q < end_.theta[i] ? static_cast<uint8_t>(end_.zero_point) : q;
     }
   }

@@ -34,9 +34,7 @@ struct Store {
   int64_t planes() const { return bytes ? (channels + 3) / 4 : channels; }
   int64_t plane_floats() const { return layout.plane() * kLanes; }
   float* channel(float* arena, int64_t plane) const { return arena + offset + plane * plane_floats(); }
-  uint8_t* plane_bytes(float* arena, int64_t plane) const {
-    return reinterpret_cast<uint8_t*>(channel(arena, plane));
-  }
+  uint8_t* plane_bytes(float* arena, int64_t plane) const { return reinterpret_cast<uint8_t*>(channel(arena, plane)); }
   // A lane beyond the image: 32 bits, on their way as a float.
   float fill_lane() const {
     if (!bytes) return fill_value;

@@ -7,8 +7,39 @@ namespace {
 
 struct Tile {
   int rows, columns, step, chunks;
-  bool residual, valid, real, wide;
+  bool residual, valid, real, wide, squares;
 };
+
+// One chunk of random blocks: as rows of one output channel, or of four at the same places.
+struct Stream {
+  std::vector<cpu::BlockRow> rows;
+  std::vector<cpu::SquareRow> square_rows;
+  std::vector<uint16_t> offsets;
+  std::vector<uint32_t> weights;
+};
+Stream random_stream(const QuadKernels& kernels, Random& random, const Tile& t, int64_t channels, int64_t places,
+                     int64_t before) {
+  Stream s;
+  const int64_t together = t.squares ? 4 : 1, padded = (channels + 3) / 4 * 4;
+  for (int64_t k = 0; k < padded; k += together) {
+    const int64_t base = pick(random, 2 * before + 1) - before;
+    const auto count = static_cast<uint32_t>(k < channels ? pick(random, 11) : 0),
+               begin = static_cast<uint32_t>(s.offsets.size());
+    int32_t sum[4] = {};
+    for (uint32_t b = 0; b < count; ++b) {
+      const int64_t low = std::max<int64_t>(0, -before - base), high = places - 1 - std::max<int64_t>(base, 0);
+      s.offsets.push_back(static_cast<uint16_t>(low + pick(random, high - low + 1)));
+      for (int64_t j = 0; j < together; ++j) {
+        s.weights.push_back(k + j < channels ? random_block(random, kernels) : 0);
+        for (int i = 0; i < 4; ++i) sum[j] += signed_byte(s.weights.back(), i);
+      }
+    }
+    const auto channel = static_cast<int32_t>(k), slot = static_cast<int32_t>(t.chunks > 1 ? k : k % 4);
+    if (t.squares) s.square_rows.push_back({channel, slot, begin, count, {sum[0], sum[1], sum[2], sum[3]}, base});
+    else s.rows.push_back({channel, slot, begin, count, sum[0], base});
+  }
+  return s;
+}
 
 void test_tile(const QuadKernels& kernels, Random& random, const Tile& t) {
   const int64_t channels = 4 * (1 + pick(random, 2)) - (t.real ? 1 : 0), padded = (channels + 3) / 4 * 4;
@@ -28,49 +59,43 @@ void test_tile(const QuadKernels& kernels, Random& random, const Tile& t) {
   for (int64_t i = 0; i < padded * n * 16; ++i) sum[i] = end.bias[i / (n * 16)];
 
   for (int chunk = 0; chunk < t.chunks; ++chunk) {
-    std::vector<cpu::BlockRow> rows;
-    std::vector<uint16_t> offsets;
-    std::vector<uint32_t> weights;
-    for (int64_t k = 0; k < padded; ++k) {
-      const int64_t base = pick(random, 2 * before + 1) - before;
-      const auto count = static_cast<uint32_t>(k < channels ? pick(random, 11) : 0);
-      rows.push_back({static_cast<int32_t>(k), static_cast<int32_t>(t.chunks > 1 ? k : k % 4),
-                      static_cast<uint32_t>(offsets.size()), count, 0, base});
-      for (uint32_t b = 0; b < count; ++b) {
-        const int64_t low = std::max<int64_t>(0, -before - base), high = places - 1 - std::max<int64_t>(base, 0);
-        offsets.push_back(static_cast<uint16_t>(low + pick(random, high - low + 1)));
-        weights.push_back(random() % 4 == 0 ? 0x807f807fu : static_cast<uint32_t>(random()));  // the extremes, too
-        for (int j = 0; j < 4; ++j) rows.back().weight_sum += signed_byte(weights.back(), j);
-        for (int64_t i = 0; i < n * 16; ++i) {
-          const int64_t at = (before + base + offsets.back()) * 64 + i / 16 / t.columns * x_row +
-                             i / 16 % t.columns * t.step * 64 + i % 16 * 4;
-          for (int j = 0; j < 4; ++j) sum[k * n * 16 + i] += signed_byte(weights.back(), j) * x[at + j];
-        }
+    const Stream stream = random_stream(kernels, random, t, channels, places, before);
+    const auto add_block = [&](int64_t k, int64_t vectors, uint32_t four) {
+      for (int64_t i = 0; i < n * 16; ++i) {
+        const int64_t at =
+            (before + vectors) * 64 + i / 16 / t.columns * x_row + i / 16 % t.columns * t.step * 64 + i % 16 * 4;
+        for (int j = 0; j < 4; ++j) sum[k * n * 16 + i] += signed_byte(four, j) * x[at + j];
       }
-    }
-    const Buffer<cpu::BlockRow> row_list(rows);
-    const Buffer<uint16_t> offset_stream(offsets);
-    const Buffer<uint32_t> weight_stream(weights);
-    cpu::BlockPlanes args{};
-    args.rows = row_list.data();
-    args.row_count = padded;
-    args.offsets = offset_stream.data();
-    args.weights = weight_stream.data();
-    args.x = x.data() + before * 64;
-    args.x_row = x_row;
-    args.end = &end.end;
-    args.out.first = chunk == 0;
-    args.out.last = chunk + 1 == t.chunks;
-    args.out.sums = sums.data();
-    args.out.y = y.data();
-    args.out.y_row = y_row;
-    args.out.y_plane = y_plane;
-    args.out.residual = t.residual ? residual.data() : nullptr;
-    args.out.residual_row = y_row;
-    args.out.residual_plane = y_plane;
-    args.out.valid = t.valid ? valid.data() : nullptr;
-    args.out.valid_row = t.columns;
-    kernels.block_planes[t.step - 1][t.rows][t.columns](args);
+    };
+    for (const auto& row : stream.rows)
+      for (uint32_t b = row.begin; b < row.begin + row.count; ++b)
+        add_block(row.channel, row.base + stream.offsets[b], stream.weights[b]);
+    for (const auto& row : stream.square_rows)
+      for (uint32_t b = row.begin; b < row.begin + row.count; ++b)
+        for (int j = 0; j < 4; ++j) add_block(row.channel + j, row.base + stream.offsets[b], stream.weights[4 * b + j]);
+    const Buffer<cpu::BlockRow> rows(stream.rows);
+    const Buffer<cpu::SquareRow> square_rows(stream.square_rows);
+    const Buffer<uint16_t> offsets(stream.offsets);
+    const Buffer<uint32_t> weights(stream.weights);
+    cpu::QuadOut out{};
+    out.first = chunk == 0;
+    out.last = chunk + 1 == t.chunks;
+    out.sums = sums.data();
+    out.y = y.data();
+    out.y_row = y_row;
+    out.y_plane = y_plane;
+    out.residual = t.residual ? residual.data() : nullptr;
+    out.residual_row = y_row;
+    out.residual_plane = y_plane;
+    out.valid = t.valid ? valid.data() : nullptr;
+    out.valid_row = t.columns;
+    const uint8_t* from = x.data() + before * 64;
+    if (t.squares)
+      kernels.square_planes[t.step - 1][t.rows][t.columns](
+          {square_rows.data(), padded / 4, offsets.data(), weights.data(), from, x_row, &end.end, out});
+    else
+      kernels.block_planes[t.step - 1][t.rows][t.columns](
+          {rows.data(), padded, offsets.data(), weights.data(), from, x_row, &end.end, out});
   }
   for (int64_t k = 0; k < channels; ++k)
     for (int64_t i = 0; i < n * 16; ++i) {
@@ -82,14 +107,15 @@ void test_tile(const QuadKernels& kernels, Random& random, const Tile& t) {
         float got;
         std::memcpy(&got, y.data() + k * y_plane + at, 4);
         const float want = is_pixel ? end.real(k, s) : 0.0f;
-        check(same_bits(got, want), kernels.name, ": block_planes to real values: ", got, " is not ", want);
+        check(same_bits(got, want), kernels.name, t.squares ? ": square_planes" : ": block_planes",
+              " to real values: ", got, " is not ", want);
         continue;
       }
       const uint8_t* other = t.residual ? residual.data() + k / 4 * y_plane + at + k % 4 : nullptr;
       const int got = y[k / 4 * y_plane + at + k % 4];
       const int want = is_pixel ? end.byte(k, s, other) : end.end.zero_point;
-      check(got == want, kernels.name, ": block_planes ", t.rows, "x", t.columns, " step ", t.step, " channel ", k,
-            ": ", got, " is not ", want);
+      check(got == want, kernels.name, t.squares ? ": square_planes " : ": block_planes ", t.rows, "x", t.columns,
+            " step ", t.step, " channel ", k, ": ", got, " is not ", want);
     }
 }
 
@@ -100,34 +126,58 @@ void test_extremes(const QuadKernels& kernels) {
   for (uint8_t byte : {255, 254, 128, 127, 1, 0})
     for (uint32_t weight : weights_at_the_edge)
       for (uint32_t count : {1u, 3u, 4u, 11u}) {
-        const Buffer<uint8_t> x(std::vector<uint8_t>(columns * 64, byte));
-        const Buffer<uint16_t> offsets(std::vector<uint16_t>(count, 0));
-        const Buffer<uint32_t> weights(std::vector<uint32_t>(count, weight));
-        const Buffer<int32_t> bias(std::vector<int32_t>(4, 12345)), sums(columns * 16);
+        std::vector<uint32_t> written;  // as whoever builds a layer writes them
+        for (uint32_t n = 0; n < count; ++n) {
+          const auto [half, rest] = cpu::halves_of(weight);
+          if (!kernels.pairs || cpu::fits_pairs(weight)) written.push_back(weight);
+          else written.push_back(half), written.push_back(rest);
+        }
+        const auto blocks = static_cast<uint32_t>(written.size());
+        std::vector<uint32_t> squares;
+        for (uint32_t four : written) squares.insert(squares.end(), 4, four);
         int32_t of_weights = 0;
         for (int j = 0; j < 4; ++j) of_weights += signed_byte(weight, j) * static_cast<int32_t>(count);
         const int32_t want = 12345 + of_weights * byte;
-        const cpu::BlockRow row{0, 0, 0, count, of_weights, 0};
+        const Buffer<uint8_t> x(std::vector<uint8_t>(columns * 64, byte));
+        const Buffer<uint16_t> offsets(std::vector<uint16_t>(blocks, 0));
+        const Buffer<uint32_t> weights(written), square_weights(squares);
+        const Buffer<int32_t> bias(std::vector<int32_t>(4, 12345)), sums(4 * columns * 16);
+        const cpu::BlockRow row{0, 0, 0, blocks, of_weights, 0};
+        const cpu::SquareRow square_row{0, 0, 0, blocks, {of_weights, of_weights, of_weights, of_weights}, 0};
         cpu::QuadEnd end{};
         end.bias = bias.data();
-        cpu::BlockPlanes args{};
-        args.rows = &row;
-        args.row_count = 1;
-        args.offsets = offsets.data();
-        args.weights = weights.data();
-        args.x = x.data();
-        args.end = &end;
-        args.out.first = true;
-        args.out.sums = sums.data();
-        kernels.block_planes[0][1][columns](args);
-        for (int i = 0; i < columns * 16; ++i)
-          check(sums[i] == want, kernels.name, ": block_planes of ", int{byte}, " and ", weight, ": ", sums[i],
-                " is not ", want);
-        const cpu::BlockVector vector{&row, 1, offsets.data(), weights.data(), x.data(), bias.data(), sums.data()};
-        kernels.block_vector(vector);
-        check(sums[0] == want, kernels.name, ": block_vector of ", int{byte}, " and ", weight, ": ", sums[0],
-              " is not ", want);
+        cpu::QuadOut out{};
+        out.first = true;
+        out.sums = sums.data();
+        const auto same = [&](const char* kernel, int n) {
+          for (int i = 0; i < n; ++i)
+            check(sums[i] == want, kernels.name, ": ", kernel, " of ", int{byte}, " and ", weight, ": ", sums[i],
+                  " is not ", want);
+        };
+        kernels.block_planes[0][1][columns]({&row, 1, offsets.data(), weights.data(), x.data(), 0, &end, out});
+        same("block_planes", columns * 16);
+        kernels.square_planes[0][1][1]({&square_row, 1, offsets.data(), square_weights.data(), x.data(), 0, &end, out});
+        same("square_planes", 4 * 16);
+        kernels.block_vector({&row, 1, offsets.data(), weights.data(), x.data(), bias.data(), sums.data()});
+        same("block_vector", 1);
       }
+}
+
+// Every pair of weights: written as one or two, they add up to themselves, and no sum of two products leaves 16 bits.
+void test_pairs() {
+  for (int a = -128; a < 128; ++a)
+    for (int b = -128; b < 128; ++b) {
+      const uint32_t two = static_cast<uint8_t>(a) | uint32_t{static_cast<uint8_t>(b)} << 8, four = two | two << 16;
+      const auto [half, rest] = cpu::halves_of(four);
+      const bool fits = cpu::fits_pairs(four);
+      for (uint32_t part : {fits ? four : half, fits ? 0 : rest}) {
+        const int u = signed_byte(part, 0), v = signed_byte(part, 1);
+        check(255 * (std::max(u, 0) + std::max(v, 0)) <= 32767 && 255 * (std::min(u, 0) + std::min(v, 0)) >= -32768,
+              "fits_pairs: ", a, " and ", b);
+      }
+      for (int i = 0; i < 4; ++i)
+        check(signed_byte(half, i) + signed_byte(rest, i) == (i % 2 ? b : a), "halves_of: ", a, " and ", b);
+    }
 }
 
 void test_planes(const QuadKernels& kernels) {
@@ -141,19 +191,26 @@ void test_planes(const QuadKernels& kernels) {
         const bool expected = columns <= widest && rows * columns <= kernels.max_sums;
         const bool exists = kernels.block_planes[step - 1][rows][columns] != nullptr;
         check(exists == expected, kernels.name, ": block_planes[", step - 1, "][", rows, "][", columns, "]");
-        if (!exists) continue;
-        for (int i = 0; i < 6; ++i, ++variant) {
-          const bool real = variant % 5 == 4;
-          test_tile(kernels, random,
-                    {rows, columns, columns == 1 ? 1 : step, 1 + variant % 3, variant % 2 == 0 && !real,
-                     variant % 7 < 3, real, variant % 11 == 0});
+        for (bool squares : {false, true}) {
+          if (squares ? columns > cpu::kTileColumns || !kernels.square_planes[step - 1][rows][columns] : !exists)
+            continue;
+          for (int i = 0; i < 6; ++i, ++variant) {
+            const bool real = variant % 5 == 4;
+            test_tile(kernels, random,
+                      {rows, columns, columns == 1 ? 1 : step, 1 + variant % 3, variant % 2 == 0 && !real,
+                       variant % 7 < 3, real, variant % 11 == 0, squares});
+          }
         }
       }
+  check(kernels.square_planes[0][1][1] && kernels.square_planes[1][1][1], kernels.name, ": square_planes");
   test_extremes(kernels);
 }
 
 }  // namespace
 
-void test_engine_quads(const Kernels&) { for_each_quad_table(test_planes); }
+void test_engine_quads(const Kernels&) {
+  test_pairs();
+  for_each_quad_table(test_planes);
+}
 
 }  // namespace secateur::test

@@ -18,7 +18,7 @@ void test_vector(const QuadKernels& kernels, Random& random) {
       want.push_back(bias[k]);
       for (int64_t b = 0; b < count; ++b) {
         offsets.push_back(static_cast<uint16_t>(pick(random, quads - k)));
-        weights.push_back(static_cast<uint32_t>(random()));
+        weights.push_back(random_block(random, kernels));
         for (int j = 0; j < 4; ++j) want.back() += signed_byte(weights.back(), j) * x[4 * (offsets.back() + k) + j];
       }
     }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "quad_pairs.h"
 #include "quads.h"
 #include "testing.h"
 
@@ -21,6 +22,13 @@ inline std::vector<uint8_t> random_bytes(Random& random, int64_t n) {
   return v;
 }
 inline int8_t signed_byte(uint32_t four, int i) { return static_cast<int8_t>(four >> (8 * i)); }
+// A block's weights, the extremes too, as the kernels may be given them.
+inline uint32_t random_block(Random& random, const QuadKernels& kernels) {
+  const uint32_t four = random() % 4 == 0    ? 0x807f807fu
+                        : random() % 16 == 0 ? 0x7f7f8181u
+                                             : static_cast<uint32_t>(random());
+  return !kernels.pairs || cpu::fits_pairs(four) ? four : cpu::halves_of(four).half;
+}
 inline float rounded(float v) { return std::nearbyint(v); }
 
 // The end of a layer, with the arrays that it points into.

@@ -1,8 +1,8 @@
 // From sums of integers to bytes, or to real values.
 #pragma once
 
-#include "planes_tile.h"
 #include "../quads.h"
+#include "planes_tile.h"
 
 namespace secateur::cpu {
 namespace {
@@ -52,9 +52,8 @@ struct QuadFinish {
 };
 
 template <bool Slow>
-inline void finish_bytes(const BlockPlanes& tile, const QuadFinish& finish, const int32_t* sums, int64_t rows,
+inline void finish_bytes(const QuadOut& out, const QuadFinish& finish, const int32_t* sums, int64_t rows,
                          int64_t columns) {
-  const QuadOut& out = tile.out;
   const int64_t quad = finish.channel / 4, stride = rows * columns * 16;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c, sums += 16) {
@@ -67,14 +66,12 @@ inline void finish_bytes(const BlockPlanes& tile, const QuadFinish& finish, cons
 }
 
 // Sums of four channels, [4][rows * columns][16]. Not inlined: every tile would carry all of it.
-[[gnu::noinline]] inline void finish_quad(const BlockPlanes& tile, const int32_t* sums, int64_t channel, int64_t rows,
-                                          int64_t columns) {
-  const QuadEnd& end = *tile.end;
-  const QuadOut& out = tile.out;
+[[gnu::noinline]] inline void finish_quad(const QuadEnd& end, const QuadOut& out, const int32_t* sums, int64_t channel,
+                                          int64_t rows, int64_t columns) {
   if (!end.real) {
     const QuadFinish finish(end, channel, out.residual != nullptr);
-    if (out.residual || end.wide) finish_bytes<true>(tile, finish, sums, rows, columns);
-    else finish_bytes<false>(tile, finish, sums, rows, columns);
+    if (out.residual || end.wide) finish_bytes<true>(out, finish, sums, rows, columns);
+    else finish_bytes<false>(out, finish, sums, rows, columns);
     return;
   }
   const int64_t n = rows * columns;
@@ -93,12 +90,11 @@ inline void finish_bytes(const BlockPlanes& tile, const QuadFinish& finish, cons
 }
 
 inline void finish_lanes(const int32_t* sums, const QuadEnd& end, int64_t channel, uint8_t* y) {
-  BlockPlanes tile{};
-  tile.end = &end;
+  QuadOut out{};
   // As if the quad's plane, or its channels' planes, began at y.
-  tile.out.y_plane = 64;
-  tile.out.y = y - (end.real ? channel : channel / 4) * 64;
-  finish_quad(tile, sums, channel, 1, 1);
+  out.y_plane = 64;
+  out.y = y - (end.real ? channel : channel / 4) * 64;
+  finish_quad(end, out, sums, channel, 1, 1);
 }
 
 }  // namespace

@@ -14,11 +14,27 @@ template <int R, int C>
 struct BlockSums {
   i32x16 at[R * C];
 };
+template <int R, int C>
+inline void splat_sums(BlockSums<R, C>& sum, int32_t v) {
+  SECATEUR_UNROLL
+  for (int i = 0; i < R * C; ++i) sum.at[i] = splat_i32(v);
+}
+template <int R, int C>
+inline void load_sums(BlockSums<R, C>& sum, const int32_t* from, int32_t shift) {
+  SECATEUR_UNROLL
+  for (int i = 0; i < R * C; ++i)
+    sum.at[i] = shifts ? add(load_i32(from + 16 * i), splat_i32(shift)) : load_i32(from + 16 * i);
+}
+template <int R, int C>
+inline void store_sums(const BlockSums<R, C>& sum, int32_t* to) {
+  SECATEUR_UNROLL
+  for (int i = 0; i < R * C; ++i) store_i32(to + 16 * i, sum.at[i]);
+}
 
 template <int R, int C, int Step>
 inline void add_block(BlockSums<R, C>& sum, block w, const uint8_t* x, int64_t x_row) {
   SECATEUR_UNROLL
-  for (int i = 0; i < R * C; ++i) sum.at[i] = dot(sum.at[i], w, x + i / C * x_row + i % C * (64 * Step));
+  for (int i = 0; i < R * C; ++i) sum.at[i] = dot(sum.at[i], w, load_inputs(x + i / C * x_row + i % C * (64 * Step)));
 }
 
 // The odd one to three first, then four at a time, as sum_nonzeros does; few sums work in two sets.
@@ -46,8 +62,7 @@ inline void sum_blocks(BlockSums<R, C>& sum, const uint16_t* offset, const uint3
   };
   if constexpr (R * C <= 3) {
     BlockSums<R, C> odd;
-    SECATEUR_UNROLL
-    for (int i = 0; i < R * C; ++i) odd.at[i] = splat_i32(0);
+    splat_sums(odd, 0);
     for (; n < count; n += 4) four(odd);
     SECATEUR_UNROLL
     for (int i = 0; i < R * C; ++i) sum.at[i] = add(sum.at[i], odd.at[i]);
@@ -63,20 +78,12 @@ void block_planes(const BlockPlanes& tile) {
     const BlockRow& row = tile.rows[i];
     int32_t* at = out.sums + int64_t{row.slot} * (R * C * 16);
     BlockSums<R, C> sum;
-    if (out.first) {
-      const i32x16 start = splat_i32(tile.end->bias[row.channel] + shift_of(row));
-      SECATEUR_UNROLL
-      for (int j = 0; j < R * C; ++j) sum.at[j] = start;
-    } else {
-      const i32x16 shift = splat_i32(shift_of(row));
-      SECATEUR_UNROLL
-      for (int j = 0; j < R * C; ++j) sum.at[j] = shifts ? add(load_i32(at + 16 * j), shift) : load_i32(at + 16 * j);
-    }
+    if (out.first) splat_sums(sum, tile.end->bias[row.channel] + shift_of(row.weight_sum));
+    else load_sums(sum, at, shift_of(row.weight_sum));
     sum_blocks<R, C, Step>(sum, tile.offsets + row.begin, tile.weights + row.begin, row.count, tile.x + row.base * 64,
                            tile.x_row);
-    SECATEUR_UNROLL
-    for (int j = 0; j < R * C; ++j) store_i32(at + 16 * j, sum.at[j]);
-    if (out.last && i % 4 == 3) finish_quad(tile, at - 3 * (R * C * 16), row.channel - 3, R, C);
+    store_sums(sum, at);
+    if (out.last && i % 4 == 3) finish_quad(*tile.end, out, at - 3 * (R * C * 16), row.channel - 3, R, C);
   }
 }
 
@@ -84,8 +91,8 @@ inline void block_vector(const BlockVector& layer) {
   for (int64_t i = 0; i < layer.row_count; ++i) {
     const BlockRow& row = layer.rows[i];
     const int32_t start = layer.bias ? layer.bias[row.channel] : layer.sums[row.channel];
-    layer.sums[row.channel] = start + dot_blocks(layer.offsets + row.begin, layer.weights + row.begin, row.count,
-                                                 layer.x + row.base * 4);
+    layer.sums[row.channel] =
+        start + dot_blocks(layer.offsets + row.begin, layer.weights + row.begin, row.count, layer.x + row.base * 4);
   }
 }
 

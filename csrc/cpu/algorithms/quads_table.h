@@ -1,8 +1,8 @@
 // Fills a table of integer kernels; included last, after a vocabulary and its words for quads.
 #pragma once
 
+#include "quads_dense.h"
 #include "quads_rows.h"
-#include "quads_sparse.h"
 
 namespace secateur::cpu {
 namespace {
@@ -11,7 +11,9 @@ constexpr QuadKernels make_quad_table(const char* name) {
   QuadKernels table{
       .name = name,
       .max_sums = max_block_sums,
+      .pairs = pairs,
       .block_planes = {},
+      .square_planes = {},
       .block_vector = block_vector,
       .pool_row = pool_quads,
       .quantize = quantize_quads,
@@ -20,6 +22,7 @@ constexpr QuadKernels make_quad_table(const char* name) {
       .lane_sums = quad_lane_sums,
   };
   fill_block_tiles<kTileRows, kTileColumns>(table);
+  fill_square_tiles<kTileRows, kTileColumns>(table);
   return table;
 }
 

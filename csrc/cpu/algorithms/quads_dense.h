@@ -1,0 +1,55 @@
+// Squares of 4 x 4 weights over planes of quads: as planes_dense.h, four output channels x R x C sums in registers, so
+// that each vector of x that is loaded meets four blocks, and each block R * C vectors.
+#pragma once
+
+#include "quads_sparse.h"
+
+namespace secateur::cpu {
+namespace {
+
+template <int R, int C, int Step>
+void square_planes(const SquarePlanes& tile) {
+  const QuadOut& out = tile.out;
+  for (int64_t i = 0; i < tile.row_count; ++i) {
+    const SquareRow& row = tile.rows[i];
+    int32_t* at = out.sums + int64_t{row.slot} * (R * C * 16);
+    BlockSums<R, C> sum[4];
+    SECATEUR_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      if (out.first) splat_sums(sum[j], tile.end->bias[row.channel + j] + shift_of(row.weight_sum[j]));
+      else load_sums(sum[j], at + j * (R * C * 16), shift_of(row.weight_sum[j]));
+    }
+    const uint16_t* offset = tile.offsets + row.begin;
+    const uint32_t* weight = tile.weights + int64_t{row.begin} * 4;
+    const uint8_t* base = tile.x + row.base * 64;
+    for (uint32_t n = 0; n < row.count; ++n, weight += 4) {
+      const uint8_t* x = base + int64_t{offset[n]} * 64;
+      inputs in[R * C];
+      SECATEUR_UNROLL
+      for (int v = 0; v < R * C; ++v) in[v] = load_inputs(x + v / C * tile.x_row + v % C * (64 * Step));
+      SECATEUR_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const block w = block_of(weight[j]);
+        SECATEUR_UNROLL
+        for (int v = 0; v < R * C; ++v) sum[j].at[v] = dot(sum[j].at[v], w, in[v]);
+      }
+    }
+    SECATEUR_UNROLL
+    for (int j = 0; j < 4; ++j) store_sums(sum[j], at + j * (R * C * 16));
+    if (out.last) finish_quad(*tile.end, out, at, row.channel, R, C);
+  }
+}
+
+template <int R, int C>
+constexpr void fill_square_tiles(QuadKernels& table) {
+  constexpr int step = C == 1 ? 1 : 2;
+  if constexpr (R * C <= max_square_sums) {
+    table.square_planes[0][R][C] = square_planes<R, C, 1>;
+    table.square_planes[1][R][C] = square_planes<R, C, step>;
+  }
+  if constexpr (C > 1) fill_square_tiles<R, C - 1>(table);
+  else if constexpr (R > 1) fill_square_tiles<R - 1, kTileColumns>(table);
+}
+
+}  // namespace
+}  // namespace secateur::cpu
