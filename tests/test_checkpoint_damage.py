@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,8 @@ FORMS: dict[str, tuple[Change, str]] = {
     "signs that are a list": (word("signed", signs=[]), PART),
     "a word of tomorrow": (word("gaps", order="columns"), PART),
     "a mask of all": (word("gaps", masked=True, index="all", width=None), PART),
+    "theta as text": (word("gaps", theta="123"), PART),
+    "theta of NaN": (word("gaps", theta=[float("nan")] * 3), PART),
     "theta of two": (word("gaps", theta=[1, 2]), PART),
     "a shape of floats": (word("gaps", shape=[60.0, 50.0]), PART),
     "layers as a list": (lambda t, a: a.update(layers=[]), PART),
@@ -246,6 +249,24 @@ def test_version_1_has_no_words_of_version_2(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(raw)
     with pytest.raises(Error, match=PART):
         secateur.load(tmp_path / "f", Net())
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Error, match="pipe must be a file, but is a pipe"):
+        secateur.load(tmp_path / "pipe", nn.Linear(2, 2))
+
+
+def test_empty_tensors_of_any_size(tmp_path: Path) -> None:
+    about = {"packed": {"t": {"shape": [2**61, 0], "dtype": "float32"}}, "aliases": {}, "layers": {}}
+    header = {
+        "__metadata__": {**METADATA, "secateur": json.dumps(about)},
+        "t_mask": entry([2**61, 0], 0, 0, "U8"), "t_values": entry([0], 0, 0), "u": entry([0, 2**61], 0, 0),
+    }  # fmt: skip
+    (tmp_path / "f").write_bytes(file_of(header))
+    found = secateur.to_dense_state_dict(tmp_path / "f")
+    assert found["t"].shape == (2**61, 0)
+    assert found["u"].shape == (0, 2**61)
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
