@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from .. import masks
 from .._errors import Error
 from ..conversion import _pruners
-from ..masks import masked_parameters
+from ..nn import QuantizedConv2d, QuantizedLinear
 from ..nn.sparse import _version
 from ..report import Report
 from .packed import Loan, borrow, own
@@ -345,12 +346,16 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
         if name not in theirs or name not in ours:
             refuse(f"{label} is only in the {'compiled one' if name in ours else 'new one'}")
         a, b = ours[name], theirs[name]
-        if type(a) is not type(b):
+        if isinstance(a, fx.GraphModule) and isinstance(b, fx.GraphModule):  # each has a class of its own
+            if a.code != b.code:
+                refuse(f"{label} computes something else")
+        elif type(a) is not type(b):
             refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
-        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and _settings(a) != _settings(b):
-            refuse(f"{label} was {type(a).__name__}({a.extra_repr()}) and is {type(b).__name__}({b.extra_repr()})")
-    before, after = _unmasked(old), _unmasked(new)
-    for key in [*before, *after]:
+        elif _geometry(a) != _geometry(b):
+            refuse(f"{label} was {type(a).__name__}({_geometry(a)}) and is {type(b).__name__}({_geometry(b)})")
+    before, after = old.state_dict(), new.state_dict()
+    hidden = _masks_of(old) | _masks_of(new)
+    for key in [key for key in (*before, *after) if key not in hidden]:
         if key not in after or key not in before:
             refuse(f"{key} is only in the {'compiled one' if key in before else 'new one'}")
         a, b = before[key], after[key]
@@ -361,22 +366,26 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
 
 
-def _settings(module: nn.Module) -> str:
-    """What a module says of itself that is not in its state_dict (an integer layer also shows its scales)."""
-    return module.extra_repr().partition(", int8, ")[0]
-
-
-def _unmasked(model: nn.Module) -> dict[str, Any]:
-    """The state_dict without masks: pruned or not, the architecture is the same."""
-    masks = {
-        f"{name}.{parameter}_mask" if name else f"{parameter}_mask"
-        for name, module in model.named_modules(remove_duplicate=False) for parameter in masked_parameters(module)
-    }  # fmt: skip
-    return {key: value for key, value in model.state_dict().items() if key not in masks}
+def _geometry(module: nn.Module) -> str:
+    """What a layer says of itself that no state_dict holds."""
+    if hasattr(module, "weight_values") or hasattr(module, "theta") or isinstance(module, QuantizedLinear):
+        return ""
+    if isinstance(module, QuantizedConv2d):
+        return f"stride={module.stride}, padding={module.padding}, dilation={module.dilation}, groups={module.groups}"
+    return module.extra_repr()
 
 
 def _tensor_words(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+
+
+def _masks_of(model: nn.Module) -> set[str]:
+    """The keys of its masks: pruned or not, the architecture is the same."""
+    return {
+        masks.buffer_name(f"{name}.{parameter}" if name else parameter)
+        for name, module in model.named_modules(remove_duplicate=False)
+        for parameter in masks.masked_parameters(module)
+    }  # fmt: skip
 
 
 def _words(key: Any) -> str:
