@@ -15,9 +15,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, fx, nn
 
+from .. import masks
 from .._errors import Error
 from ..conversion import _pruners
-from ..masks import masked_parameters
 from ..nn import QuantizedConv2d, QuantizedLinear
 from ..nn.sparse import _version
 from ..pt2e import from_pt2e, is_pt2e
@@ -367,8 +367,9 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
         elif _geometry(a) != _geometry(b):
             refuse(f"{label} was {type(a).__name__}({_geometry(a)}) and is {type(b).__name__}({_geometry(b)})")
-    before, after = _unmasked(old), _unmasked(new)
-    for key in [*before, *after]:
+    before, after = old.state_dict(), new.state_dict()
+    hidden = _masks_of(old) | _masks_of(new)
+    for key in [key for key in (*before, *after) if key not in hidden]:
         if key not in after or key not in before:
             refuse(f"{key} is only in the {'compiled one' if key in before else 'new one'}")
         a, b = before[key], after[key]
@@ -377,15 +378,6 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             continue
         if a.dtype != b.dtype or (a.shape != b.shape and not free):
             refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
-
-
-def _unmasked(model: nn.Module) -> dict[str, Any]:
-    """The state_dict without masks: pruned or not, the architecture is the same."""
-    masks = {
-        f"{name}.{parameter}_mask" if name else f"{parameter}_mask"
-        for name, module in model.named_modules(remove_duplicate=False) for parameter in masked_parameters(module)
-    }  # fmt: skip
-    return {key: value for key, value in model.state_dict().items() if key not in masks}
 
 
 def _geometry(module: nn.Module) -> str:
@@ -399,6 +391,15 @@ def _geometry(module: nn.Module) -> str:
 
 def _tensor_words(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+
+
+def _masks_of(model: nn.Module) -> set[str]:
+    """The keys of its masks: pruned or not, the architecture is the same."""
+    return {
+        masks.buffer_name(f"{name}.{parameter}" if name else parameter)
+        for name, module in model.named_modules(remove_duplicate=False)
+        for parameter in masks.masked_parameters(module)
+    }  # fmt: skip
 
 
 def _words(key: Any) -> str:
