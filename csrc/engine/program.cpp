@@ -118,8 +118,8 @@ int Program::add(Op op) {
       want(ValueKind::kRows);
       if (!has_weights) refuse(op.name, "needs weights");
       if (x.channels >= 0 && x.channels != op.per_neuron())
-        refuse(op.name, "weight must have " + std::to_string(x.channels) + " columns, got " +
-                            std::to_string(op.per_neuron()));
+        refuse(op.name,
+               "weight must have " + std::to_string(x.channels) + " columns, got " + std::to_string(op.per_neuron()));
       channels = op.neurons();
       if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), channels);
       if (op.bytes) check_integer_layer(op, x);
@@ -282,6 +282,18 @@ std::shared_ptr<Program> find_program(int64_t id) {
   const std::lock_guard lock(all.mutex);
   auto at = all.programs.find(id);
   return at == all.programs.end() ? nullptr : at->second;
+}
+
+void lock_programs() {
+  Registry& all = registry();
+  all.mutex.lock();
+  for (const auto& [id, program] : all.programs) program->mutex().lock();
+}
+
+void unlock_programs() {
+  Registry& all = registry();
+  for (const auto& [id, program] : all.programs) program->mutex().unlock();
+  all.mutex.unlock();
 }
 
 void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,

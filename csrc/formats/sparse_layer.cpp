@@ -81,6 +81,18 @@ std::shared_ptr<const SparseLayer> find_layer(int64_t id) {
   return found == r.layers.end() ? nullptr : found->second;
 }
 
+void lock_layers() {
+  Registry& r = registry();
+  r.mutex.lock();
+  for (const auto& [id, layer] : r.layers) layer->mutex().lock();
+}
+
+void unlock_layers() {
+  Registry& r = registry();
+  for (const auto& [id, layer] : r.layers) layer->mutex().unlock();
+  r.mutex.unlock();
+}
+
 int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_t* mask, int64_t mask_rows,
                    int64_t mask_bytes, const float* values, int64_t count) {
   bool good = conv.groups >= 1 && shape.neurons % conv.groups == 0;

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .. import _fork
 from .._errors import Error
 from ..conversion import _pruners
 from ..nn.sparse import _version
@@ -106,7 +107,8 @@ class CompiledModel(nn.Module):
     ``state_dict`` has the model's own keys and values, and what is loaded takes effect at the next call. Copies and
     pickles (``torch.save``, ``torch.load(weights_only=False)``) hold the model and the choices, and build their
     programs at their first call. Weights written in place are seen after :meth:`refresh`. Any number of threads may
-    call it.
+    call it, also while another calls ``refresh``: each call runs on one version of the weights (``load_state_dict``
+    writes in place, so what is left to torch may see some of both meanwhile).
 
     Attributes:
         report: one row a layer: what runs it, and why.
@@ -143,6 +145,8 @@ class CompiledModel(nn.Module):
             args = self._positional(args, kwargs)
         if torch.is_grad_enabled():
             _check_gradients(args)
+        if _fork.forked:
+            _fork.settle()
         built: _Built | None = self.__dict__["_built"]
         if built is None:
             built = self._build(args)
