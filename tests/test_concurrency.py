@@ -6,8 +6,9 @@ whatever its order: a result is bitwise that of one version, and layers of both 
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,8 +38,6 @@ def whole(*shape: int, zeros: float = 0.0) -> Tensor:
 
 def scaled(model: nn.Module, factor: float) -> nn.Module:
     """The same network with every weight times ``factor``."""
-    import copy
-
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in other.parameters():
@@ -47,7 +46,7 @@ def scaled(model: nn.Module, factor: float) -> nn.Module:
 
 
 def network(zeros: float, theta: bool = False, unknown: bool = False) -> nn.Module:
-    """Convolutions, a branch of torch's between two segments if asked for, a head; no biases: all is linear in scale."""
+    """Convolutions, something of torch's between two segments if asked for, a head; no biases: linear in scale."""
     relu: Callable[[int], nn.Module] = (lambda c: ThresholdReLU(torch.zeros(c))) if theta else lambda c: nn.ReLU()
     middle: list[nn.Module] = [nn.ChannelShuffle(2), nn.LPPool2d(1, 1)] if unknown else []
     model = nn.Sequential(
@@ -105,8 +104,8 @@ NETWORKS = {
 
 
 @pytest.fixture(params=NETWORKS)
-def case(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
-    yield NETWORKS[request.param]()
+def case(request: pytest.FixtureRequest) -> nn.Module:
+    return NETWORKS[request.param]()
 
 
 @pytest.mark.usefixtures("engine_wins")

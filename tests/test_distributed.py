@@ -18,9 +18,7 @@ from secateur import CubicSchedule, Error, GradualPruner, Magnitude, MeanStd, Ra
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
-)
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
 State = dict[str, Tensor]
 

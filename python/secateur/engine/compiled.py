@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +38,8 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
     concatenations and what moves channels) runs from C++ in segments as large as can be, with the zeros of the weights
     skipped; what it does not know runs as ordinary torch between them, and the report says why. Each segment is timed
     beside torch's own form of it on what the example brings there, and left to torch where that is faster. Any model
-    will do, with or without zeros, whoever put them there; ``model`` itself is left alone.
+    will do, with or without zeros, whoever put them there; ``model`` itself is left alone. Where zeros are skipped, a
+    zero weight times Inf or NaN counts for nothing; in torch's dense layers it gives NaN.
 
     Args:
         model: the model. It is compiled as it computes in evaluation mode (BatchNorm's running statistics, no
@@ -122,7 +122,7 @@ class CompiledModel(nn.Module):
         self._budget = budget
         self._decisions: dict[str, Decision] = {}
         self.report = Report("compiled", (), [])
-        self.__dict__["_lock"] = threading.RLock()
+        self.__dict__["_lock"] = _fork.Lock()
         self._take(source, None)
 
     def _take(self, source: nn.Module, built: _Built | None) -> None:

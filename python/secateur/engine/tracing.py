@@ -8,6 +8,7 @@ on the example, since a wrong branch taken while tracing raises nothing.
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _PURE = {
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
 _lock = threading.RLock()
+# A fork waits for it: what is patched meanwhile would stay so in the child.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Untraceable(Exception):

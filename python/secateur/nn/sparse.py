@@ -234,6 +234,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # weight can 
 
     Made by :meth:`from_dense`. Input ``[..., in_features]``, output ``[..., out_features]``, as ``nn.Linear``.
     State: ``weight_mask`` uint8 ``[out, ceil(in / 8)]``, ``weight_values`` ``[nnz]``, ``bias`` ``[out]`` or None.
+    A zero weight is skipped: zero times Inf or NaN in the input counts for nothing here, where a dense layer gives NaN.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -284,7 +285,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
 
     Made by :meth:`from_dense`. Input ``[N, C, H, W]`` or ``[C, H, W]``, output as ``nn.Conv2d``, contiguous. State:
     ``weight_mask`` uint8 ``[K, ceil(C / groups * R * S / 8)]``, ``weight_values`` ``[nnz]``, ``bias`` ``[K]`` or None.
-    A zero weight is skipped, so that zero times Inf in the input is 0 here where a dense layer gives NaN.
+    A zero weight is skipped: zero times Inf or NaN in the input counts for nothing here, where a dense layer gives NaN.
 
     Where gradients are off it can run the kernels of :func:`secateur.compile` instead of those for a single layer
     (``in_blocks``; :func:`secateur.convert` measures which are faster).
