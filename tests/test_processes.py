@@ -118,9 +118,12 @@ def test_a_fork_of_a_fork_and_one_that_has_one_thread(fast: Any) -> None:
     in_a_fork(child)
 
 
-def test_forks_while_other_threads_call(fast: Any) -> None:
-    """A lock that another thread holds at the moment of the fork would be held forever in the child."""
+@pytest.mark.usefixtures("engine_wins")
+def test_forks_while_other_threads_call() -> None:
+    """A lock that another thread holds at the moment of the fork would be held forever in the child. The graph is one
+    for all image sizes: to trace another takes locks of torch's own, which nobody takes for a fork."""
     torch.set_num_threads(1)
+    fast = secateur.compile(network()[:5], X, budget=0.5)
     layer = SparseLinear(torch.randn(64, 64) * (torch.rand(64, 64) > 0.9))
     x, rows = X[:1], torch.randn(2, 64)
     expected, linear = fast(x), layer(rows)
@@ -300,9 +303,9 @@ def test_models_that_are_dropped_take_no_memory() -> None:
     for _ in range(10):
         cycle()
     before = resident()
-    for _ in range(60):
+    for _ in range(40):
         cycle()
-    grown = (resident() - before) / 60
+    grown = (resident() - before) / 40
     assert grown < 30_000  # bytes a cycle: the model has 200 kB, its program as much
 
 
@@ -385,21 +388,21 @@ def test_an_interrupt_at_any_line(function: str) -> None:
     assert snapshot(model) == before
     total, _ = interrupted(run, -1)
     assert total > 300
-    for i in range(40):
-        _, out = interrupted(run, 1 + i * total // 41)
+    for i in range(12):
+        _, out = interrupted(run, 1 + i * total // 13)
         assert out
         assert snapshot(model) == before
         assert nn.Module.__call__ is module_call
         assert torch.is_grad_enabled()
     with torch.no_grad():
-        torch.testing.assert_close(run()(X[:1]), model.eval()(X[:1]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run().eval()(X[:1]), model.eval()(X[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_one_thread", "engine_wins")
 def test_an_interrupt_by_the_clock() -> None:
     """Wherever a signal comes, in torch's own code too."""
     model = train_flags(Odd())
-    before = snapshot(model)
+    before, module_call = snapshot(model), nn.Module.__call__
 
     def ring(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -415,6 +418,7 @@ def test_an_interrupt_by_the_clock() -> None:
             except KeyboardInterrupt:
                 hits += 1
             assert snapshot(model) == before
+            assert nn.Module.__call__ is module_call
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
@@ -428,8 +432,8 @@ def test_an_interrupted_refresh_leaves_the_compiled_model(fast: Any) -> None:
     with torch.no_grad():
         other[7].weight.mul_(2)
     total, _ = interrupted(lambda: copy.deepcopy(fast).refresh(other), -1)
-    for i in range(20):
-        interrupted(lambda: fast.refresh(other), 1 + i * total // 41)
+    for i in range(8):
+        interrupted(lambda: fast.refresh(other), 1 + i * total // 17)
         assert torch.equal(fast(X), expected)
     torch.testing.assert_close(fast.refresh(other)(X), other(X), rtol=1e-4, atol=1e-5)
 

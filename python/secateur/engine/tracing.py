@@ -148,7 +148,13 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     before = set(vars(module))
     try:
         with _lock:
-            graph = _trace(module, opaque, fixed)
+            methods = nn.Module.__call__, nn.Module.__getattr__
+            try:
+                graph = _trace(module, opaque, fixed)
+            finally:
+                # A KeyboardInterrupt amid fx's own restoring would leave every module of the process broken.
+                if (nn.Module.__call__, nn.Module.__getattr__) != methods:
+                    nn.Module.__call__, nn.Module.__getattr__ = methods  # type: ignore[method-assign]
         for node in list(graph.nodes):  # "this argument has been specialized": the caller sees to that
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 _drop_asserts(graph, node)
