@@ -448,7 +448,6 @@ def test_an_interrupted_refresh_leaves_the_compiled_model(fast: Any) -> None:
         ("compile", "secateur._host.Program.conv2d"),
         ("compile", "secateur._host.Program.prepare"),
         ("compile", "secateur.engine.compiled.own"),
-        ("compile", "secateur.ops.mask_pack"),
         ("convert", "secateur.ops.mask_pack"),
         ("convert", "secateur._host.Plan"),
     ],

@@ -207,7 +207,7 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
         model.eval()
         with torch.no_grad():
             model(*arguments)
-    except Error:
+    except (Error, MemoryError):
         raise
     except Exception as error:
         raise Error(f"convert: example_input must be what the model takes: {type(error).__name__}: {error}") from error
