@@ -31,7 +31,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize neon werror cuda abi other-torch sdist check clean distclean
+.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize neon werror cuda abi other-torch pythons sdist check clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -133,6 +133,9 @@ abi: $(VENV)/.made-lint ## the built library uses torch's stable ABI only, minim
 
 other-torch: setup ## the same built library passes the tests on torch 2.13.0
 	.ci/other-torch $(ARGS)
+
+pythons: setup ## the other Pythons that are here: files compile, the library's window works (ARGS=--torch: the tests too)
+	.ci/pythons $(ARGS)
 
 sdist: setup ## an sdist installs with plain pip in a clean environment
 	.ci/sdist

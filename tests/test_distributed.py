@@ -1,55 +1,317 @@
-"""Masks under DistributedDataParallel: two processes on the CPU (gloo), pruned before and after wrapping."""
+"""Masks in distributed training: two processes on the CPU (gloo), replicated (DDP) and sharded (FSDP, fully_shard)."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import secateur
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from secateur import MeanStd
-from torch import nn
+from secateur import CubicSchedule, Error, GradualPruner, Magnitude, MeanStd, Random
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
 
-def _work(rank: int, folder: str) -> None:
+State = dict[str, Tensor]
+
+
+def _net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 11))
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+
+
+def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 2, after: Any = None) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(8, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+        if after is not None:
+            after()
+
+
+def _enter(rank: int, folder: str, work: Callable[[int, str], Any]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-        secateur.prune(model, MeanStd(sparsity=0.8))
-        wrapped = DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(wrapped.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
-        torch.manual_seed(rank)
-
-        def steps() -> None:
-            for _ in range(2):
-                optimizer.zero_grad()
-                wrapped(torch.randn(8, 1, 8, 8)).square().mean().backward()
-                optimizer.step()
-
-        steps()
-        shares = [secateur.sparsity(wrapped).sparsity]
-        secateur.prune(wrapped, MeanStd(sparsity=0.9), optimizer=optimizer)  # by now inside the wrapper
-        steps()
-        shares.append(secateur.sparsity(wrapped).sparsity)
-        torch.save((shares, model.state_dict()), f"{folder}/{rank}.pt")
+        result = work(rank, folder)
+        torch.save(result, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
-def test_two_processes_keep_the_same_zeros() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_work, (folder,), nprocs=2, start_method="spawn")
-        (first, one), (second, two) = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert first == second == [pytest.approx(0.8, abs=1e-3), pytest.approx(0.9, abs=1e-3)]
+def _both(work: Callable[[int, str], Any], folder: str) -> tuple[Any, Any]:
+    """What ``work(rank, folder)`` gives in each of two processes."""
+    mp.start_processes(_enter, (folder, work), nprocs=2, start_method="spawn")
+    first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    return first, second
+
+
+def _assert_same(one: State, two: State) -> None:
+    assert list(one) == list(two)
     for key, value in one.items():
-        if not key.startswith("1."):  # BatchNorm's running statistics are each rank's own
-            assert torch.equal(value, two[key])
+        if "running" not in key and "num_batches" not in key:  # BatchNorm's statistics are each rank's own
+            assert torch.equal(value, two[key]), key
+
+
+def _assert_zeros(state: State, share: float) -> None:
+    """The masks say that so many weights are zero, and they are."""
+    zeros = total = 0
+    for key in [key for key in state if key.endswith("_mask")]:
+        weight = state[key.removesuffix("_mask")]
+        keep = secateur.ops.mask_unpack(state[key], weight.shape)
+        assert not bool(weight[~keep].any()), key
+        assert bool(weight[keep].all()), key
+        zeros += int((~keep).sum())
+        total += keep.numel()
+    assert zeros / total == pytest.approx(share, abs=2e-3)
+
+
+@pytest.fixture
+def folder() -> Any:
+    with tempfile.TemporaryDirectory() as name:
+        yield name
+
+
+# ---- replicated ----
+
+
+def _pruned_on_all(rank: int, folder: str) -> Any:
+    model = _net()
+    secateur.prune(model, MeanStd(sparsity=0.8))
+    wrapped = DistributedDataParallel(model)
+    optimizer = _sgd(wrapped)
+    torch.manual_seed(rank)
+    _steps(wrapped, optimizer)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    secateur.prune(wrapped, MeanStd(sparsity=0.9), optimizer=optimizer)  # by now inside the wrapper
+    _steps(wrapped, optimizer)
+    return before, model.state_dict()
+
+
+def test_pruned_on_all_ranks(folder: str) -> None:
+    one, two = _both(_pruned_on_all, folder)
+    for share, a, b in zip((0.8, 0.9), one, two, strict=True):
+        _assert_same(a, b)
+        _assert_zeros(a, share)
+
+
+def _pruned_by_chance(rank: int, folder: str) -> Any:
+    torch.manual_seed(100 + rank)
+    model = _net(seed=rank)  # other weights, other zeros: DDP takes rank 0's of both
+    secateur.prune(model, Random(sparsity=0.8, seed=rank) if _takes_seed() else Random(sparsity=0.8))
+    wrapped = DistributedDataParallel(model)
+    _steps(wrapped, _sgd(wrapped))
+    return model.state_dict()
+
+
+def _takes_seed() -> bool:
+    import inspect
+
+    return "seed" in inspect.signature(Random).parameters
+
+
+def test_other_masks_on_each_rank_become_those_of_rank_0(folder: str) -> None:
+    one, two = _both(_pruned_by_chance, folder)
+    _assert_same(one, two)
+    _assert_zeros(one, 0.8)
+
+
+def _pruned_on_one(rank: int, folder: str) -> Any:
+    model = _net(seed=rank)
+    if rank == 0:
+        secateur.prune(model, MeanStd(sparsity=0.8))
+    else:
+        secateur.prune(model, MeanStd(sparsity=0.5), exclude=["4"])
+        secateur.masks.detach(model[0], "weight")
+    secateur.masks.broadcast(model)
+    wrapped = DistributedDataParallel(model)
+    torch.manual_seed(rank)
+    _steps(wrapped, _sgd(wrapped))
+    return model.state_dict()
+
+
+def test_pruned_on_one_rank_and_broadcast(folder: str) -> None:
+    one, two = _both(_pruned_on_one, folder)
+    _assert_same(one, two)
+    _assert_zeros(one, 0.8)
+
+
+def test_broadcast_without_a_group() -> None:
+    with pytest.raises(Error, match=r"broadcast: torch.distributed must have a process group"):
+        secateur.masks.broadcast(_net())
+
+
+def _gradually(rank: int, folder: str) -> Any:
+    model = _net()
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), 0.01)
+    schedule = CubicSchedule(final=0.9, end=6, every=2)
+    pruner = GradualPruner(wrapped, Magnitude(sparsity=0.9), schedule, optimizer=optimizer)
+    torch.manual_seed(rank)
+    _steps(wrapped, optimizer, 4, pruner.step)
+    # Both kinds of checkpoint, as rank 0 writes them; both ranks resume.
+    if rank == 0:
+        torch.save({"model": model.state_dict(), "pruner": pruner.state_dict()}, f"{folder}/torch.pt")
+        secateur.save(model, f"{folder}/packed.safetensors")
+    dist.barrier()
+    results = []
+    for packed in (False, True):
+        other = _net(seed=7 + rank)
+        state = torch.load(f"{folder}/torch.pt", weights_only=True)
+        if packed:
+            secateur.load(f"{folder}/packed.safetensors", other)
+        else:
+            secateur.masks.match_state_dict(other, state["model"]).load_state_dict(state["model"])
+        resumed = {k: v.clone() for k, v in other.state_dict().items()}
+        again = DistributedDataParallel(other)
+        optimizer = torch.optim.AdamW(again.parameters(), 0.01)
+        pruner = GradualPruner(again, Magnitude(sparsity=0.9), schedule, optimizer=optimizer)
+        pruner.load_state_dict(state["pruner"])
+        torch.manual_seed(10 + rank)
+        _steps(again, optimizer, 4, pruner.step)
+        results.append((resumed, other.state_dict()))
+    return model.state_dict(), results
+
+
+def test_gradual_pruning_and_resuming(folder: str) -> None:
+    (before, one), (same, two) = _both(_gradually, folder)
+    _assert_same(before, same)
+    for (resumed, end), (other, other_end) in zip(one, two, strict=True):
+        _assert_same(resumed, before)
+        _assert_same(other, before)
+        _assert_same(end, other_end)
+        _assert_zeros(end, 0.9)
+
+
+# ---- sharded ----
+
+# One weight whose rows do not divide by two, one with fewer weights a row than a byte, rows that end within a byte.
+
+
+def _shards() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(180, 11), nn.ReLU(), nn.Linear(11, 1), nn.Linear(1, 4)
+    )
+
+
+def _reference(folder: str) -> State:
+    """The same training in one process: the batch of both ranks, whose gradients FSDP averages."""
+    model = _shards()
+    secateur.prune(model, MeanStd(sparsity=0.6), exclude=["5", "6"])
+    optimizer = _sgd(model)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.cat([_batch(step, 0), _batch(step, 1)])).square().mean().backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def _batch(step: int, rank: int) -> Tensor:
+    return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(10 * step + rank))
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    for step in range(3):
+        optimizer.zero_grad()
+        model(_batch(step, rank)).square().mean().backward()
+        optimizer.step()
+
+
+def _refusal(model: nn.Module) -> str:
+    try:
+        secateur.prune(model, MeanStd(sparsity=0.9))
+    except Error as error:
+        return str(error)
+    return "it was pruned"
+
+
+def _fsdp1(rank: int, folder: str) -> Any:
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of the CPU and of its future
+        model = _shards()
+        secateur.prune(model, MeanStd(sparsity=0.6), exclude=["5", "6"])
+        model[3] = FSDP(model[3], use_orig_params=True, device_id=torch.device("cpu"))  # a unit of its own
+        wrapped = FSDP(model, use_orig_params=True, device_id=torch.device("cpu"))
+        optimizer = _sgd(wrapped)
+        refusal = _refusal(wrapped)
+        uncounted = secateur.sparsity(wrapped).notes
+        _train(wrapped, optimizer, rank)
+        with FSDP.summon_full_params(wrapped):
+            whole = _plain({k: v.clone() for k, v in wrapped.state_dict().items()})
+        with FSDP.summon_full_params(wrapped, writeback=True):  # weights are whole here, on all ranks
+            secateur.prune(wrapped, MeanStd(sparsity=0.9), exclude=["*5*", "*6*"])
+        with pytest.warns(UserWarning, match="SGD is older than the pruning"):
+            _train(wrapped, optimizer, rank)
+        with FSDP.summon_full_params(wrapped):
+            later = _plain({k: v.clone() for k, v in wrapped.state_dict().items()})
+    return whole, later, refusal, len(uncounted)
+
+
+def _plain(state: State) -> State:
+    return {key.replace("_fsdp_wrapped_module.", ""): value for key, value in state.items()}
+
+
+def _fsdp2(rank: int, folder: str) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = _shards()
+    secateur.prune(model, MeanStd(sparsity=0.6), exclude=["5", "6"])
+    fully_shard(model[3], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = _sgd(model)
+    refusal = _refusal(model)
+    uncounted = secateur.sparsity(model).notes
+    _train(model, optimizer, rank)
+    full = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in model.state_dict().items()}
+    return full, refusal, len(uncounted)
+
+
+def _assert_trained_alike(one: State, want: State) -> None:
+    assert list(one) == list(want)
+    for key, value in one.items():
+        torch.testing.assert_close(value, want[key], rtol=1e-4, atol=1e-5, msg=key)
+    _assert_zeros({k: v for k, v in one.items() if k.startswith(("0.", "3."))}, 0.6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fully_sharded_data_parallel(folder: str) -> None:
+    pytest.importorskip("torch.distributed.fsdp")
+    one, two = _both(_fsdp1, folder)
+    _assert_same(one[0], two[0])
+    _assert_trained_alike(one[0], _reference(folder))
+    _assert_same(one[1], two[1])
+    _assert_zeros({k: v for k, v in one[1].items() if k.startswith(("0.", "3."))}, 0.9)
+    for refusal, uncounted in (one[2:], two[2:]):
+        assert "is spread over processes by FullyShardedDataParallel, and a threshold needs whole weights" in refusal
+        assert uncounted >= 1
+
+
+def test_fully_shard(folder: str) -> None:
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this torch has no fully_shard")
+    one, two = _both(_fsdp2, folder)
+    _assert_same(one[0], two[0])
+    _assert_trained_alike(one[0], _reference(folder))
+    for refusal, uncounted in (one[1:], two[1:]):
+        assert "is spread over processes by fully_shard" in refusal
+        assert "prune the model in every process before wrapping it" in refusal
+        assert uncounted == 4

@@ -75,4 +75,7 @@ Buffer::~Buffer() {
   std::free(data_);
 }
 
+void lock_pool() { pool().mutex.lock(); }
+void unlock_pool() { pool().mutex.unlock(); }
+
 }  // namespace secateur::engine

@@ -23,4 +23,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
+// The pool's lock, for whoever forks (ops/threads.cpp).
+void lock_pool();
+void unlock_pool();
+
 }  // namespace secateur::engine

@@ -284,6 +284,18 @@ std::shared_ptr<Program> find_program(int64_t id) {
   return at == all.programs.end() ? nullptr : at->second;
 }
 
+void lock_programs() {
+  Registry& all = registry();
+  all.mutex.lock();
+  for (const auto& [id, program] : all.programs) program->mutex().lock();
+}
+
+void unlock_programs() {
+  Registry& all = registry();
+  for (const auto& [id, program] : all.programs) program->mutex().unlock();
+  all.mutex.unlock();
+}
+
 void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,
                      const std::vector<const float*>& example, Kernels kernels) {
   program.plan(sizes, std::max(budget, 0.0), example, kernels);

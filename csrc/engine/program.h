@@ -149,6 +149,8 @@ class SECATEUR_EXPORT Program {
   std::shared_ptr<Plan> plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget,
                              const std::vector<const float*>& example = {}, Kernels kernels = Kernels::kFastest);
 
+  std::mutex& mutex() { return mutex_; }
+
  private:
   struct Cached {
     std::vector<std::array<int64_t, 2>> sizes;
@@ -171,6 +173,10 @@ class SECATEUR_EXPORT Program {
 SECATEUR_EXPORT int64_t hold_program(std::shared_ptr<Program> program);
 SECATEUR_EXPORT void release_program(int64_t id);
 std::shared_ptr<Program> find_program(int64_t id);
+
+// All locks of all programs, for whoever forks (ops/threads.cpp): until then nobody makes a plan.
+void lock_programs();
+void unlock_programs();
 
 // For these image sizes: choose kernels within `budget` seconds; what was chosen.
 SECATEUR_EXPORT void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,

@@ -1,7 +1,6 @@
 #include "sparse_layer.h"
 
 #include <algorithm>
-#include <shared_mutex>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -13,7 +12,8 @@ constexpr size_t kPlansKept = 4;
 constexpr int64_t kLinearChunk = 128;
 
 struct Registry {
-  std::shared_mutex mutex;
+  // Not a shared_mutex: glibc has the thread id that locked it unlock it, and in a forked child that is another one.
+  std::mutex mutex;
   std::unordered_map<int64_t, std::shared_ptr<const SparseLayer>> layers;
   int64_t next = 1;
 };
@@ -76,9 +76,21 @@ void release_layer(int64_t id) {
 
 std::shared_ptr<const SparseLayer> find_layer(int64_t id) {
   Registry& r = registry();
-  std::shared_lock lock(r.mutex);
+  std::lock_guard lock(r.mutex);
   auto found = r.layers.find(id);
   return found == r.layers.end() ? nullptr : found->second;
+}
+
+void lock_layers() {
+  Registry& r = registry();
+  r.mutex.lock();
+  for (const auto& [id, layer] : r.layers) layer->mutex().lock();
+}
+
+void unlock_layers() {
+  Registry& r = registry();
+  for (const auto& [id, layer] : r.layers) layer->mutex().unlock();
+  r.mutex.unlock();
 }
 
 int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_t* mask, int64_t mask_rows,

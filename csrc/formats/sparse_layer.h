@@ -30,6 +30,8 @@ class SparseLayer {
   };
   const Linear& linear() const;
 
+  std::mutex& mutex() const { return mutex_; }
+
  private:
   struct Cached {
     int64_t height, width;
@@ -48,6 +50,10 @@ class SparseLayer {
 __attribute__((visibility("default"))) int64_t hold_layer(std::shared_ptr<const SparseLayer> layer);
 __attribute__((visibility("default"))) void release_layer(int64_t id);
 std::shared_ptr<const SparseLayer> find_layer(int64_t id);  // null where there is none
+
+// All locks of all layers, for whoever forks (ops/threads.cpp).
+void lock_layers();
+void unlock_layers();
 
 // What the pybind11 window calls: unpack, check, hold.
 __attribute__((visibility("default"))) int64_t make_layer(const WeightShape& shape, const ConvShape& conv,

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "threads.h"
+
 namespace secateur::ops {
 
 using torch::headeronly::ScalarType;
@@ -82,11 +84,11 @@ void parallel_rows(const Rows& view, const ByRows& by_rows, const BySlices& by_s
   constexpr int64_t kSlice = 1 << 16;
   if (view.columns <= kSlice) {
     const int64_t grain = kGrain / view.columns + 1;
-    torch::stable::parallel_for(0, view.rows, grain, by_rows);
+    parallel_for(0, view.rows, grain, by_rows);
     return;
   }
   const int64_t slices = (view.columns + kSlice - 1) / kSlice;
-  torch::stable::parallel_for(0, view.rows * slices, 1, [&](int64_t from, int64_t to) {
+  parallel_for(0, view.rows * slices, 1, [&](int64_t from, int64_t to) {
     for (int64_t unit = from; unit < to; ++unit) {
       const int64_t row = unit / slices, begin = unit % slices * kSlice;
       by_slices(row, begin, begin + kSlice < view.columns ? begin + kSlice : view.columns);

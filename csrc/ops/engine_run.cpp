@@ -43,10 +43,8 @@ std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int6
     call.outputs.push_back(outputs.back().mutable_data_ptr<float>());
   }
   engine::run(
-      *plan, *program, call, torch::stable::get_num_threads(),
-      [](int64_t n, const auto& f) {
-        torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); });
-      },
+      *plan, *program, call, num_threads(),
+      [](int64_t n, const auto& f) { parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); }); },
       step_ms);
   return outputs;
 }

@@ -88,7 +88,7 @@ void run_by_image(const Run& run, const Image& first, int64_t image_stride, int6
   const ConvPlan& plan = run.plan;
   const int64_t neurons = run.layer.weight().shape.neurons;
   const int64_t out = neurons * plan.planes.out_height * plan.planes.out_width;
-  torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
     float* planes = planes_scratch.floats(plan.planes.total);
     float* partial = partial_scratch.floats(partial_floats(plan, neurons));
     pack_edges(plan.planes, planes);
@@ -105,7 +105,7 @@ void run_by_image(const Run& run, const Image& first, int64_t image_stride, int6
 // Images one after another, each shared by all threads: tiles times blocks of neurons.
 void run_within_image(const Run& run, const Image& first, int64_t image_stride, int64_t images, float* y) {
   const ConvPlan& plan = run.plan;
-  const int64_t neurons = run.layer.weight().shape.neurons, threads = torch::stable::get_num_threads();
+  const int64_t neurons = run.layer.weight().shape.neurons, threads = num_threads();
   const int64_t out = neurons * plan.planes.out_height * plan.planes.out_width, tiles = plan.stores.tiles();
   // Enough pieces that threads end together, few enough that each reads its taps once for many positions.
   const int64_t blocks = std::clamp<int64_t>((2 * threads + tiles - 1) / tiles, 1, std::max<int64_t>(neurons / 4, 1));
@@ -118,10 +118,10 @@ void run_within_image(const Run& run, const Image& first, int64_t image_stride, 
     Image x = first;
     x.data += n * image_stride;
     const int64_t plane_grain = kGrain / plan.planes.plane + 1;
-    torch::stable::parallel_for(0, plan.planes.planes(), plane_grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, plan.planes.planes(), plane_grain, [&](int64_t begin, int64_t end) {
       pack_planes(plan.planes, run.layer.conv(), x, planes, begin, end);
     });
-    torch::stable::parallel_for(0, tiles * blocks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiles * blocks, grain, [&](int64_t begin, int64_t end) {
       float* partial = partial_scratch.floats(partial_floats(plan, block));
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t k0 = unit / tiles * block, k1 = std::min(k0 + block, neurons);
@@ -189,7 +189,7 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& mask, const Tensor& values, 
   const Run run{*layer, *conv_plan, kernels, bias_of};
   const Image first{x.const_data_ptr<float>(), x.stride(1), x.stride(2), x.stride(3)};
   float* out = y.mutable_data_ptr<float>();
-  if (images >= torch::stable::get_num_threads()) run_by_image(run, first, x.stride(0), images, out);
+  if (images >= num_threads()) run_by_image(run, first, x.stride(0), images, out);
   else run_within_image(run, first, x.stride(0), images, out);
   return y;
 }

@@ -25,7 +25,7 @@ void run_vector(const SparseLayer& layer, const cpu::Kernels& kernels, const flo
   const SparseWeight& w = layer.weight();
   const int64_t neurons = w.shape.neurons;
   const int64_t grain = neurons * kGrain / (w.nonzeros() + neurons) + 1;
-  torch::stable::parallel_for(0, neurons, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, neurons, grain, [&](int64_t begin, int64_t end) {
     kernels.sparse_dot({linear.taps.data(), w.start.data(), begin, end, x, bias, y});
   });
 }
@@ -87,8 +87,8 @@ void run_batch(const Batch& batch) {
   const int64_t tile = std::min<int64_t>({(batch.count + 15) / 16, 4, batch.kernels.max_tile});
   const int64_t pitch = tile * 16, blocks = (batch.count + pitch - 1) / pitch;
   batch.layer.linear();
-  if (blocks >= torch::stable::get_num_threads()) {
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+  if (blocks >= num_threads()) {
+    parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
       float* planes = input_scratch.floats(channels * pitch);
       for (int64_t i = first; i < last; ++i) {
         const int64_t begin = i * pitch, end = std::min(begin + pitch, batch.count);
@@ -102,11 +102,11 @@ void run_batch(const Batch& batch) {
   const int64_t grain = neurons * kGrain / ((batch.layer.weight().nonzeros() + neurons) * tile) + 1;
   for (int64_t begin = 0; begin < batch.count; begin += pitch) {
     const int64_t end = std::min(begin + pitch, batch.count);
-    torch::stable::parallel_for(0, channels, kGrain / pitch + 1, [&](int64_t c0, int64_t c1) {
+    parallel_for(0, channels, kGrain / pitch + 1, [&](int64_t c0, int64_t c1) {
       transpose_in(batch.x + begin * channels, end - begin, channels, planes, c0, c1, pitch);
     });
-    torch::stable::parallel_for(0, neurons, grain,
-                                [&](int64_t k0, int64_t k1) { run_neurons(batch, planes, begin, end, tile, k0, k1); });
+    parallel_for(0, neurons, grain,
+                 [&](int64_t k0, int64_t k1) { run_neurons(batch, planes, begin, end, tile, k0, k1); });
   }
 }
 

@@ -13,7 +13,7 @@ SparseIndex index_of(const char* op, const Tensor& mask, const WeightShape& shap
 template <class Body>
 void for_each_nonzero(const SparseIndex& where, const WeightShape& shape, const Body& body) {
   const int64_t columns = shape.per_neuron();
-  torch::stable::parallel_for(0, shape.neurons, kGrain / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, shape.neurons, kGrain / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k)
       for (int64_t i = where.start[k]; i < where.start[k + 1]; ++i) body(i, k * columns + where.index[i]);
   });

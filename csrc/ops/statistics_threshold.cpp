@@ -39,7 +39,7 @@ int64_t run(RowKernels<T> kernel, const Tensor& from, const Tensor& to, uint8_t*
     if (!rows[r].finite) lower(bad, r);
   };
   if (from.const_data_ptr() != to.const_data_ptr()) {  // the threshold finds the row in cache
-    torch::stable::parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
+    parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
       for (int64_t r = r0; r < r1; ++r) {
         statistics(r);
         if (rows[r].finite) kernel.threshold(w + r * columns, y + r * columns, mask + r * bytes, columns, rows[r]);
@@ -50,7 +50,7 @@ int64_t run(RowKernels<T> kernel, const Tensor& from, const Tensor& to, uint8_t*
   // In place all rows are judged before any is written: an error loses no weight, at the price of a second read where
   // the tensor does not fit in cache. Walking backwards, to meet the rows that are still in cache, lost: 10.2 ms for
   // 64 MB on one thread against 6.3.
-  torch::stable::parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
+  parallel_for(0, view.rows, grain, [&](int64_t r0, int64_t r1) {
     for (int64_t r = r0; r < r1; ++r) statistics(r);
   });
   if (bad.load() != kNone) return bad.load();

@@ -79,7 +79,7 @@ void transpose_bits(const uint8_t* from, uint8_t* to, int64_t rows, int64_t a, i
   const int64_t bytes = (a * b + 7) / 8, bands = (b + 7) / 8;
   if (rows == 0 || bytes == 0) return;
   const auto band = b % 8 == 0 ? transpose_band<true> : transpose_band<false>;
-  torch::stable::parallel_for(0, rows * bands, kGrain / (8 * a) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows * bands, kGrain / (8 * a) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / bands;
       band(from + row * bytes, to + row * bytes, a, b, unit % bands * 8, bytes);

@@ -198,24 +198,33 @@ def _fill_row(layer: _Layer) -> None:
 
 def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
     """Run the example through the model; each candidate times itself on what it is given."""
-    handles = [
-        layer.module.register_forward_hook(_timer(layer), prepend=True) for layer in layers if layer.sparse is not None
-    ]
+    timers = [(layer.module, _timer(layer)) for layer in layers if layer.sparse is not None]
     modes = {module: module.training for module in model.modules()}
     arguments = example if isinstance(example, tuple) else (example,)
+
+    def restore() -> None:
+        for module, timer in timers:
+            for key in [key for key, hook in module._forward_hooks.items() if hook is timer]:
+                del module._forward_hooks[key]
+        for module, mode in modes.items():
+            module.training = mode
+
     try:
+        for module, timer in timers:
+            module.register_forward_hook(timer, prepend=True)
         model.eval()
         with torch.no_grad():
             model(*arguments)
-    except Error:
+    except (Error, MemoryError):
         raise
     except Exception as error:
         raise Error(f"convert: example_input must be what the model takes: {type(error).__name__}: {error}") from error
     finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            restore()
+        except BaseException:  # a KeyboardInterrupt amid the restoring
+            restore()
+            raise
 
 
 def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import ops, sharding
 from ._errors import Error
 from .reference import rows_and_columns
 
@@ -231,6 +231,52 @@ def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Modu
     return adopt(model, found)
 
 
+def broadcast(model: nn.Module, source: int = 0) -> nn.Module:
+    """Give every process the masks of one, and its masked weights: for a model that was pruned on one rank alone.
+
+    Every process of torch's default group calls it, before DistributedDataParallel or either FSDP wraps the model:
+    they take it that all processes have the same buffers, and fail in the transport where they have not.
+
+    Args:
+        model: the same architecture everywhere; changed in place, but not on ``source``. source: the rank that prunes.
+
+    Returns:
+        The model given.
+
+    Raises:
+        Error: no process group, or (on that rank) a mask that fits no weight of the model.
+    """
+    import torch.distributed as dist
+
+    from .selection import weights_of
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise Error("broadcast: torch.distributed must have a process group (init_process_group), but has none")
+    weights = {buffer_name(weight.key): weight for weight in weights_of(model, caller="broadcast")}
+    masked = [key for key, weight in weights.items() if get_mask(weight.module, weight.parameter) is not None]
+    sent: list[Any] = [masked]
+    dist.broadcast_object_list(sent, source)
+    found: dict[str, Tensor] = {}
+    for key in sent[0]:
+        if key not in weights:
+            raise Error(f"broadcast: rank {source}'s {key!r} must name a weight of the model, which has none here")
+        weight = weights[key]
+        rows, columns = rows_and_columns(weight.value.shape)
+        mask = get_mask(weight.module, weight.parameter) if dist.get_rank() == source else None
+        if mask is None:
+            mask = torch.empty(rows, -(-columns // 8), dtype=torch.uint8, device=weight.value.device)
+        found[key] = mask
+        dist.broadcast(mask, source)
+        dist.broadcast(weight.value.detach(), source)
+    if dist.get_rank() == source:
+        return model
+    for key in masked:
+        if key not in found:
+            for module, parameter in weights[key].places:
+                detach(module, parameter)
+    return adopt(model, found)
+
+
 def apply_mask(value: Tensor, mask: Tensor) -> None:
     if value.device.type == "meta":
         return
@@ -242,8 +288,11 @@ def apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
         for parameter in parameters:
             value = module._parameters.get(parameter)
             mask = get_mask(module, parameter)
-            if value is not None and mask is not None:
-                apply_mask(value, mask)
+            if value is None or mask is None:
+                continue
+            part = sharding.local_mask(module, parameter, value, mask)
+            if part is not None:
+                apply_mask(sharding.local_part(value), part)
 
 
 def _after_load(module: nn.Module, incompatible_keys: Any) -> None:

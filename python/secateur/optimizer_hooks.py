@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from . import ops
+from . import ops, sharding
 from .masks import apply_mask, apply_to, get_mask, mark_of, marked
 
 #: Optimizers that have been reported as stale.
@@ -101,6 +101,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 continue
             mark.unchecked.discard(parameter)
             mask = get_mask(module, parameter)
+            mask = None if mask is None else sharding.local_mask(module, parameter, value, mask)
             if mask is not None and optimizer not in _reported and _remembers(optimizer, value, mask):
                 _reported.add(optimizer)
                 warnings.warn(
@@ -113,6 +114,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _remembers(optimizer: Optimizer, parameter: Tensor, mask: Tensor) -> bool:
     with torch.no_grad():
         for value in _elementwise(optimizer, parameter):
+            value = sharding.local_part(value)
             if value.device.type != "meta":
                 here = mask.to(value.device)
                 if not torch.equal(ops.mask_apply(value, here), value):

@@ -44,6 +44,9 @@ def prune(
     Each pruned parameter stays a plain Parameter with zeros in it; its module gets a buffer ``<name>_mask`` (one bit a
     weight), which is re-applied after each step of any ``torch.optim`` optimizer (:mod:`secateur.masks`).
 
+    In distributed training every process prunes alike, before DistributedDataParallel, FullyShardedDataParallel or
+    ``fully_shard`` wraps the model, or one prunes and :func:`secateur.masks.broadcast` tells the others.
+
     Args:
         model: any module, a bare layer included.
         criterion: :class:`MeanStd`, :class:`Magnitude` or :class:`Random`.

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from . import sharding
 from ._errors import Error
 from .patterns import Layout
 
@@ -174,6 +175,8 @@ def _examine(weight: Weight) -> None:
         weight.refuse = True
     elif stored.device.type == "meta":
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True
+    elif (spread := sharding.problem_of(stored)) is not None:
+        weight.problem, weight.refuse = spread, True
     elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
         weight.problem = f"its {name} is a {type(stored.data).__name__} ({stored.layout}), not an ordinary tensor"
     elif any(stride == 0 and size > 1 for stride, size in zip(stored.stride(), stored.shape, strict=True)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from .. import masks
+from .. import _fork, masks
 from .._errors import Error
 from ..conversion import _pruners
 from ..nn import QuantizedConv2d, QuantizedLinear
@@ -42,7 +41,8 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
     concatenations and what moves channels) runs from C++ in segments as large as can be, with the zeros of the weights
     skipped; what it does not know runs as ordinary torch between them, and the report says why. Each segment is timed
     beside torch's own form of it on what the example brings there, and left to torch where that is faster. Any model
-    will do, with or without zeros, whoever put them there; ``model`` itself is left alone. Layers of integers
+    will do, with or without zeros, whoever put them there; ``model`` itself is left alone. Where zeros are skipped, a
+    zero weight times Inf or NaN counts for nothing; in torch's dense layers it gives NaN. Layers of integers
     (:func:`secateur.quantize`'s, or those of PyTorch's ``convert_pt2e``) run in bytes from end to end.
 
     Args:
@@ -122,7 +122,8 @@ class CompiledModel(nn.Module):
     ``state_dict`` has the model's own keys and values, and what is loaded takes effect at the next call. Copies and
     pickles (``torch.save``, ``torch.load(weights_only=False)``) hold the model and the choices, and build their
     programs at their first call. Weights written in place are seen after :meth:`refresh`. Any number of threads may
-    call it.
+    call it, also while another calls ``refresh``: each call runs on one version of the weights (``load_state_dict``
+    writes in place, so what is left to torch may see some of both meanwhile).
 
     Attributes:
         report: one row a layer: what runs it, and why.
@@ -136,7 +137,7 @@ class CompiledModel(nn.Module):
         self._budget = budget
         self._decisions: dict[str, Decision] = {}
         self.report = Report("compiled", (), [])
-        self.__dict__["_lock"] = threading.RLock()
+        self.__dict__["_lock"] = _fork.Lock()
         self._take(source, None)
 
     def _take(self, source: nn.Module, built: _Built | None) -> None:
@@ -159,6 +160,8 @@ class CompiledModel(nn.Module):
             args = self._positional(args, kwargs)
         if torch.is_grad_enabled():
             _check_gradients(args)
+        if _fork.forked:
+            _fork.settle()
         built: _Built | None = self.__dict__["_built"]
         if built is None:
             built = self._build(args)

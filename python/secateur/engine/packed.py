@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import copy
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._fork import Lock
 
 _LEAST = 4096  # weights: smaller ones are not worth it
 _ZEROS = 0.25  # share from which it is smaller packed, by a good deal
@@ -30,7 +31,7 @@ class PackedParameters(dict[str, Any]):
     def __init__(self, table: dict[str, Any]) -> None:
         super().__init__(table)
         self._packed: dict[str, _Packed] = {}
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def pack(self, name: str) -> None:
         """Pack one parameter, unless somebody else holds it or it would gain little. -0.0 becomes 0.0."""
@@ -128,6 +129,8 @@ class PackedParameters(dict[str, Any]):
         return copy.deepcopy(self._plain(), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if get_spawning_popen() is not None:  # type: ignore[no-untyped-call,unused-ignore]
+            self._look()  # a new process maps the memory itself: what is made for the pickle would be gone by then
         return dict, (self._plain(),)
 
 

@@ -8,6 +8,7 @@ on the example, since a wrong branch taken while tracing raises nothing.
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _PURE = {
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
 _lock = threading.RLock()
+# A fork waits for it: what is patched meanwhile would stay so in the child.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Untraceable(Exception):
@@ -145,7 +148,13 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     before = set(vars(module))
     try:
         with _lock:
-            graph = _trace(module, opaque, fixed)
+            methods = nn.Module.__call__, nn.Module.__getattr__
+            try:
+                graph = _trace(module, opaque, fixed)
+            finally:
+                # A KeyboardInterrupt amid fx's own restoring would leave every module of the process broken.
+                if (nn.Module.__call__, nn.Module.__getattr__) != methods:
+                    nn.Module.__call__, nn.Module.__getattr__ = methods  # type: ignore[method-assign]
         for node in list(graph.nodes):  # "this argument has been specialized": the caller sees to that
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 _drop_asserts(graph, node)

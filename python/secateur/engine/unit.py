@@ -6,7 +6,6 @@ untraceable module inside a graph is one call in it, and a unit of its own.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._fork import Lock
 from .assemble import Assembled, assemble
 from .memory import make_functional
 from .partition import partition
@@ -37,7 +37,7 @@ class Settings:
     budget_s: float
     decisions: dict[str, Decision] = field(default_factory=dict)
     units: dict[int, Unit] = field(default_factory=dict)  # id of a module -> its unit
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: Lock = field(default_factory=Lock)
     deadline: float = 0.0
     sealed: bool = False  # compiled: what was never reached stays torch
     recorder: list[tuple[Unit, tuple[Any, ...]]] | None = None  # set while profiling

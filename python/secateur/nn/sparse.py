@@ -7,6 +7,8 @@ unpacks them. float32 on the CPU runs the sparse kernels; every other device and
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -15,13 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _host, ops, timing
+from .. import _fork, _host, ops, timing
 from .._errors import Error
 from ..reference import rows_and_columns
 
 L = TypeVar("L", bound="_Sparse")
 
 _BLOCKS_BUDGET_S = 0.3  # for choosing tiles
+
+# Held while a layer makes its plan, chooses its form or takes a state_dict: a thread that calls meanwhile runs what was
+# there before, or waits. A fork waits too, so that no child finds it locked by a thread that it does not have.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @dataclass
@@ -43,7 +50,11 @@ class Trial:
 
 
 class _Sparse(nn.Module):
-    """What both layers share; stands before the plain layer among the bases."""
+    """What both layers share; stands before the plain layer among the bases.
+
+    Any number of threads may call a layer. ``load_state_dict`` while they do gives each call the old nonzeros or the
+    new ones, never some of both (the bias is read where it is, as in torch's layers).
+    """
 
     weight_mask: Tensor  # uint8 [K, ceil(weights per neuron / 8)]
     weight_values: nn.Parameter  # [nnz]
@@ -98,8 +109,11 @@ class _Sparse(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
             raise Error(f"{type(self).__name__}: input must be a tensor, got {type(x).__name__}")
-        if self.dense_weight is not None:
-            return self._dense(x, self.dense_weight)
+        dense = self.dense_weight  # once: another thread may take it away
+        if dense is not None:
+            if _fork.forked:
+                _fork.settle()
+            return self._dense(x, dense)
         if x.dtype != torch.float32 or self.weight_values.dtype != torch.float32 or x.device.type != "cpu":
             return self._dense(x, self.weight)  # the twin
         if self.trial is not None and not torch.compiler.is_compiling() and x.numel() > 0:
@@ -108,35 +122,47 @@ class _Sparse(nn.Module):
         return self._sparse(x)
 
     def _try(self, x: Tensor) -> None:
-        """The first call: time both forms, keep the faster one."""
-        trial, self.trial = cast(Trial, self.trial), None
-        x, weight = x.detach(), self.weight.detach()
-        self._choose_form(x)
-        with torch.no_grad():
-            if not trial.decide(lambda: self._sparse(x), lambda: self._dense(x, weight)):
-                self.dense_weight = weight
+        """The first call: time both forms, keep the faster one. Other threads wait for the choice."""
+        with _lock:
+            trial = self.trial
+            if trial is None:
+                return
+            x, weight = x.detach(), self.weight.detach()
+            self._choose_form(x)
+            with torch.no_grad():
+                if not trial.decide(lambda: self._sparse(x), lambda: self._dense(x, weight)):
+                    self.dense_weight = weight
+            self.trial = None
 
-    def _plan_id(self) -> int:
-        """The plan of the weights as they are now, made at first use and whenever they have changed.
+    def _plan_id(self) -> tuple[int, _host.Plan | None]:
+        """The plan of the weights as they are now, made at first use and whenever they have changed; and what keeps
+        it alive, to be held while it is used, for another thread may make the next one.
 
         A change is seen by the tensors' version counters. ``values.data`` has a counter of its own: what is written
         through it is not seen (write under ``torch.no_grad()`` instead, or replace the parameter).
         """
         if self.training and self.weight_values.requires_grad:
-            return 0  # they change at every step: unpacked in the call
+            return 0, None  # they change at every step: unpacked in the call
         if torch.compiler.is_exporting():
-            return 0  # an exported program outlives this process
-        id: int = self._plan_now()
-        return id
+            return 0, None  # an exported program outlives this process
+        if torch.compiler.is_compiling():
+            return self._plan_constant(), None
+        plan = self._plan_now()
+        return plan.id, plan
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled graph holds the id as a constant
-    def _plan_now(self) -> int:
-        state = self._weight_state()
-        if self._plan is None or self._plan[0] != state:
-            mask, values = self.weight_mask, self.weight_values
-            plan = _host.Plan(mask.numpy(force=True), values.numpy(force=True), **self._geometry())
-            self._plan = (state, plan)
-        return self._plan[1].id
+    def _plan_constant(self) -> int:
+        return self._plan_now().id
+
+    def _plan_now(self) -> _host.Plan:
+        made = self._plan
+        if made is None or made[0] != self._weight_state():
+            with _lock:
+                made, state = self._plan, self._weight_state()
+                if made is None or made[0] != state:
+                    mask, values = self.weight_mask.numpy(force=True), self.weight_values.numpy(force=True)
+                    made = self._plan = (state, _host.Plan(mask, values, **self._geometry()))
+        return made[1]
 
     def _weight_state(self) -> tuple[int, ...]:
         """Changes whenever the weights do, but for what is written through ``.data``."""
@@ -153,6 +179,13 @@ class _Sparse(nn.Module):
         errors: list[str],
     ) -> None:  # fmt: skip
         """Packed tensors of another number of nonzeros load too; what does not fit together is refused whole."""
+        with _lock:
+            self._load(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _load(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any,
+        errors: list[str],
+    ) -> None:  # fmt: skip
         mask, values = state_dict.get(f"{prefix}weight_mask"), state_dict.get(f"{prefix}weight_values")
         if mask is not None and values is not None:
             try:
@@ -163,7 +196,7 @@ class _Sparse(nn.Module):
             if values.shape != self.weight_values.shape:
                 resized = torch.empty(values.shape, dtype=self.weight_values.dtype, device=self.weight_values.device)
                 self.weight_values = nn.Parameter(resized, requires_grad=self.weight_values.requires_grad)
-            self._plan = self.dense_weight = None
+            self._plan = self._program = self.dense_weight = None
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _check(self, mask: Tensor, values: Tensor) -> None:
@@ -201,6 +234,7 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # weight can 
 
     Made by :meth:`from_dense`. Input ``[..., in_features]``, output ``[..., out_features]``, as ``nn.Linear``.
     State: ``weight_mask`` uint8 ``[out, ceil(in / 8)]``, ``weight_values`` ``[nnz]``, ``bias`` ``[out]`` or None.
+    A zero weight is skipped: zero times Inf or NaN in the input counts for nothing here, where a dense layer gives NaN.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -233,7 +267,8 @@ class SparseLinear(_Sparse, nn.Linear):  # type: ignore[override]  # weight can 
         return {"shape": (self.out_features, self.in_features, 1, 1)}
 
     def _sparse(self, x: Tensor) -> Tensor:
-        return ops.sparse_linear(x, self.weight_mask, self.weight_values, self.bias, self._plan_id())
+        plan, _held = self._plan_id()
+        return ops.sparse_linear(x, self.weight_mask, self.weight_values, self.bias, plan)
 
     def _dense(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias)
@@ -250,7 +285,7 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
 
     Made by :meth:`from_dense`. Input ``[N, C, H, W]`` or ``[C, H, W]``, output as ``nn.Conv2d``, contiguous. State:
     ``weight_mask`` uint8 ``[K, ceil(C / groups * R * S / 8)]``, ``weight_values`` ``[nnz]``, ``bias`` ``[K]`` or None.
-    A zero weight is skipped, so that zero times Inf in the input is 0 here where a dense layer gives NaN.
+    A zero weight is skipped: zero times Inf or NaN in the input counts for nothing here, where a dense layer gives NaN.
 
     Where gradients are off it can run the kernels of :func:`secateur.compile` instead of those for a single layer
     (``in_blocks``; :func:`secateur.convert` measures which are faster).
@@ -335,11 +370,13 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
 
     def _sparse(self, x: Tensor) -> Tensor:
         if self.in_blocks and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._takes(x):
-            made: Tensor = torch.ops.secateur.engine_run.default([x], self._program_now(x).id)[0]
+            program = self._program_now(x)  # held while it runs
+            made: Tensor = torch.ops.secateur.engine_run.default([x], program.id)[0]
             return made
+        plan, _held = self._plan_id()
         return ops.sparse_conv2d(
             x, self.weight_mask, self.weight_values, self.bias, self.kernel_size, self.stride, self._padding(),
-            self.dilation, self.groups, self._plan_id(),
+            self.dilation, self.groups, plan,
         )  # fmt: skip
 
     def _takes(self, x: Tensor) -> bool:
@@ -351,21 +388,31 @@ class SparseConv2d(_Sparse, nn.Conv2d):  # type: ignore[override,misc]  # as abo
 
     def _program_now(self, x: Tensor) -> _host.Program:
         """The layer as a program of the engine, made at first use and whenever the weights or the bias have changed."""
+        made = self._program
+        if made is None or made[0] != self._program_state():
+            with _lock:
+                made, state = self._program, self._program_state()
+                if made is None or made[0] != state:
+                    made = self._program = (state, self._new_program(x))
+        return made[1]
+
+    def _program_state(self) -> tuple[int, ...]:
         bias = self.bias
-        state = (*self._weight_state(), *((bias.data_ptr(), _version(bias)) if bias is not None else ()))
-        if self._program is None or self._program[0] != state:
-            program = _host.Program()
-            top, left = self._padding()
-            y = program.conv2d(
-                program.input_planes(self.in_channels), self.weight.numpy(force=True),
-                None if bias is None else bias.numpy(force=True), _pair(self.stride), (top, left, top, left),
-                _pair(self.dilation), self.groups, -1, ("none", 0.0, 0.0, None), "conv2d",
-            )  # fmt: skip
-            program.output(y)
-            program.finish()
-            program.prepare(1, [(x.shape[2], x.shape[3])], _BLOCKS_BUDGET_S)
-            self._program = (state, program)
-        return self._program[1]
+        return (*self._weight_state(), *((bias.data_ptr(), _version(bias)) if bias is not None else ()))
+
+    def _new_program(self, x: Tensor) -> _host.Program:
+        bias = self.bias
+        program = _host.Program()
+        top, left = self._padding()
+        y = program.conv2d(
+            program.input_planes(self.in_channels), self.weight.numpy(force=True),
+            None if bias is None else bias.numpy(force=True), _pair(self.stride), (top, left, top, left),
+            _pair(self.dilation), self.groups, -1, ("none", 0.0, 0.0, None), "conv2d",
+        )  # fmt: skip
+        program.output(y)
+        program.finish()
+        program.prepare(1, [(x.shape[2], x.shape[3])], _BLOCKS_BUDGET_S)
+        return program
 
     def _choose_form(self, x: Tensor) -> None:
         """Measure which sparse kernels are faster on this input."""
