@@ -66,9 +66,15 @@ std::optional<Quant> quant_of(const std::optional<Grid>& grid) {
   return Quant{static_cast<float>(grid->first), static_cast<int32_t>(grid->second)};
 }
 
+template <class T>
+std::vector<T> list_of(const py::array_t<T, py::array::c_style>& array, const char* argument) {
+  if (array.ndim() != 1) throw py::value_error(std::string("engine: ") + argument + " must be 1-d");
+  return {array.data(), array.data() + array.size()};
+}
+
 std::vector<uint8_t> bytes(const std::optional<Bytes>& array) {
   if (!array) return {};
-  return {array->data(), array->data() + array->size()};
+  return list_of(*array, "theta");
 }
 
 class PyProgram {
@@ -243,8 +249,8 @@ class PyProgram {
     Op op = make(kind, name, {x}, act);
     op.bytes = weights_of<int8_t>(weight, rank);
     op.quant = quant_of(grid);
-    op.end.bias.assign(bias.data(), bias.data() + bias.size());
-    op.end.multiplier.assign(multiplier.data(), multiplier.data() + multiplier.size());
+    op.end.bias = list_of(bias, "bias");
+    op.end.multiplier = values(multiplier, "multiplier");
     for (int64_t limit : limits)
       if (limit < 0 || limit > 255)
         throw py::value_error("engine: limits must be in [0, 255], got " + std::to_string(limit));
@@ -284,7 +290,8 @@ void bind_program(py::module_& m) {
       .def("max_pool", &PyProgram::max_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
            py::arg("dilation"), py::arg("ceil_mode"), py::arg("name"))
       .def("avg_pool", &PyProgram::avg_pool, py::arg("x"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"), py::arg("grid") = py::none())
+           py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"), py::arg("name"),
+           py::arg("grid") = py::none())
       .def("global_avg_pool", &PyProgram::global_avg_pool, py::arg("x"), py::arg("name"), py::arg("grid") = py::none())
       .def("map", &PyProgram::map, py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("join"), py::arg("other"),
            py::arg("act"), py::arg("name"), py::arg("grid") = py::none(), py::arg("theta") = py::none())
@@ -295,8 +302,7 @@ void bind_program(py::module_& m) {
            py::arg("residual"), py::arg("residual_multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"),
            py::arg("act"), py::arg("name"))
       .def("linear_int8", &PyProgram::linear_int8, py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"), py::arg("act"),
-           py::arg("name"))
+           py::arg("multiplier"), py::arg("grid"), py::arg("limits"), py::arg("theta"), py::arg("act"), py::arg("name"))
       .def("concat", &PyProgram::concat, py::arg("xs"), py::arg("name"))
       .def("select_channels", &PyProgram::select_channels, py::arg("x"), py::arg("index"), py::arg("name"))
       .def("flatten", &PyProgram::flatten, py::arg("x"))

@@ -83,8 +83,8 @@ class BlockLinear : public Step {
     }
     uint8_t* y = bytes_of(call, op_.output, image, neurons());
     for (int64_t i = k.begin; i < (k.end == neurons() ? row_bytes(k.end) : k.end); ++i) {
-      const uint8_t q = std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo,
-                                   end_.hi);
+      const uint8_t q =
+          std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo, end_.hi);
       y[i] = end_.theta && q < end_.theta[i] ? static_cast<uint8_t>(end_.zero_point) : q;
     }
   }
@@ -98,8 +98,10 @@ class BlockLinear : public Step {
     row.count = 1;
     row.scale = 1;
     row.activation = end_.activation;
-    for (int64_t i = k.begin; i < k.end; i += kLanes) {
-      const int64_t n = std::min(kLanes, k.end - i);
+    const int64_t width = end_.activation.theta ? 1 : kLanes;  // a theta is one output's
+    for (int64_t i = k.begin; i < k.end; i += width) {
+      const int64_t n = std::min(width, k.end - i);
+      row.channel = i;
       std::fill(std::copy_n(y + i, n, v), v + kLanes, 0.0f);
       kernels_.map_row(row);
       std::copy_n(v, n, y + i);
