@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from secateur import Error, Magnitude, MeanStd, checkpoint, masks
+from secateur import Error, Magnitude, MeanStd, masks
+from secateur.checkpoint import atomic
 from torch import Tensor, nn
 
 
@@ -95,8 +96,8 @@ def test_non_contiguous_nan_and_minus_zero(tmp_path: Path) -> None:
         value.zero_()
     secateur.load(tmp_path / "f", back)
     found: Tensor = back.other.zeros  # type: ignore[assignment, union-attr]
-    torch.testing.assert_close(found, zeros, rtol=0, atol=0, equal_nan=True)
-    assert not torch.signbit(found[0, 1])  # packed zeros lose their sign
+    assert torch.equal(found.view(torch.int32), zeros.view(torch.int32))  # the sign of zeros too
+    assert torch.signbit(found[0, 1])
     found.zero_()
     zeros.zero_()
     assert same(model, back)
@@ -107,12 +108,16 @@ def test_zeros_of_others_are_packed_too(tmp_path: Path) -> None:
     torch.nn.utils.prune.l1_unstructured(model, "weight", amount=0.9)
     torch.nn.utils.prune.remove(model, "weight")
     secateur.save(model, tmp_path / "f")
-    assert (tmp_path / "f").stat().st_size < 0.14 * 4 * 256 * 256
+    # weight * mask has left about half of the zeros negative: a bit an element to tell which, 1/32 of the dense file.
+    assert (tmp_path / "f").stat().st_size < 0.155 * 4 * 256 * 256
     other = secateur.load(tmp_path / "f", nn.Linear(256, 256))
     assert same(model, other)  # and no mask, for it had none
+    assert torch.equal(torch.signbit(model.weight), torch.signbit(other.weight))  # type: ignore[arg-type]
+    secateur.save(masks.apply(masks.adopt(model)), tmp_path / "f")  # which makes them positive
+    assert (tmp_path / "f").stat().st_size < 0.125 * 4 * 256 * 256
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.9, 0.14), (0.5, 0.54)])
+@pytest.mark.parametrize(("share", "most"), [(0.9, 0.125), (0.5, 0.535)])
 def test_sizes(tmp_path: Path, share: float, most: float) -> None:
     model = nn.Sequential(nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128), nn.Linear(1024, 256))
     save_file(model.state_dict(), tmp_path / "dense")
@@ -121,7 +126,8 @@ def test_sizes(tmp_path: Path, share: float, most: float) -> None:
     dense, packed = ((tmp_path / name).stat().st_size for name in ("dense", "packed"))
     assert packed <= most * dense
     assert report.total is not None
-    assert packed == pytest.approx(report.total["bytes_packed"], rel=0.05)  # the report's figure is the file's
+    # The report counts a bit a weight, as in memory; in the file gaps may be smaller.
+    assert 0.8 * report.total["bytes_packed"] < packed < 1.05 * report.total["bytes_packed"]
 
 
 def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
@@ -166,7 +172,7 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     with safe_open(tmp_path / "f", "pt") as file:
         metadata = file.metadata()
     assert metadata["format"] == "secateur"
-    assert metadata["version"] == "1"
+    assert metadata["version"] == "2"
     entry = json.loads(metadata["secateur"])["packed"]["fc.weight"]
     assert (entry["shape"], entry["dtype"], entry["masked"]) == ([10, 8], "float32", True)
 
@@ -204,10 +210,10 @@ def flip(tensors: dict[str, Tensor]) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "another format": (lambda t, m, a: m.update(format="pt"), "a file that secateur.save wrote, got format 'pt'"),
     "no version": (lambda t, m, a: m.pop("version"), "must have a version, got ''"),
-    "a later version": (lambda t, m, a: m.update(version="2"), "has version 2, and this secateur reads up to 1"),
+    "a later version": (lambda t, m, a: m.update(version="3"), "has version 3, and this secateur reads up to 2"),
     "no description": (lambda t, m, a: m.pop("secateur"), "must describe its packed tensors, but that part is damaged"),
     "a damaged description": (lambda t, m, a: a.update(packed=[]), "that part is damaged"),
-    "another dtype": (lambda t, m, a: a["packed"]["fc.weight"].update(dtype="int8"), "that part is damaged"),
+    "another dtype": (lambda t, m, a: a["packed"]["fc.weight"].update(dtype="int9"), "that part is damaged"),
     "a negative size": (lambda t, m, a: a["packed"]["fc.weight"].update(shape=[-10, -8]), "that part is damaged"),
     "a mask is gone": (lambda t, m, a: t.pop("fc.weight_mask"), "must hold fc.weight_mask and fc.weight_values"),
     "packed and dense": (lambda t, m, a: t.update({"fc.weight": torch.zeros(10, 8)}), "packed or dense, but has both"),
@@ -340,11 +346,11 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 & ~_umask()
     before = path.read_bytes()
 
-    def fail(tensors: Any, where: Path, metadata: Any) -> None:
-        where.write_bytes(b"half")
+    def fail(file: int, piece: Any) -> None:
+        os.write(file, b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(atomic, "_write", fail)
     with pytest.raises(KeyboardInterrupt):
         secateur.save(pruned(0.5), path)
     assert path.read_bytes() == before

@@ -3,7 +3,7 @@
 from ._errors import Error
 from .activation_loss import ActivationSparsityLoss
 from .activations import prune_activations
-from .checkpoint import load, save
+from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
 from .conversion import convert
 from .criteria import Magnitude, MeanStd, Random
 from .distillation import DistillationLoss
@@ -29,6 +29,7 @@ __all__ = [
     "compile",
     "convert",
     "freeze_thresholds",
+    "import_checkpoint",
     "load",
     "profile",
     "prune",
@@ -36,5 +37,6 @@ __all__ = [
     "save",
     "sparsity",
     "strip",
+    "to_dense_state_dict",
     "train_thresholds",
 ]

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from . import timing
 from ._errors import Error
 from .checkpoint import load as load_packed
+from .checkpoint.foreign import plain
 from .conversion import convert
 from .criteria import Magnitude
 from .engine import compile, profile
 from .pruning import prune, sparsity
 from .report import Column, Report
-from .tensor_files import kind_of, torch_tensors
+from .tensor_files import kind_of, tensors_of
 
 #: Below this share a model has no zeros worth the name: a freshly initialised one has a handful.
 _OWN_ZEROS = 0.01
@@ -147,18 +148,11 @@ def _from_file(path: Path) -> nn.Module:
 
 
 def _fill(model: nn.Module, path: Path) -> None:
-    kind = kind_of(path, "bench")
-    if kind == "packed":
+    if kind_of(path, "bench") == "packed":
         load_packed(path, model)
         return
-    if kind == "torch":
-        tensors = torch_tensors(path, "bench")
-    else:
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(plain(tensors_of(path, "bench"), "bench").tensors)
     except RuntimeError as reason:
         said = " ".join(str(reason).split())
         raise Error(f"bench: {path} must hold the weights of {type(model).__name__}: {said}") from reason

@@ -112,21 +112,17 @@ def checkpoint_report(path: Path) -> Any:
     Raises:
         Error: the file holds no tensors by name. OSError: it cannot be opened.
     """
-    from safetensors.torch import load_file
-
     from .checkpoint import read
+    from .checkpoint.foreign import plain
     from .report import WEIGHT_COLUMNS, Report
-    from .tensor_files import kind_of, torch_tensors
+    from .tensor_files import kind_of, tensors_of
 
     tensors: Mapping[str, Any]
-    masked: Mapping[str, Any] = {}
-    kind = kind_of(path, "report")
-    if kind == "torch":
-        tensors = torch_tensors(path, "report")
-    elif kind == "safetensors":
-        tensors = load_file(path)
+    thetas: Mapping[str, Any] = {}
+    if kind_of(path, "report") == "packed":
+        tensors, thetas = read(path)
     else:
-        tensors, masked = read(path)
+        tensors = plain(tensors_of(path, "report"), "report").tensors
     rows: list[dict[str, Any]] = []
     other, other_bytes = 0, 0
     for name, tensor in tensors.items():
@@ -135,7 +131,6 @@ def checkpoint_report(path: Path) -> Any:
             other, other_bytes = other + 1, other_bytes + size
             continue
         kept = int(tensor.count_nonzero())
-        theta = masked[name][1] if name in masked else None
         packed = tensor.shape[0] * -(-(tensor.numel() // max(tensor.shape[0], 1)) // 8) + kept * tensor.element_size()
         rows.append(
             {
@@ -143,7 +138,7 @@ def checkpoint_report(path: Path) -> Any:
                 "shape": tuple(tensor.shape),
                 "weights": tensor.numel(),
                 "sparsity": 1 - kept / tensor.numel() if tensor.numel() else 0.0,
-                **dict(zip(("theta_min", "theta_mean", "theta_max"), theta or (None,) * 3, strict=True)),
+                **dict(zip(("theta_min", "theta_mean", "theta_max"), thetas.get(name) or (None,) * 3, strict=True)),
                 "bytes_dense": size,
                 "bytes_packed": min(packed, size),
                 "kept": kept,

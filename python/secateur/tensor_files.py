@@ -22,7 +22,7 @@ def kind_of(path: Path, caller: str) -> Kind:
     """
     from safetensors import SafetensorError, safe_open
 
-    from .checkpoint import FORMAT
+    from .checkpoint.description import FORMAT
 
     with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
         if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
@@ -54,3 +54,19 @@ def torch_tensors(path: Path, caller: str) -> dict[str, Any]:
     if not tensors:
         raise Error(f"{caller}: {path} must hold tensors by name, got {type(found).__name__}")
     return tensors
+
+
+def tensors_of(path: Path, caller: str) -> dict[str, Any]:
+    """The tensors of a plain file, torch's or safetensors'.
+
+    Raises:
+        Error: neither, or a file of :func:`secateur.save`. OSError: it cannot be opened.
+    """
+    kind = kind_of(path, caller)
+    if kind == "packed":
+        raise Error(f"{caller}: {path} must be a plain checkpoint, but secateur.save wrote it: use secateur.load")
+    if kind == "torch":
+        return torch_tensors(path, caller)
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))

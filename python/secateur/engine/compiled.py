@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._errors import Error
 from ..conversion import _pruners
+from ..masks import masked_parameters
 from ..nn.sparse import _version
 from ..report import Report
 from .packed import Loan, borrow, own
@@ -346,9 +347,9 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
         a, b = ours[name], theirs[name]
         if type(a) is not type(b):
             refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
-        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and a.extra_repr() != b.extra_repr():
+        if not hasattr(a, "weight_values") and not hasattr(a, "theta") and _settings(a) != _settings(b):
             refuse(f"{label} was {type(a).__name__}({a.extra_repr()}) and is {type(b).__name__}({b.extra_repr()})")
-    before, after = old.state_dict(), new.state_dict()
+    before, after = _unmasked(old), _unmasked(new)
     for key in [*before, *after]:
         if key not in after or key not in before:
             refuse(f"{key} is only in the {'compiled one' if key in before else 'new one'}")
@@ -358,6 +359,20 @@ def _check_alike(old: nn.Module, new: nn.Module) -> None:
             continue
         if a.dtype != b.dtype or (a.shape != b.shape and not free):
             refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
+
+
+def _settings(module: nn.Module) -> str:
+    """What a module says of itself that is not in its state_dict (an integer layer also shows its scales)."""
+    return module.extra_repr().partition(", int8, ")[0]
+
+
+def _unmasked(model: nn.Module) -> dict[str, Any]:
+    """The state_dict without masks: pruned or not, the architecture is the same."""
+    masks = {
+        f"{name}.{parameter}_mask" if name else f"{parameter}_mask"
+        for name, module in model.named_modules(remove_duplicate=False) for parameter in masked_parameters(module)
+    }  # fmt: skip
+    return {key: value for key, value in model.state_dict().items() if key not in masks}
 
 
 def _tensor_words(t: Tensor) -> str:

@@ -1,0 +1,15 @@
+"""Files of models: one in the safetensors container, pruned weights as an index and the kept values. No pickle.
+
+FORMAT.md, at the top of the repository, is the specification. What is where: ``saving`` and ``loading`` are the two
+calls; ``encode`` and ``decode`` one tensor's parts; ``description`` the metadata; ``container`` and ``atomic`` the file
+itself; ``stored`` and ``content`` check what a file says; ``filling`` puts it into a model, all of it or nothing;
+``rules`` are those of scales and thresholds; ``foreign`` reads other libraries' checkpoints.
+"""
+
+from .content import read, to_dense_state_dict
+from .description import FORMAT, VERSION
+from .foreign import import_checkpoint
+from .loading import load
+from .saving import save
+
+__all__ = ["FORMAT", "VERSION", "import_checkpoint", "load", "read", "save", "to_dense_state_dict"]

@@ -1,0 +1,227 @@
+"""Tensors into a model, all of them or none: everything that can be refused is refused before the first is written."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .. import masks
+from .._errors import Error
+from ..engine.compiled import CompiledModel
+from ..masks import Theta, buffer_name
+from ..nn.sparse import SparseConv2d, SparseLinear
+from ..nn.threshold_relu import ThresholdReLU
+from ..selection import Weight, weights_of
+from . import rules
+from .saving import masked_keys, state_of
+
+
+class Incoming(Protocol):
+    """A tensor that comes: it knows its shape and dtype, and writes itself into a flat one on the CPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def fill(self, flat: Tensor) -> None: ...
+
+
+def dense(tensor: Incoming) -> Tensor:
+    made = torch.empty(tensor.shape, dtype=tensor.dtype)
+    tensor.fill(made.reshape(-1))
+    return made
+
+
+class Filling:
+    """A model that is about to take tensors. Made: names, shapes and dtypes fit. :meth:`prepare`: so does what they
+    hold, and all memory is there. :meth:`commit` writes."""
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Incoming], masked: set[str], caller: str) -> None:
+        self.model, self.tensors, self.caller = model, tensors, caller
+        state = state_of(model, caller)
+        own_masks = {buffer_name(key) for key in masked_keys(model)}
+        self.target = {key: value for key, value in state.items() if key not in own_masks}
+        self._places = {
+            rules.joined(name, tensor): (module, tensor)
+            for name, module in model.named_modules(remove_duplicate=False)
+            for tensor in (*module._parameters, *module._buffers)
+        }
+        self._resized: dict[tuple[int, str], tuple[nn.Module, str, Tensor]] = {}
+        self._compare()
+        self._weights = self._maskable(masked)
+
+    @property
+    def largest(self) -> int:
+        """The bytes of the model's largest tensor."""
+        return max((value.numel() * value.element_size() for value in self.target.values()), default=0)
+
+    def prepare(self, bits: Mapping[str, tuple[Tensor, Theta | None]]) -> None:
+        """Check the tensors that have rules of their own, and take all memory that will be needed.
+
+        Args:
+            bits: the packed masks of the masked parameters, by key.
+
+        Raises:
+            Error: a scale, threshold or packed weight that its layer cannot take.
+        """
+        tensors = self.tensors
+        rules.check(
+            rules.layers_of(self.model), lambda key: dense(tensors[key]) if key in tensors else None, self.caller
+        )
+        self._bits: dict[str, tuple[Tensor, Theta | None]] = {}
+        self._new: dict[tuple[int, str], Tensor] = {}
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if isinstance(module, SparseConv2d | SparseLinear):
+                values = tensors[rules.joined(name, "weight_values")]
+                module._check(
+                    dense(tensors[rules.joined(name, "weight_mask")]),
+                    torch.empty(values.shape, dtype=values.dtype, device="meta"),
+                )
+        for key, value in self.target.items():
+            if tuple(value.shape) != tensors[key].shape:
+                module, name = self._places[key]
+                self._new[id(module), name] = torch.empty(tensors[key].shape, dtype=value.dtype, device=value.device)
+        for key, (mask, theta) in bits.items():
+            self._bits[key] = mask.to(self._weights[key].value.device), theta
+        through = [
+            tensors[key].dtype.itemsize * value.numel() for key, value in self.target.items() if not _direct(value)
+        ]
+        self._staging = torch.empty(max(through, default=0), dtype=torch.uint8)
+
+    def commit(self) -> None:
+        """Write everything. Ctrl-C waits until it is done."""
+        with _uninterrupted(), torch.no_grad():
+            for key in self.target:
+                place = self._places.get(key)
+                if place is not None and (id(place[0]), place[1]) in self._new:
+                    self.target[key] = _replace(*place, self._new[id(place[0]), place[1]])
+            written: dict[tuple[Any, ...], Incoming] = {}
+            for key, value in self.target.items():
+                memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+                if value.numel() and written.get(memory) is not self.tensors[key]:
+                    written[memory] = self.tensors[key]
+                    self._write(value, self.tensors[key])
+            self._mask()
+            for module in self.model.modules():
+                if isinstance(module, SparseConv2d | SparseLinear):
+                    module._plan = module.dense_weight = None
+                elif isinstance(module, CompiledModel):
+                    module._stale()
+
+    def _write(self, value: Tensor, tensor: Incoming) -> None:
+        if _direct(value):
+            tensor.fill(value.detach().view(-1))
+            if not value.is_inference():
+                torch.autograd.graph.increment_version(value)
+            return
+        flat = self._staging[: value.numel() * value.element_size()].view(value.dtype)
+        tensor.fill(flat)
+        value.copy_(flat.reshape(value.shape))
+
+    def _mask(self) -> None:
+        for name, module in list(masks.masked_modules(self.model)):
+            for parameter in masks.masked_parameters(module):
+                if rules.joined(name, parameter) not in self._bits:
+                    masks.detach(module, parameter)
+        for key, (mask, theta) in self._bits.items():
+            for module, parameter in self._weights[key].places:
+                masks.attach(module, parameter, mask, theta)
+
+    def _maskable(self, masked: set[str]) -> dict[str, Weight]:
+        by_place = {(id(m), name): w for w in weights_of(self.model, self.caller) for m, name in w.places}
+        found: dict[str, Weight] = {}
+        for key in masked:
+            module, name = self._places.get(key, (None, ""))
+            weight = by_place.get((id(module), name))
+            if weight is None or weight.problem is not None or weight.foreign is not None:
+                why = "the model has no such weight" if weight is None else None
+                why = why or (weight and weight.problem) or "torch.nn.utils.prune holds it"
+                raise Error(f"{self.caller}: {key} is masked in the file and must be able to take its mask: {why}")
+            for owner, parameter in weight.places:
+                masks.check_room(owner, parameter, weight.label, self.caller)
+            found[key] = weight
+        return found
+
+    def _compare(self) -> None:
+        """The tensors against the model's: names, shapes, dtypes."""
+        tensors, target, caller = self.tensors, self.target, self.caller
+        missing, unexpected = sorted(target.keys() - tensors.keys()), sorted(tensors.keys() - target.keys())
+        if missing or unexpected:
+            parts = [f"the file lacks {_few(missing)}"] if missing else []
+            parts += [f"the model lacks {_few(unexpected)}"] if unexpected else []
+            hint = ""
+            for names, whose, what in (
+                (unexpected, "the file is of a quantized model", "load it into what secateur.quantize made"),
+                (missing, "the model is quantized", "load the file into the model that secateur.quantize was given"),
+            ):
+                if any(name.endswith("weight_int8") for name in names):
+                    hint = f" ({whose}: {what})"
+            raise Error(f"{caller}: file and model must hold the same names, but {' and '.join(parts)}{hint}")
+        for key, value in target.items():
+            tensor = tensors[key]
+            if tensor.shape != tuple(value.shape) and not self._may_resize(key, value, tensor):
+                raise Error(f"{caller}: {key} must be {list(value.shape)} as in the model, got {list(tensor.shape)}")
+            if tensor.dtype != value.dtype:
+                raise Error(
+                    f"{caller}: {key} must be {value.dtype} as in the model, got {tensor.dtype} "
+                    "(convert the model with .to(dtype) first)"
+                )
+            if value.is_inference() and not torch.is_inference_mode_enabled():
+                raise Error(f"{caller}: {key} must not be an inference tensor, which nobody may write")
+            if any(stride == 0 and n > 1 for stride, n in zip(value.stride(), value.shape, strict=True)):
+                raise Error(f"{caller}: {key} must be a tensor of its own to be filled, but it is an expanded view")
+
+    def _may_resize(self, key: str, value: Tensor, tensor: Incoming) -> bool:
+        """As many values as the pruning left; a threshold for each channel where there was one for all."""
+        module, name = self._places.get(key, (None, ""))
+        if isinstance(module, SparseConv2d | SparseLinear) and name == "weight_values":
+            return len(tensor.shape) == 1
+        return isinstance(module, ThresholdReLU) and name == "theta" and value.dim() == 0 and len(tensor.shape) == 1
+
+
+def _direct(value: Tensor) -> bool:
+    """Whether a tensor can be written where it lies."""
+    return value.device.type == "cpu" and value.is_contiguous() and not value.is_conj() and not value.is_neg()
+
+
+def _replace(module: nn.Module, name: str, new: Tensor) -> Tensor:
+    if name in module._parameters:
+        old = module._parameters[name]
+        module._parameters[name] = nn.Parameter(new, requires_grad=old is not None and old.requires_grad)
+    else:
+        module._buffers[name] = new
+    return new
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done (other threads are not interrupted by it anyway)."""
+    old = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or old is None:
+        yield
+        return
+    came = False
+
+    def later(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,66 @@
+"""``secateur.load``."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+from torch import nn
+
+from .._errors import Error
+from ..engine.compiled import CompiledModel
+from ..selection import unwrapped
+from .content import Content, opened_content, path_of
+from .filling import Filling
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Fill ``model`` from a file that :func:`secateur.save` wrote.
+
+    Afterwards the model is as it was saved: weights that were masked are masked again (fine-tuning goes on without
+    their coming back), and a mask that the file does not hold is gone. Tensors stay on the model's devices. A compiled
+    model takes the file of the model that was compiled, or its own, and is refreshed.
+
+    The file is read twice. First all that it says is checked, then the tensors are made one after the other where they
+    belong: beside the model at most one layer's size is needed (and the compiled model's copy). Nothing is pickled.
+
+    Args:
+        path: the file. model: of the architecture that was saved, pruned or not; a quantized one for a quantized file.
+
+    Returns:
+        The model given.
+
+    Raises:
+        Error: not such a file, a damaged one or one of a later version; tensors missing, unexpected, or of another
+            shape or dtype than the model's; a scale that is not finite and positive. The model is then exactly as it
+            was. One exception is said in words: a file larger than the model's largest tensor that another program
+            changes, or that the disk cannot give again, between the first reading and the second.
+        OSError: the file cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise Error(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
+    inner = unwrapped(model)
+    with opened_content(path_of(path, "load")) as content:
+        if isinstance(inner, CompiledModel):
+            source = copy.deepcopy(inner.source)  # calls under way keep theirs, and so does an error
+            _fill(content, unwrapped(source))
+            inner.refresh(source)
+        else:
+            _fill(content, inner)
+    return model
+
+
+def _fill(content: Content, model: nn.Module) -> None:
+    masked = content.masks()
+    filling = Filling(model, content.tensors, set(masked), "load")
+    if content.file.size <= filling.largest:
+        content.file.hold()
+    content.check()
+    filling.prepare({key: (tensor.mask(), theta) for key, (tensor, theta) in masked.items()})
+    try:
+        filling.commit()
+    except (Error, OSError) as error:
+        raise Error(
+            f"load: {content.file.path} must not change while it is read, but it was sound at first and then was not; "
+            f"the model is filled in part: {error}"
+        ) from error
