@@ -195,11 +195,11 @@ struct Writer {
   }
 };
 
-bool is_large(const Program& program, const Plan& plan) {
+bool is_large(const Program& program, const Plan& plan, int64_t batch) {
   int64_t n = plan.arena_floats();
   for (size_t v = 0; v < program.values().size(); ++v)
     if (program.values()[v].kind == ValueKind::kRows) n += plan.features(static_cast<int>(v));
-  return n > 16 * kLarge;
+  return n * std::max<int64_t>(batch, 1) > 2 * kLarge;
 }
 
 std::vector<std::vector<float>> call(const Program& program, const Plan& plan,
@@ -255,7 +255,7 @@ void run_program(Input& in, Program& program, bool wild) {
   const auto kernels = static_cast<Kernels>(in.within(0, 2));
   // Measured for no time at all: the first choice of each layer, but all that belongs to choosing.
   const auto plan = program.plan(sizes, example.empty() && !in.one_in(8) ? -1.0 : 1e-9, example, kernels);
-  if (is_large(program, *plan)) return;
+  if (is_large(program, *plan, batch)) return;
   const auto alone = call(program, *plan, inputs, batch, 1);
   if (!in.one_in(8)) return;
   const auto together = call(program, *plan, inputs, batch, in.within(2, 3));
