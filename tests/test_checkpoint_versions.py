@@ -6,11 +6,15 @@ numbers may change with torch.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import secateur
 import torch
+from safetensors import safe_open
 from secateur import masks, ops
 from torch import Tensor, nn
 
@@ -42,8 +46,14 @@ class Version1(nn.Module):
         self.register_buffer("flags", torch.empty(3, dtype=torch.bool))
 
 
+V = TypeVar("V", bound=Version1)
+
+
 def version1() -> Version1:
-    model = Version1()
+    return filled(Version1())
+
+
+def filled(model: V) -> V:
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point() and value.shape != (3,):
@@ -60,21 +70,68 @@ def version1() -> Version1:
         theta = (0.125, 0.25, 0.5) if module is model.conv else None
         masks.attach(module, parameter, ops.mask_pack(keep), theta)
     masks.attach(model.head, "weight", masks.get_mask(model.embed, "weight"))  # type: ignore[arg-type]
-    masks.apply(model)
-    return model
+    return masks.apply(model)  # type: ignore[return-value]
 
 
-def check_same(found: nn.Module, expected: nn.Module) -> None:
+def check_same(found: nn.Module, expected: nn.Module, signs: bool) -> None:
     a, b = found.state_dict(), expected.state_dict()
     assert list(a) == list(b)
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+        assert a[key].dtype == b[key].dtype, key
+        assert torch.equal(a[key], b[key]), key
+        if signs and a[key].is_floating_point():
+            assert torch.equal(torch.signbit(a[key]), torch.signbit(b[key])), key
 
 
-@pytest.mark.parametrize("name", ["version1"])
-def test_it_loads_as_it_was_saved(name: str) -> None:
-    model = Version1()
+class Version2(Version1):
+    """What version 2 added: gaps, blocks, integers, negative zeros, a palette."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide_conv = nn.Conv2d(18, 16, 3)
+        self.quantize = secateur.nn.Quantize(0.5, 3)
+        self.int8 = secateur.nn.QuantizedConv2d(torch.zeros(16, 24, 3, 3, dtype=torch.int8), torch.ones(16), None, 0.25)
+        self.register_buffer("sparse", torch.empty(40, 30))
+        self.register_buffer("signs", torch.empty(40, 30, dtype=torch.float64))
+        self.register_buffer("levels", torch.empty(30, 30))
+
+
+def version2() -> Version2:
+    model = filled(Version2())
+    with torch.no_grad():
+        model.quantize.scale.fill_(0.5)
+        model.int8.input_scale.fill_(0.25)
+        blocks = torch.arange(16 * 5 * 9).reshape(16, 5, 3, 3) % 11 == 4
+        keep = blocks.repeat_interleave(4, 1)[:, :18]
+        model.int8.weight_int8.copy_(numbers(16, 24, 3, 3) * (torch.arange(16 * 24 * 9).reshape(16, 24, 3, 3) % 7 == 0))
+        model.int8.weight_scale.copy_(torch.arange(1, 17) / 64)
+        model.sparse.mul_(torch.arange(1200).reshape(40, 30) % 83 == 80).add_(0.0)  # type: ignore[operator, union-attr]
+        model.signs.mul_(torch.arange(1200).reshape(40, 30) % 5 == 0)  # type: ignore[operator, union-attr]
+        model.levels.copy_(numbers(30, 30) % 4)  # type: ignore[operator]
+    masks.attach(model.wide_conv, "weight", ops.mask_pack(keep), (0.0, 1.0, 2.0))
+    return masks.apply(model)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("name", "make"), [("version1", version1), ("version2", version2)])
+def test_it_loads_as_it_was_saved(name: str, make: Callable[[], Version1]) -> None:
+    model = type(make())()
     secateur.load(DATA / f"{name}.safetensors", model)
-    check_same(model, version1())
+    check_same(model, make(), signs=name != "version1")  # which lost those of zeros
     assert masks.masked_parameters(model.conv) == {"weight": (0.125, 0.25, 0.5)}
     assert masks.masked_parameters(model.fc) == {"weight": None}
+    plain = secateur.to_dense_state_dict(DATA / f"{name}.safetensors")
+    weights = {key: value for key, value in make().state_dict().items() if not key.endswith("_mask")}
+    for key in plain.keys() & weights.keys():
+        assert torch.equal(plain[key], weights[key]), key
+    left_out = {key for key in weights if key.startswith(("quantize.", "int8."))}
+    assert weights.keys() - left_out == plain.keys() - {"int8.weight"}
+
+
+def test_the_file_of_version_2_has_every_form() -> None:
+    with safe_open(DATA / "version2.safetensors", "pt") as file:
+        packed = json.loads(file.metadata()["secateur"])["packed"]
+    assert packed["wide_conv.weight"]["block"] == 2
+    assert packed["int8.weight_int8"]["dtype"] == "int8"
+    assert packed["sparse"]["index"] == "gaps"
+    assert packed["signs"]["signs"] == {}
+    assert packed["levels"]["codes"] == 8

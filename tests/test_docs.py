@@ -9,7 +9,15 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "csrc/README.md", "benchmarks/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "csrc/README.md",
+    "benchmarks/README.md",
+    "FORMAT.md",
+    "SECURITY.md",
+]
 each_document = pytest.mark.parametrize("name", DOCUMENTS)
 
 EXAMPLES = [

@@ -109,9 +109,13 @@ def _report(arguments: argparse.Namespace) -> None:
 def checkpoint_report(path: Path) -> Any:
     """The zeros of a checkpoint's tensors of two dims or more; one-dim ones (biases, norms, thresholds) in one note.
 
+    Masks of torch.nn.utils.prune and torch.ao.pruning count as the zeros that they stand for.
+
     Raises:
         Error: the file holds no tensors by name. OSError: it cannot be opened.
     """
+    import torch
+
     from .checkpoint import read
     from .checkpoint.foreign import plain
     from .report import WEIGHT_COLUMNS, Report
@@ -119,15 +123,16 @@ def checkpoint_report(path: Path) -> Any:
 
     tensors: Mapping[str, Any]
     thetas: Mapping[str, Any] = {}
+    sizes: Mapping[str, int] = {}
     if kind_of(path, "report") == "packed":
-        tensors, thetas = read(path)
+        tensors, thetas, sizes = read(path)
     else:
         tensors = plain(tensors_of(path, "report"), "report").tensors
     rows: list[dict[str, Any]] = []
     other, other_bytes = 0, 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        if tensor.dim() < 2 or not tensor.is_floating_point():
+        if tensor.dim() < 2 or not (tensor.is_floating_point() or tensor.dtype == torch.int8):
             other, other_bytes = other + 1, other_bytes + size
             continue
         kept = int(tensor.count_nonzero())
@@ -140,7 +145,7 @@ def checkpoint_report(path: Path) -> Any:
                 "sparsity": 1 - kept / tensor.numel() if tensor.numel() else 0.0,
                 **dict(zip(("theta_min", "theta_mean", "theta_max"), thetas.get(name) or (None,) * 3, strict=True)),
                 "bytes_dense": size,
-                "bytes_packed": min(packed, size),
+                "bytes_packed": sizes.get(name, min(packed, size)),
                 "kept": kept,
             }
         )

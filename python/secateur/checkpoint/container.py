@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -116,6 +117,8 @@ def opened(path: Path) -> Iterator[Container]:
     """
     if sys.byteorder != "little":  # pragma: no cover
         raise Error("load: this machine must be little-endian, as the file format is")
+    if stat.S_ISFIFO(path.stat().st_mode):  # opening it would wait for a writer
+        raise Error(f"load: {path} must be a file, but is a pipe")
     with open(path, "rb", buffering=0) as file:
         yield Container(file, path)
 

@@ -93,13 +93,15 @@ def path_of(path: Any, caller: str) -> Path:
         raise Error(f"{caller}: path must be a str or os.PathLike, got {type(path).__name__}") from None
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Theta | None]]:
-    """All tensors of a file, dense, by state_dict key; and the theta of those that are masked."""
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Theta | None], dict[str, int]]:
+    """All tensors of a file, dense, by state_dict key; the theta of those that are masked; the bytes that each takes in
+    the file."""
     with opened_content(path_of(path, "load")) as content:
         content.check()
         made = {id(tensor): dense(tensor) for tensor in content.tensors.values()}
         tensors = {key: made[id(tensor)] for key, tensor in content.tensors.items()}
-        return tensors, {key: theta for key, (_, theta) in content.masks().items()}
+        thetas = {key: theta for key, (_, theta) in content.masks().items()}
+        return tensors, thetas, {key: tensor.size for key, tensor in content.tensors.items()}
 
 
 def to_dense_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:

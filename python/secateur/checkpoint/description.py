@@ -154,6 +154,8 @@ def _entry(about: dict[str, Any], version: int) -> Entry:
     if not isinstance(masked, bool):
         raise ValueError(f"masked {masked!r}")
     if theta is not None:
+        if not isinstance(theta, list) or not all(type(x) in (int, float) and math.isfinite(x) for x in theta):
+            raise ValueError(f"theta {theta!r:.100}")
         low, mean, high = (float(value) for value in theta)
         theta = (low, mean, high)
     index = _index(about, len(shape))

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import Error
-from ..nn.quantized import Quantize, QuantizedConv2d, QuantizedLinear
-from ..nn.threshold_relu import ThresholdReLU
 
 
 def _scale(value: Tensor) -> bool:
@@ -32,14 +30,16 @@ _SCALE: Rule = (_scale, "finite and > 0")
 _ZERO_POINT: Rule = (_zero_point, "int32 in [0, 255]")
 _THETA: Rule = (_theta, "finite and >= 0")
 _LAYER = {"weight_scale": _SCALE, "input_scale": _SCALE, "input_zero_point": _ZERO_POINT}
+_IN_TRAINING = {"weight_share": _SCALE, "input_scale": _SCALE, "input_zero_point": _ZERO_POINT}
 
 _RULES: dict[str, dict[str, Rule]] = {
     "QuantizedConv2d": _LAYER,
     "QuantizedLinear": _LAYER,
     "Quantize": {"scale": _SCALE, "zero_point": _ZERO_POINT},
+    "QATConv2d": _IN_TRAINING,
+    "QATLinear": _IN_TRAINING,
     "ThresholdReLU": {"theta": _THETA},
 }
-_CLASSES: tuple[type[nn.Module], ...] = (QuantizedConv2d, QuantizedLinear, Quantize, ThresholdReLU)
 
 #: Classes whose weight is integers and a scale for each row.
 QUANTIZED = ("QuantizedConv2d", "QuantizedLinear")
@@ -51,11 +51,11 @@ def joined(module: str, name: str) -> str:
 
 
 def layers_of(model: nn.Module) -> dict[str, str]:
-    """The modules with rules, under each of their names, and their classes."""
+    """The modules of this package with rules, under each of their names, and their classes."""
     return {
         name: kind.__name__
         for name, module in model.named_modules(remove_duplicate=False)
-        for kind in _CLASSES if isinstance(module, kind)
+        for kind in type(module).__mro__ if kind.__name__ in _RULES and kind.__module__.startswith("secateur.")
     }  # fmt: skip
 
 

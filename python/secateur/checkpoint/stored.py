@@ -39,6 +39,11 @@ class Plain:
     def dtype(self) -> torch.dtype:
         return self.part.dtype
 
+    @property
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return self.part.end - self.part.begin
+
     def check(self) -> None:
         """A byte of a bool is 0 or 1: torch's kernels rely on it."""
         if self.dtype != torch.bool:
@@ -69,6 +74,11 @@ class Packed:
     @property
     def dtype(self) -> torch.dtype:
         return self.entry.dtype
+
+    @property
+    def size(self) -> int:
+        """Its bytes in the file."""
+        return sum(part.end - part.begin for part in self.parts.values())
 
     def check_sizes(self) -> None:
         """All that can be said without reading a part: dtypes, shapes, and that the tensor is no larger than its index
