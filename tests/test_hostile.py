@@ -6,11 +6,14 @@ mistake is tested beside each operator; the fuzzers of ``tests/fuzz`` look for w
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import secateur
 import torch
 from programs import NONE
 from secateur import Error, _host, ops
@@ -342,3 +345,48 @@ def test_a_threshold_after_bytes_is_each_output_s_own(batch: int) -> None:
     y = linear(p, x, grid=None, act=("threshold", 0.0, math.inf, theta))
     (got,) = torch.ops.secateur.engine_run([torch.full((batch, 3, 2, 2), 2.0)], ready(p, y).id)
     assert got.tolist() == [[6.0, 6.0, 6.0, 0.0]] * batch
+
+
+# ---- files: what the fuzzer of tests/fuzz found, or would have ----
+
+
+def file_of(path: Path, layers: dict[str, str], **tensors: tuple[str, list[int], int | list[int]]) -> Path:
+    """A file of plain tensors: dtype, shape, and either their bytes' number (all 1) or offsets as they are given."""
+    about = {"packed": {}, "aliases": {}, "layers": layers}
+    metadata = {"format": "secateur", "version": "2", "secateur": json.dumps(about)}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape, size) in tensors.items():
+        offsets = size if isinstance(size, list) else [end, end + size]
+        header[name.replace("__", ".")] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        end += 0 if isinstance(size, list) else size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\1" * end)
+    return path
+
+
+@pytest.mark.parametrize("offsets", [[0, 10**400], [10**4300 - 1, 10**4300 - 1], [2**63, 2**63]])
+def test_offsets_that_python_does_not_print(tmp_path: Path, offsets: list[int]) -> None:
+    path = file_of(tmp_path / "f", {}, t=("F32", [0], offsets))
+    with pytest.raises(Error, match=r"must be a safetensors file.*'t' must have two data_offsets"):
+        secateur.to_dense_state_dict(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "BOOL"])
+def test_scales_of_dtypes_that_cannot_be_compared(tmp_path: Path, dtype: str) -> None:
+    for layer, name, words in (
+        ("Quantize", "q__scale", "finite and > 0"),
+        ("QuantizedLinear", "q__weight_scale", "finite and > 0"),
+        ("ThresholdReLU", "q__theta", "finite and >= 0"),
+    ):
+        path = file_of(tmp_path / "f", {"q": layer}, **{name: (dtype, [1], 1)})
+        with pytest.raises(Error, match=f"load: {name.replace('__', '.')} must be {words}"):
+            secateur.to_dense_state_dict(path)
+
+
+def test_integers_without_rows(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path / "f", {"q": "QuantizedLinear"}, q__weight_scale=("F32", [], 4), q__weight_int8=("I8", [], 1)
+    )
+    with pytest.raises(Error, match=r"load: q.weight_int8 must be int8 with one scale a row"):
+        secateur.to_dense_state_dict(path)
