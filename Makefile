@@ -18,6 +18,7 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 OUT ?= out/demo
 ARGS ?=
+FUZZ_SECONDS ?= 60
 
 py := $(VENV)/bin/python
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -31,7 +32,8 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize neon werror cuda abi other-torch pythons sdist check clean distclean
+.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize tsan fuzz neon werror cuda \
+  abi other-torch pythons sdist check clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -122,6 +124,22 @@ sanitize: $(VENV)/.made-tools ## the same under AddressSanitizer and UndefinedBe
 	cmake -S tests/native -B build/sanitize-$(notdir $(CXX)) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_SANITIZE=address,undefined
 	cmake --build build/sanitize-$(notdir $(CXX))
 	build/sanitize-$(notdir $(CXX))/test_kernels
+
+tsan: $(VENV)/.made-tools ## what threads share, under ThreadSanitizer
+	cmake -S tests/native -B build/tsan-$(notdir $(CXX)) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_SANITIZE=thread
+	cmake --build build/tsan-$(notdir $(CXX))
+	build/tsan-$(notdir $(CXX))/test_races
+
+# Asked of the package that is already here, as above. Atheris has no wheel for every Python.
+$(VENV)/.made-fuzz: $(VENV)/.made-package
+	$(say) "Atheris"
+	@$(py) -m pip install -q 'secateur[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.made-fuzz ## mutated layers, programs and files for FUZZ_SECONDS=60 in all (needs clang)
+	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER=clang++
+	cmake --build build/fuzz
+	PYTHON=$(abspath $(py)) tests/fuzz/run build/fuzz $(FUZZ_SECONDS)
 
 neon: $(VENV)/.made-tools ## the same cross-compiled for AArch64, under qemu-user
 	cmake -S tests/native -B build/neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake

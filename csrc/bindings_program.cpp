@@ -66,9 +66,15 @@ std::optional<Quant> quant_of(const std::optional<Grid>& grid) {
   return Quant{static_cast<float>(grid->first), static_cast<int32_t>(grid->second)};
 }
 
+template <class T>
+std::vector<T> list_of(const py::array_t<T, py::array::c_style>& array, const char* argument) {
+  if (array.ndim() != 1) throw py::value_error(std::string("engine: ") + argument + " must be 1-d");
+  return {array.data(), array.data() + array.size()};
+}
+
 std::vector<uint8_t> bytes(const std::optional<Bytes>& array) {
   if (!array) return {};
-  return {array->data(), array->data() + array->size()};
+  return list_of(*array, "theta");
 }
 
 class PyProgram {
@@ -245,8 +251,8 @@ class PyProgram {
     Op op = make(kind, name, {x}, act);
     op.bytes = weights_of<int8_t>(weight, rank);
     op.quant = quant_of(grid);
-    op.end.bias.assign(bias.data(), bias.data() + bias.size());
-    op.end.multiplier.assign(multiplier.data(), multiplier.data() + multiplier.size());
+    op.end.bias = list_of(bias, "bias");
+    op.end.multiplier = values(multiplier, "multiplier");
     for (int64_t limit : limits)
       if (limit < 0 || limit > 255)
         throw py::value_error("engine: limits must be in [0, 255], got " + std::to_string(limit));

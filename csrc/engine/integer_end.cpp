@@ -1,4 +1,6 @@
 #include <cmath>
+#include <cstdio>
+#include <limits>
 #include <stdexcept>
 
 #include "block_weights.h"
@@ -10,6 +12,15 @@ namespace {
 
 [[noreturn]] void refuse(const Op& op, const std::string& what) {
   throw std::invalid_argument("engine: " + op.name + ": " + what);
+}
+
+constexpr double kWidest = 1 << 30;  // of a number that is to be rounded, see cpu/quads_end.h
+constexpr double kLargest = 1e38;    // the sum of two such numbers is a float32
+
+std::string shown(float x) {  // std::to_string has six decimals
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(x));
+  return text;
 }
 
 void check_count(const Op& op, const char* argument, size_t got, int64_t want) {
@@ -37,10 +48,20 @@ cpu::QuadEnd IntegerEnd::view(const Op& op, int32_t residual_zero_point) const {
 }
 
 void check_quant(const Op& op, const Quant& quant) {
-  if (!(quant.scale > 0) || !std::isfinite(quant.scale))
-    refuse(op, "scale must be finite and > 0, got " + std::to_string(quant.scale));
+  // Below the smallest normal number there is no inverse.
+  if (!(quant.scale >= std::numeric_limits<float>::min()) || !std::isfinite(quant.scale))
+    refuse(op, "scale must be finite and > 0, got " + shown(quant.scale));
   if (quant.zero_point < 0 || quant.zero_point > 255)
     refuse(op, "zero_point must be in [0, 255], got " + std::to_string(quant.zero_point));
+}
+
+void check_ratio(const Op& op, const Quant& x, const Quant& y) {
+  const Window& w = op.window;
+  // A window at the image's edge may have one place, divided by 1; an own divisor divides all of them by less.
+  const double places = static_cast<double>(w.kernel[0]) * static_cast<double>(w.kernel[1]);
+  const double most = op.divisor > 0 ? places / static_cast<double>(op.divisor) : 1.0;
+  if (255.0 * most * (double{x.scale} / double{y.scale}) > kWidest)
+    refuse(op, "the scales of x and output are too far apart, got " + shown(x.scale) + " and " + shown(y.scale));
 }
 
 void check_theta(Op& op, int64_t channels) {
@@ -58,11 +79,12 @@ void check_integer_layer(Op& op, const Value& x) {
   check_count(op, "bias", end.bias.size(), k);
   check_count(op, "multiplier", end.multiplier.size(), k);
   if (end.lo > end.hi) refuse(op, "lo must not be above hi");
-  if (!std::isfinite(end.residual_multiplier)) refuse(op, "residual_multiplier must be finite");
+  if (!std::isfinite(end.residual_multiplier) || 255.0 * std::fabs(end.residual_multiplier) > kLargest)
+    refuse(op, "residual_multiplier must be finite and below 1e35, got " + shown(end.residual_multiplier));
   end.wide = false;
   for (int64_t o = 0; o < k; ++o) {
     if (!std::isfinite(end.multiplier[o]) || end.multiplier[o] < 0)
-      refuse(op, "multiplier must be finite and at least 0, got " + std::to_string(end.multiplier[o]));
+      refuse(op, "multiplier must be finite and at least 0, got " + shown(end.multiplier[o]));
     // Products of signed bytes and bytes, in any order, whatever the input; kernels that take inputs 128 lower stay
     // below this, too.
     double reach = std::fabs(static_cast<double>(end.bias[o]));
@@ -70,6 +92,8 @@ void check_integer_layer(Op& op, const Value& x) {
     if (reach > 2147483647.0)
       refuse(op, "sums must stay below 2^31, those of channel " + std::to_string(o) + " can reach " +
                      std::to_string(reach));
+    if (op.quant && reach * static_cast<double>(end.multiplier[o]) > kLargest)
+      refuse(op, "sums times multiplier must stay below 1e38, got a multiplier of " + shown(end.multiplier[o]));
     end.wide = end.wide || reach * static_cast<double>(end.multiplier[o]) > 1e9;
   }
   const auto padded = static_cast<size_t>(whole_quads(k) * 4);

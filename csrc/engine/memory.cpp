@@ -13,8 +13,18 @@
 namespace secateur::engine {
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;
-constexpr size_t kKept = 16;  // buffers at rest
+// Under AddressSanitizer no pool and no whole pages: it then sees a step past the end.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kExact = true;
+#elif defined(__has_feature)
+constexpr bool kExact = __has_feature(address_sanitizer);
+#else
+constexpr bool kExact = false;
+#endif
+
+constexpr size_t kPage = kExact ? 64 : size_t{2} << 20;
+constexpr int64_t kMostFloats = int64_t{1} << 45;  // beyond any address space; the bytes of more may wrap around
+constexpr size_t kKept = kExact ? 0 : 16;          // buffers at rest
 
 struct Block {
   float* data;
@@ -32,6 +42,7 @@ Pool& pool() {
 }  // namespace
 
 Buffer::Buffer(int64_t floats) {
+  if (floats < 0 || floats > kMostFloats) throw std::bad_alloc();
   const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kPage) / kPage * kPage;
   Pool& p = pool();
   {

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 
 #include "memory.h"
 #include "plan_builder.h"
@@ -15,6 +16,9 @@
 
 namespace secateur::engine {
 namespace {
+
+constexpr int64_t kMostVectors = INT32_MAX / (kLanes * 4);  // of a plane: its bytes are counted in 32 bits
+constexpr int64_t kMostFloats = int64_t{1} << 40;           // of a value: more than there is; sums stay within 63 bits
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -119,6 +123,15 @@ void Plan::place_stores() {
   };
   for (size_t s = 0; s < stores_.size(); ++s)
     stores_[root(static_cast<int>(s))].layout.frame.include(stores_[s].layout.frame);
+  // Readers each ask for a frame that is not too large; together they may.
+  for (const Store& s : stores_) {
+    const Layout& l = s.layout;
+    const __int128 vectors = __int128{l.frame.top + l.blocks.rows + l.frame.bottom} * l.pitch();
+    if (vectors > kMostVectors || vectors * kLanes * s.planes() > kMostFloats)
+      throw std::invalid_argument("engine: plan: " + std::to_string(s.channels) + " channels of " +
+                                  std::to_string(l.height) + "x" + std::to_string(l.width) +
+                                  ", with what padding and dilation need around them, are too large");
+  }
   for (size_t s = 0; s < stores_.size(); ++s) stores_[s].layout.frame = stores_[root(static_cast<int>(s))].layout.frame;
   for (size_t i = 0; i < records_.size(); ++i)
     for (int s : {records_[i].x, records_[i].y, records_[i].other})

@@ -14,6 +14,11 @@ constexpr double kWaste = 1.08;
   throw std::invalid_argument("engine: " + op + ": " + what);
 }
 
+int64_t checked_features(const std::string& op, int64_t features) {
+  if (features > INT32_MAX) refuse(op, "an output must have fewer than 2^31 features, got " + std::to_string(features));
+  return features;
+}
+
 std::string size_of(int64_t h, int64_t w) { return std::to_string(h) + "x" + std::to_string(w); }
 
 // The values are never below 0.
@@ -134,7 +139,8 @@ bool PlanBuilder::try_build() {
     }
     const auto [h, w] = plan_.sizes_[planes++];
     if (h < 1 || w < 1) refuse("input", "an image must have at least one pixel, got " + size_of(h, w));
-    if (h * w > INT32_MAX / kLanes) refuse("input", "an image of " + size_of(h, w) + " is too large");
+    if (h > INT32_MAX || w > INT32_MAX || h * w > INT32_MAX / kLanes)
+      refuse("input", "an image of " + size_of(h, w) + " is too large");
     plan_.shapes_[v] = {values[v].channels, h, w};
     const int s = new_store(v, best_blocks(h, w));
     plan_.records_.push_back({RecordKind::kPack, -1, -1, s, -1, -1, static_cast<int>(i)});
@@ -170,11 +176,14 @@ void PlanBuilder::add_op(int index) {
       plan_.records_.push_back({RecordKind::kOp, index});
       return;
     case OpKind::kGlobalPool:
+      // Sums of bytes in 32 bits.
+      if (values[x].quant && shape[1] * shape[2] > INT32_MAX / 256)
+        refuse(op.name, "an image of " + size_of(shape[1], shape[2]) + " is too large for an average of bytes");
       plan_.features_[op.output] = shape[0];
       plan_.records_.push_back({RecordKind::kOp, index, first_store(x)});
       return;
     case OpKind::kFlatten:
-      plan_.features_[op.output] = shape[0] * shape[1] * shape[2];
+      plan_.features_[op.output] = checked_features(op.name, shape[0] * shape[1] * shape[2]);
       plan_.records_.push_back({RecordKind::kOp, index, first_store(x)});
       return;
     case OpKind::kSelect: {
@@ -287,7 +296,8 @@ void PlanBuilder::add_concat(int index) {
   const auto& values = program_.values();
   if (values[op.output].kind == ValueKind::kRows) {
     plan_.features_[op.output] = 0;
-    for (int v : op.inputs) plan_.features_[op.output] += plan_.features_[v];
+    for (int v : op.inputs)
+      plan_.features_[op.output] = checked_features(op.name, plan_.features_[op.output] + plan_.features_[v]);
     plan_.records_.push_back({RecordKind::kOp, index});
     return;
   }

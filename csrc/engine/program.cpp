@@ -72,16 +72,35 @@ int Program::input(ValueKind kind, int64_t channels) {
   return inputs_.back();
 }
 
-int Program::add(Op op) {
-  if (finished_) refuse(op.name, "the program is finished");
+// What each kind of operation may bring at all; the rest of add() then looks only at what belongs to it.
+void Program::check_form(const Op& op) const {
   if (op.inputs.empty()) refuse(op.name, "needs an input");
   for (int v : op.inputs) check_value(op.name, "x", v, std::nullopt);
+  const bool layer = op.kind == OpKind::kConv || op.kind == OpKind::kLinear;
+  const size_t most = op.kind == OpKind::kConcat                            ? SIZE_MAX
+                      : op.kind == OpKind::kConv || op.kind == OpKind::kMap ? 2
+                                                                            : 1;
+  if (op.inputs.size() > most)
+    refuse(op.name, "takes at most " + std::to_string(most) + " inputs, got " + std::to_string(op.inputs.size()));
+  if (layer != (op.weights || op.bytes) || (op.weights && op.bytes))
+    refuse(op.name, layer ? "needs weights, of one kind" : "takes no weights");
+  if (!layer) return;
+  // Rows of nonzeros are counted in 32 bits, and so are channels.
+  const int64_t k = op.neurons(), n = op.per_neuron(),
+                nonzeros = op.bytes ? op.bytes->nonzeros() : op.weights->nonzeros();
+  if (k < 1 || n < 1) refuse(op.name, "weight must have elements");
+  if (k > INT32_MAX || n > INT32_MAX || nonzeros > UINT32_MAX)
+    refuse(op.name, "weight must have fewer than 2^31 rows and columns, and 2^32 nonzeros");
+  if (op.weights && op.quant) refuse(op.name, "an output of bytes needs a layer of bytes");
+}
+
+int Program::add(Op op) {
+  if (finished_) refuse(op.name, "the program is finished");
+  check_form(op);
   const Value x = values_[op.inputs[0]];
   ValueKind kind = x.kind;
   int64_t channels = x.channels;
   auto want = [&](ValueKind k) { check_value(op.name, "x", op.inputs[0], k); };
-  const bool has_weights = op.weights || op.bytes;
-  if (has_weights && (op.neurons() < 1 || op.per_neuron() < 1)) refuse(op.name, "weight must have elements");
   if (op.quant) check_quant(op, *op.quant);
   std::optional<Quant> quant = op.quant;
   // Bytes and real values are kept apart: what takes the one refuses the other.
@@ -92,14 +111,15 @@ int Program::add(Op op) {
     case OpKind::kConv: {
       want(ValueKind::kPlanes);
       check_window(op.name, op.window);
-      if (!has_weights) refuse(op.name, "needs weights");
       const int64_t taps = op.window.kernel[0] * op.window.kernel[1], k = op.neurons();
       if (op.groups < 1 || x.channels % op.groups != 0 || k % op.groups != 0)
         refuse(op.name, "groups must divide the channels, " + std::to_string(x.channels) + " and " + std::to_string(k) +
                             ", got " + std::to_string(op.groups));
-      if (op.per_neuron() != x.channels / op.groups * taps)
-        refuse(op.name, "weight must have " + std::to_string(x.channels / op.groups * taps) +
-                            " elements an output channel, got " + std::to_string(op.per_neuron()));
+      int64_t per_neuron;
+      if (__builtin_mul_overflow(x.channels / op.groups, taps, &per_neuron)) per_neuron = INT64_MAX;
+      if (op.per_neuron() != per_neuron)
+        refuse(op.name, "weight must have " + std::to_string(per_neuron) + " elements an output channel, got " +
+                            std::to_string(op.per_neuron()));
       if (!op.bias.empty()) check_size(op.name, "bias", op.bias.size(), k);
       channels = k;
       if (op.bytes) check_integer_layer(op, x);
@@ -116,7 +136,6 @@ int Program::add(Op op) {
     }
     case OpKind::kLinear:
       want(ValueKind::kRows);
-      if (!has_weights) refuse(op.name, "needs weights");
       if (x.channels >= 0 && x.channels != op.per_neuron())
         refuse(op.name,
                "weight must have " + std::to_string(x.channels) + " columns, got " + std::to_string(op.per_neuron()));
@@ -135,9 +154,13 @@ int Program::add(Op op) {
           refuse(op.name, "padding must be at most half of the kernel size");
       if (op.kind == OpKind::kMaxPool || !quant) quant = x.quant;
       if (quant && !x.quant) refuse(op.name, "an output of bytes needs an input of bytes");
-      // Sums of bytes, exact in float32.
-      if (x.quant && op.kind == OpKind::kAvgPool && w.kernel[0] * w.kernel[1] > 65536)
-        refuse(op.name, "a window over bytes must have at most 65536 places");
+      if (op.kind == OpKind::kMaxPool) break;
+      if (w.dilation != std::array<int64_t, 2>{1, 1}) refuse(op.name, "an average has no dilation");
+      if (op.divisor < 0) refuse(op.name, "divisor must be at least 0, got " + std::to_string(op.divisor));
+      if (!x.quant) break;
+      // Sums of bytes are exact in float32, and what they become stays within 32 bits.
+      if (w.kernel[0] * w.kernel[1] > 65536) refuse(op.name, "a window over bytes must have at most 65536 places");
+      check_ratio(op, *x.quant, *quant);
       break;
     }
     case OpKind::kGlobalPool:
@@ -157,6 +180,7 @@ int Program::add(Op op) {
     case OpKind::kMap: {
       if (x.kind == ValueKind::kRows)
         for (int v : op.inputs) want_real(v);
+      if (!quant && !op.end.theta.empty()) refuse(op.name, "a theta in bytes is for an output of bytes");
       if (op.inputs.size() > 1 && values_[op.inputs[1]].kind == ValueKind::kRows) want_real(op.inputs[1]);
       if (quant && x.kind == ValueKind::kRows) refuse(op.name, "an output of bytes is for planes");
       if (quant) check_theta(op, channels);
@@ -184,6 +208,7 @@ int Program::add(Op op) {
         if (values_[v].quant != x.quant) refuse(op.name, "xs must all be real values, or bytes of one scale");
         if (x.quant && kind == ValueKind::kRows) refuse(op.name, "rows of bytes cannot be joined");
         channels = channels < 0 || values_[v].channels < 0 ? -1 : channels + values_[v].channels;
+        if (channels > INT32_MAX) refuse(op.name, "an output must have fewer than 2^31 channels");
       }
       break;
     case OpKind::kSelect:
@@ -220,7 +245,7 @@ void Program::output(int value) {
 
 void Program::finish() {
   if (outputs_.empty()) refuse("finish", "a program needs an output");
-  finished_ = true;
+  finished_.store(true, std::memory_order_release);
 }
 
 std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& sizes, double budget,
@@ -231,6 +256,9 @@ std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& s
   if (static_cast<int64_t>(sizes.size()) != images)
     refuse("plan", "sizes must be one for each input of planes, " + std::to_string(images) + ", got " +
                        std::to_string(sizes.size()));
+  if (!example.empty() && example.size() != inputs_.size())
+    refuse("plan", "example must be one image for each input, " + std::to_string(inputs_.size()) + ", got " +
+                       std::to_string(example.size()));
   const std::lock_guard lock(mutex_);
   const int isa = 2 * static_cast<int>(cpu::current_isa()) + cpu::dot_allowed();
   for (size_t i = 0; i < plans_.size(); ++i)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -141,7 +142,7 @@ class SECATEUR_EXPORT Program {
   const std::vector<Op>& ops() const { return ops_; }
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
-  bool finished() const { return finished_; }
+  bool finished() const { return finished_.load(std::memory_order_acquire); }
 
   // The plan for these sizes (height, width) of the planes inputs; made on first use, the last few are kept.
   // budget: seconds for measuring candidates; negative: what an earlier plan chose, or the cost model.
@@ -158,12 +159,13 @@ class SECATEUR_EXPORT Program {
     std::shared_ptr<Plan> plan;
   };
   void check_value(const std::string& op, const char* argument, int value, std::optional<ValueKind> kind) const;
+  void check_form(const Op& op) const;
   int new_value(ValueKind kind, int64_t channels);
 
   std::vector<Value> values_;
   std::vector<Op> ops_;
   std::vector<int> inputs_, outputs_;
-  bool finished_ = false;
+  std::atomic<bool> finished_ = false;  // seen by threads that found the program by its id
   std::mutex mutex_;
   std::vector<Cached> plans_;
   std::map<const Op*, ActiveChoice> active_;  // chosen on an example

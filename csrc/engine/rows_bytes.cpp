@@ -100,8 +100,10 @@ class BlockLinear : public Step {
     row.count = 1;
     row.scale = 1;
     row.activation = end_.activation;
-    for (int64_t i = k.begin; i < k.end; i += kLanes) {
-      const int64_t n = std::min(kLanes, k.end - i);
+    const int64_t width = end_.activation.theta ? 1 : kLanes;  // a theta is one output's
+    for (int64_t i = k.begin; i < k.end; i += width) {
+      const int64_t n = std::min(width, k.end - i);
+      row.channel = i;
       std::fill(std::copy_n(y + i, n, v), v + kLanes, 0.0f);
       kernels_.map_row(row);
       std::copy_n(v, n, y + i);

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "memory.h"
@@ -105,6 +107,14 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
   for (size_t i = 0; i < program.inputs().size(); ++i)
     if (values[program.inputs()[i]].kind == ValueKind::kRows)
       call.rows[program.inputs()[i]] = const_cast<float*>(call.inputs[i]);  // no step writes an input
+  threads = std::max<int64_t>(threads, 1);
+  __int128 all = 0;  // what is needed, judged before it is added up in 64 bits
+  for (size_t v = 0; v < values.size(); ++v)
+    if (values[v].kind == ValueKind::kRows) all += __int128{call.batch} * plan.features(static_cast<int>(v)) + 16;
+  all += __int128{threads} * (__int128{plan.arena_floats()} + plan.scratch_floats(call.batch) + 32);
+  if (all > int64_t{1} << 45)
+    throw std::length_error("engine: a batch of " + std::to_string(call.batch) +
+                            " needs more memory than there can be");
   int64_t floats = 0;
   std::vector<int64_t> at(values.size(), -1);
   for (size_t v = 0; v < values.size(); ++v)
@@ -114,7 +124,6 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
     }
   const int64_t arena = (plan.arena_floats() + 15) / 16 * 16,
                 scratch = (plan.scratch_floats(call.batch) + 15) / 16 * 16;
-  threads = std::max<int64_t>(threads, 1);
   const int64_t arenas = std::clamp<int64_t>(call.batch / threads * threads, 1, threads);
   const Buffer memory(floats + arenas * arena + threads * scratch);
   for (size_t v = 0; v < values.size(); ++v)

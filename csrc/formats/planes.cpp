@@ -1,8 +1,10 @@
 #include "planes.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 
 namespace secateur {
 namespace {
@@ -11,20 +13,49 @@ namespace {
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
 
-struct Tap {
-  int64_t phase, shift;
+// Along one axis: which phases its taps read, in the order of the taps, and how far from the output position. How many
+// and how far is known at once, so that nothing large is built before it has been judged.
+struct Axis {
+  int64_t taps, stride, padding, dilation;
+  int64_t phase_count, before, after;    // before, after: the furthest shifts
+  std::vector<int64_t> phases;           // [phase_count]
+  std::vector<int64_t> phase_of, shift;  // by tap: index into phases, positions
+
+  Axis(int64_t n, const ConvShape& conv, int i)
+      : taps(n), stride(conv.stride[i]), padding(conv.padding[i]), dilation(conv.dilation[i]) {
+    phase_count = std::min(taps, stride / std::gcd(stride, dilation));
+    before = std::max<int64_t>(-floor_div(-padding, stride), 0);
+    after = std::max<int64_t>(floor_div((taps - 1) * dilation - padding, stride), 0);
+  }
+  void build() {
+    std::unordered_map<int64_t, int64_t> known;
+    for (int64_t r = 0; r < taps; ++r) {
+      const int64_t at = r * dilation - padding, phase = floor_mod(at, stride);
+      const auto [place, added] = known.try_emplace(phase, static_cast<int64_t>(phases.size()));
+      if (added) phases.push_back(phase);
+      phase_of.push_back(place->second);
+      shift.push_back(floor_div(at, stride));
+    }
+  }
 };
-// Along one axis: which phase tap r reads, and how far from the output position.
-Tap tap_of(int64_t r, int64_t stride, int64_t padding, int64_t dilation) {
-  const int64_t at = r * dilation - padding;
-  return {floor_mod(at, stride), floor_div(at, stride)};
+
+// Sizes come from whoever calls: sums stay far below 2^63 while each is at most this, products may not.
+constexpr int64_t kLargest = INT32_MAX;
+
+void check_sizes(const std::string& op, const WeightShape& w, const ConvShape& conv, int64_t height, int64_t width) {
+  if (height < 0 || width < 0 || height > kLargest || width > kLargest)
+    throw std::runtime_error(op + ": height and width must be below 2^31, got " + std::to_string(height) + "x" +
+                             std::to_string(width));
+  bool good = conv.groups >= 1 && w.rows >= 1 && w.rows <= kLargest && w.columns >= 1 && w.columns <= kLargest;
+  for (int i = 0; i < 2; ++i)
+    good = good && conv.stride[i] >= 1 && conv.stride[i] <= kLargest && conv.dilation[i] >= 1 &&
+           conv.dilation[i] <= kLargest && conv.padding[i] >= 0 && conv.padding[i] <= kLargest;
+  if (!good)
+    throw std::runtime_error(op + ": kernel size, stride and dilation must be 1 to 2^31 - 1, padding 0 to 2^31 - 1");
 }
 
-// The plane of a phase within its channel; the number of phases where no tap has read it yet.
-int64_t plane_of(const Planes& p, int64_t a, int64_t b) {
-  size_t i = 0;
-  while (i < p.phase_a.size() && (p.phase_a[i] != a || p.phase_b[i] != b)) ++i;
-  return static_cast<int64_t>(i);
+[[noreturn]] void refuse_size(const char* op) {
+  throw std::runtime_error(std::string(op) + ": one image must have fewer than 2^31 padded values in its planes");
 }
 
 TileStores stores_of(const Planes& p, int64_t tile) {
@@ -69,10 +100,11 @@ int64_t tile_vectors(int64_t positions, int max_tile) {
 ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& conv, int64_t height, int64_t width,
                    int max_tile) {
   const WeightShape& w = weight.shape;
+  check_sizes(op, w, conv, height, width);
   Planes p{};
   p.height = height;
   p.width = width;
-  p.channels = w.channels * conv.groups;
+  if (__builtin_mul_overflow(w.channels, conv.groups, &p.channels)) refuse_size(op);
   const int64_t reach_h = (w.rows - 1) * conv.dilation[0] + 1, reach_w = (w.columns - 1) * conv.dilation[1] + 1;
   const int64_t free_h = height + 2 * conv.padding[0] - reach_h, free_w = width + 2 * conv.padding[1] - reach_w;
   if (free_h < 0 || free_w < 0)
@@ -83,36 +115,31 @@ ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& 
   p.out_width = free_w / conv.stride[1] + 1;
 
   // Which phases are read, and how far taps reach beyond the output position.
-  int64_t up = 0, down = 0, left = 0, right = 0;
-  for (int64_t r = 0; r < w.rows; ++r) {
-    const Tap v = tap_of(r, conv.stride[0], conv.padding[0], conv.dilation[0]);
-    up = std::max(up, -v.shift);
-    down = std::max(down, v.shift);
-    for (int64_t s = 0; s < w.columns; ++s) {
-      const Tap h = tap_of(s, conv.stride[1], conv.padding[1], conv.dilation[1]);
-      left = std::max(left, -h.shift);
-      right = std::max(right, h.shift);
-      if (plane_of(p, v.phase, h.phase) == static_cast<int64_t>(p.phase_a.size())) {
-        p.phase_a.push_back(v.phase);
-        p.phase_b.push_back(h.phase);
-      }
-    }
-  }
+  Axis vertical(w.rows, conv, 0), horizontal(w.columns, conv, 1);
+  const int64_t up = vertical.before, down = vertical.after, left = horizontal.before, right = horizontal.after;
+  const __int128 planes = __int128{vertical.phase_count} * horizontal.phase_count * std::max<int64_t>(p.channels, 1);
   const int64_t phase_height = (height + conv.stride[0] - 1) / conv.stride[0];
   const int64_t phase_width = (width + conv.stride[1] - 1) / conv.stride[1];
   p.pitch = std::max(phase_width + left, p.out_width + right);
   p.top = up;
   const int64_t rows = up + std::max(phase_height, p.out_height + down);
+  if (__int128{rows} * p.pitch > INT32_MAX || planes > INT32_MAX) refuse_size(op);
   p.plane = (rows * p.pitch + 15) / 16 * 16;
   // Planes a multiple of 4 KB apart would all fall into the same cache sets.
   if (p.plane % 1024 == 0) p.plane += 16;
   p.lead = (left + 15) / 16 * 16;
   // Tiles are whole: the last one reads and computes up to a tile past the last position.
   const int64_t tile = tile_vectors(p.positions(), max_tile);
-  const __int128 total = __int128{p.planes()} * p.plane + p.lead + tile * 16 + right + 16;
-  if (p.plane > INT32_MAX || total > INT32_MAX)
-    throw std::runtime_error(std::string(op) + ": one image must have fewer than 2^31 padded values in its planes");
-  p.total = static_cast<int64_t>(total);
+  const __int128 total = planes * p.plane + p.lead + tile * 16 + right + 16;
+  if (total > INT32_MAX) refuse_size(op);
+  vertical.build();
+  horizontal.build();
+  for (int64_t phase_a : vertical.phases)
+    for (int64_t phase_b : horizontal.phases) {
+      p.phase_a.push_back(phase_a);
+      p.phase_b.push_back(phase_b);
+    }
+  p.total = p.planes() * p.plane + p.lead + tile * 16 + right + 16;
 
   const int64_t halo = (up + down) * p.pitch + left + right;
   const int64_t per_chunk = channels_per_chunk(p, tile, halo, w.channels);
@@ -123,12 +150,12 @@ ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& 
   out.taps.reserve(weight.value.size());
   const int64_t area = w.rows * w.columns, neurons_per_group = w.neurons / conv.groups;
   const int64_t phases = static_cast<int64_t>(p.phase_a.size());
-  std::vector<int32_t> tap_offset(area);
-  for (int64_t i = 0; i < area; ++i) {
-    const Tap v = tap_of(i / w.columns, conv.stride[0], conv.padding[0], conv.dilation[0]);
-    const Tap h = tap_of(i % w.columns, conv.stride[1], conv.padding[1], conv.dilation[1]);
-    const int64_t plane = plane_of(p, v.phase, h.phase);
-    tap_offset[i] = static_cast<int32_t>(p.lead + plane * p.plane + (p.top + v.shift) * p.pitch + h.shift);
+  std::vector<int32_t> tap_offset(weight.value.empty() ? 0 : area);
+  for (int64_t i = 0; i < static_cast<int64_t>(tap_offset.size()); ++i) {
+    const int64_t r = i / w.columns, s = i % w.columns;
+    const int64_t plane = vertical.phase_of[r] * horizontal.phase_count + horizontal.phase_of[s];
+    tap_offset[i] =
+        static_cast<int32_t>(p.lead + plane * p.plane + (p.top + vertical.shift[r]) * p.pitch + horizontal.shift[s]);
   }
   std::vector<int64_t> next(weight.start.begin(), weight.start.end());
   for (int64_t chunk = 0; chunk < out.chunks; ++chunk) {

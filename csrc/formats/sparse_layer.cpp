@@ -95,13 +95,13 @@ void unlock_layers() {
 
 int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_t* mask, int64_t mask_rows,
                    int64_t mask_bytes, const float* values, int64_t count) {
-  bool good = conv.groups >= 1 && shape.neurons % conv.groups == 0;
+  bool good = conv.groups >= 1 && conv.groups <= INT32_MAX && shape.neurons % conv.groups == 0;
   for (int i = 0; i < 2; ++i)
     for (auto [value, least] : {std::pair{conv.stride[i], 1}, {conv.padding[i], 0}, {conv.dilation[i], 1}})
       good = good && value >= least && value <= INT32_MAX;
   if (!good)
     throw std::runtime_error(
-        "sparse layer: stride and dilation must be >= 1, padding >= 0 (all < 2^31), and groups must divide the "
+        "sparse layer: stride, dilation and groups must be >= 1, padding >= 0 (all < 2^31), and groups must divide the "
         "neurons");
   SparseWeight weight = unpack_weight("sparse layer", shape, mask, mask_rows, mask_bytes, values, count);
   return hold_layer(std::make_shared<const SparseLayer>(std::move(weight), conv));

@@ -13,10 +13,10 @@ namespace {
 SparseIndex unpack_index(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
                          int64_t mask_bytes, int64_t count) {
   int64_t area, per_neuron;
-  if (shape.neurons < 0 || shape.channels < 0 || shape.rows < 1 || shape.columns < 1 ||
+  if (shape.neurons < 0 || shape.neurons > INT32_MAX || shape.channels < 0 || shape.rows < 1 || shape.columns < 1 ||
       __builtin_mul_overflow(shape.rows, shape.columns, &area) ||
       __builtin_mul_overflow(shape.channels, area, &per_neuron) || per_neuron > INT32_MAX)
-    fail(op + ": weight shape must be positive and at most 2^31 - 1 weights a neuron");
+    fail(op + ": weight shape must be positive, with at most 2^31 - 1 neurons of at most 2^31 - 1 weights");
   const int64_t bytes = (per_neuron + 7) / 8;
   if (mask_rows != shape.neurons || mask_bytes != bytes)
     fail(op + ": mask must be [" + std::to_string(shape.neurons) + ", " + std::to_string(bytes) + "], got [" +

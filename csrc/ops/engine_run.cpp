@@ -12,6 +12,7 @@ std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int6
                                 std::vector<double>* step_ms) {
   const auto program = engine::find_program(program_id);
   check(program != nullptr, op, ": program must be the id of a program that is held, got ", program_id);
+  check(program->finished(), op, ": the program is not finished, got ", program_id);
   const auto& ports = program->inputs();
   check(inputs.size() == ports.size(), op, ": takes ", ports.size(), " inputs, got ", inputs.size());
 

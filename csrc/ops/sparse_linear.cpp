@@ -137,9 +137,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   std::vector<int64_t> out_shape(x.sizes().begin(), x.sizes().end());
   out_shape.back() = neurons;
   Tensor y = torch::stable::new_empty(x, {out_shape.data(), out_shape.size()});
-  int64_t count = 1;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) count *= x.size(d);
-  if (count == 0 || neurons == 0) return y;
+  if (y.numel() == 0) return y;
+  const int64_t count = y.numel() / neurons;
 
   const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
   const cpu::Kernels& kernels = cpu::kernels();

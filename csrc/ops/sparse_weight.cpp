@@ -5,6 +5,8 @@ namespace secateur::ops {
 namespace {
 
 SparseIndex index_of(const char* op, const Tensor& mask, const WeightShape& shape, int64_t nonzeros) {
+  // Rows without columns take no memory in a mask; their index would.
+  if (shape.per_neuron() == 0 && nonzeros == 0 && mask.size(0) == shape.neurons && mask.size(1) == 0) return {};
   const Tensor bits = torch::stable::contiguous(mask);
   return unpack_index(op, shape, bits.const_data_ptr<uint8_t>(), bits.size(0), bits.size(1), nonzeros);
 }
@@ -12,6 +14,7 @@ SparseIndex index_of(const char* op, const Tensor& mask, const WeightShape& shap
 // Calls body(nonzero, position in the weight) for every nonzero.
 template <class Body>
 void for_each_nonzero(const SparseIndex& where, const WeightShape& shape, const Body& body) {
+  if (where.index.empty()) return;
   const int64_t columns = shape.per_neuron();
   parallel_for(0, shape.neurons, kGrain / (columns + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k)

@@ -14,7 +14,7 @@ inline void sparse_dot(const SparseDot& layer) {
     float sum[8] = {};
     const SparseTap* tap = layer.taps + layer.start[k];
     const SparseTap* const end = layer.taps + layer.start[k + 1];
-    for (; tap + 8 <= end; tap += 8)
+    for (; end - tap >= 8; tap += 8)
       for (int j = 0; j < 8; ++j) sum[j] = multiply_add(tap[j].weight, layer.x[tap[j].offset], sum[j]);
     for (int j = 0; tap < end; ++tap, ++j) sum[j] = multiply_add(tap->weight, layer.x[tap->offset], sum[j]);
     for (int half = 4; half > 0; half /= 2)

@@ -38,7 +38,7 @@ inline void sum_taps(f32x16 (&sum)[T], const SparseTap* tap, const SparseTap* en
     f32x16 more[sets - 1][T];
     for (auto& set : more)
       for (f32x16& s : set) s = splat(0.0f);
-    for (; tap + sets <= end; tap += sets) {
+    for (; end - tap >= sets; tap += sets) {
       multiply_tap<T>(sum, tap[0], x, scale);
       SECATEUR_UNROLL
       for (int i = 1; i < sets; ++i) multiply_tap<T>(more[i - 1], tap[i], x, scale);

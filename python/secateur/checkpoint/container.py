@@ -167,11 +167,16 @@ def _part(name: str, about: Any, start: int) -> Part:
     if not isinstance(word, str) or word not in DTYPES:
         raise ValueError(f"{name!r:.100} has the unknown dtype {word!r:.40}")
     shape = sizes(about["shape"])
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
+    # Bounded here, for Python prints no integer of thousands of digits.
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and 0 <= n < 2**63 for n in offsets)
+    ):
         raise ValueError(f"{name!r:.100} must have two data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * DTYPES[word].itemsize:
-        raise ValueError(f"{name!r:.100} has a shape of other than its {end - begin:.0f} bytes")
+        raise ValueError(f"{name!r:.100} has a shape of other than its {end - begin} bytes")
     return Part(name, DTYPES[word], shape, start + begin, start + end)
 
 

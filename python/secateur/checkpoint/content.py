@@ -139,7 +139,7 @@ def to_dense_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _real(key: str, integers: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is None or scale.shape != integers.shape[:1] or integers.dtype != torch.int8:
+    if scale is None or not integers.dim() or scale.shape != integers.shape[:1] or integers.dtype != torch.int8:
         got = "none" if scale is None else str(list(scale.shape))
         raise Error(f"load: {key} must be int8 with one scale a row, got {integers.dtype} and {got}")
     return integers.to(torch.float32) * scale.reshape(-1, *[1] * (integers.dim() - 1))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import Error
+from .description import FLOATS, INTEGERS
 
 
 def _scale(value: Tensor) -> bool:
-    return value.is_floating_point() and bool((torch.isfinite(value) & (value > 0)).all())
+    return value.dtype in FLOATS and bool((torch.isfinite(value) & (value > 0)).all())
 
 
 def _zero_point(value: Tensor) -> bool:
@@ -22,7 +23,7 @@ def _zero_point(value: Tensor) -> bool:
 
 
 def _theta(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool((torch.isfinite(value) & (value >= 0)).all())
+    return value.dtype in (*FLOATS, *INTEGERS) and bool((torch.isfinite(value) & (value >= 0)).all())
 
 
 Rule = tuple[Callable[[Tensor], bool], str]
