@@ -72,7 +72,7 @@ set_target_properties(secateur_cuda_kernels PROPERTIES
 # library exports anything for the other.
 file(GLOB front_sources CONFIGURE_DEPENDS csrc/cuda/ops/*.cpp)
 add_library(secateur_cuda SHARED ${front_sources} csrc/cuda/device/stream.cpp csrc/ops/common.cpp
-            csrc/ops/transpose_bits.cpp $<TARGET_OBJECTS:secateur_cuda_kernels>)
+            csrc/ops/threads.cpp csrc/ops/transpose_bits.cpp $<TARGET_OBJECTS:secateur_cuda_kernels>)
 target_include_directories(secateur_cuda PRIVATE csrc/cuda/device)
 target_compile_definitions(secateur_cuda PRIVATE USE_CUDA)
 target_link_libraries(secateur_cuda PRIVATE torch_stable CUDA::cudart_static ${CMAKE_DL_LIBS})

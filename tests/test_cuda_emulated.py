@@ -67,7 +67,7 @@ def test_a_misspelt_group_is_no_success(program: Path) -> None:
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Target:
     """The fronts of csrc/cuda/ops over emulated kernels, as operators on CPU tensors: torch.ops.secateur_emulated."""
     package = Path(torch.__file__).parent
-    shared = [ROOT / "csrc" / "ops" / name for name in ("common.cpp", "transpose_bits.cpp")]
+    shared = [ROOT / "csrc" / "ops" / name for name in ("common.cpp", "threads.cpp", "transpose_bits.cpp")]
     sources = [*KERNELS, *sorted((CUDA / "ops").glob("*.cpp")), *shared]
     flags = ["-O1", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += ["-isystem", str(package / "include")]
