@@ -62,7 +62,7 @@ TOO_LARGE = "sparse_conv2d: one image must have fewer than 2\\^31 padded values"
             TOO_LARGE,
         ),
         (
-            lambda: conv(torch.zeros(1, 1, 1, 1), kernel=[MOST, MOST], padding=[MOST, MOST]),
+            lambda: conv(torch.zeros(1, 1, 1, 1), kernel=[MOST, MOST], padding=[2**30 - 1, 2**30 - 1]),
             "sparse_conv2d: weight shape must be positive",
         ),
         (
@@ -95,6 +95,34 @@ def test_a_stride_as_far_as_integers_reach() -> None:
     assert y.shape == (1, 1, 3, 3)
     assert float(y.sum()) == 3
     assert float(y[0, 0, 1, 1]) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_every_dtype_has_the_same_errors(dtype: torch.dtype) -> None:
+    """All but float32 run on torch's own layers, whose complaints are no Error."""
+    mask, values = torch.tensor([[255, 1]], dtype=BYTE), torch.ones(9, dtype=dtype)
+    x = torch.zeros(1, 1, 2, 2, dtype=dtype)
+
+    def call(x: Tensor, bias: Any = None, **geometry: Any) -> None:
+        ops.sparse_conv2d(x, mask, values, bias, [3, 3], [1, 1], geometry.get("padding", [0, 0]), [1, 1], 1)
+
+    with pytest.raises(
+        Error, match="sparse_conv2d: kernel must fit the padded image, got kernel reach 3x3 on image 2x"
+    ):
+        call(x)
+    with pytest.raises(Error, match=TOO_LARGE):
+        call(x, padding=[MOST, MOST])
+    with pytest.raises(Error, match="sparse_conv2d: height and width must be below"):
+        call(torch.empty(0, 1, 2**62, 1, dtype=dtype))
+    for bias, message in (
+        (torch.zeros(2, dtype=dtype), r"bias must be a contiguous \[1\], got \[2\]"),
+        (torch.zeros(1, dtype=torch.int32), "bias must be .*, got int32"),
+        (torch.zeros(1, 1, dtype=dtype), r"bias must be a contiguous \[1\], got \[1, 1\]"),
+    ):
+        with pytest.raises(Error, match=f"sparse_conv2d: {message}"):
+            call(x, bias, padding=[1, 1])
+        with pytest.raises(Error, match=f"sparse_linear: {message}"):
+            ops.sparse_linear(torch.zeros(1, 9, dtype=dtype), mask, values, bias)
 
 
 WEIGHT, MASK, VALUES = torch.ones(2, 3), torch.full((2, 1), 7, dtype=BYTE), torch.ones(6)

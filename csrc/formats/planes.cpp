@@ -97,22 +97,30 @@ int64_t tile_vectors(int64_t positions, int max_tile) {
   return tiles ? (vectors + tiles - 1) / tiles : 1;
 }
 
-ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& conv, int64_t height, int64_t width,
-                   int max_tile) {
-  const WeightShape& w = weight.shape;
+std::array<int64_t, 2> output_size(const char* op, const WeightShape& w, const ConvShape& conv, int64_t height,
+                                   int64_t width) {
   check_sizes(op, w, conv, height, width);
-  Planes p{};
-  p.height = height;
-  p.width = width;
-  if (__builtin_mul_overflow(w.channels, conv.groups, &p.channels)) refuse_size(op);
   const int64_t reach_h = (w.rows - 1) * conv.dilation[0] + 1, reach_w = (w.columns - 1) * conv.dilation[1] + 1;
   const int64_t free_h = height + 2 * conv.padding[0] - reach_h, free_w = width + 2 * conv.padding[1] - reach_w;
   if (free_h < 0 || free_w < 0)
     throw std::runtime_error(std::string(op) + ": kernel must fit the padded image, got kernel reach " +
                              std::to_string(reach_h) + "x" + std::to_string(reach_w) + " on image " +
                              std::to_string(height) + "x" + std::to_string(width));
-  p.out_height = free_h / conv.stride[0] + 1;
-  p.out_width = free_w / conv.stride[1] + 1;
+  const int64_t out_height = free_h / conv.stride[0] + 1, out_width = free_w / conv.stride[1] + 1;
+  if (__int128{out_height} * out_width > INT32_MAX) refuse_size(op);
+  return {out_height, out_width};
+}
+
+ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& conv, int64_t height, int64_t width,
+                   int max_tile) {
+  const WeightShape& w = weight.shape;
+  const auto output = output_size(op, w, conv, height, width);
+  Planes p{};
+  p.height = height;
+  p.width = width;
+  if (__builtin_mul_overflow(w.channels, conv.groups, &p.channels)) refuse_size(op);
+  p.out_height = output[0];
+  p.out_width = output[1];
 
   // Which phases are read, and how far taps reach beyond the output position.
   Axis vertical(w.rows, conv, 0), horizontal(w.columns, conv, 1);

@@ -11,6 +11,7 @@
 //   . . . . . . . .  bottom
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -62,6 +63,11 @@ struct ConvPlan {
   TapStream stream;
   TileStores stores;
 };
+
+// Throws std::runtime_error (message beginning with `op`) where sizes are beyond 2^31 or the kernel does not fit the
+// padded image; otherwise OH and OW, whose product is below 2^31.
+std::array<int64_t, 2> output_size(const char* op, const WeightShape& weight, const ConvShape& conv, int64_t height,
+                                   int64_t width);
 
 // Throws std::runtime_error (message beginning with `op`) where the output would be empty of meaning (kernel larger
 // than the padded image) or the image larger than 32-bit offsets reach.

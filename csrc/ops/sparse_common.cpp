@@ -40,11 +40,17 @@ std::shared_ptr<const SparseLayer> layer_of(const char* op, int64_t plan, const 
   return std::make_shared<const SparseLayer>(std::move(weight), conv);
 }
 
-const float* bias_data(const char* op, const std::optional<Tensor>& bias, int64_t neurons) {
-  if (!bias) return nullptr;
-  check_float_cpu(op, "bias", *bias);
+void check_bias(const char* op, const std::optional<Tensor>& bias, int64_t neurons, ScalarType dtype) {
+  if (!bias) return;
+  check(bias->is_cpu(), op, ": bias must be on the CPU");
+  check(bias->scalar_type() == dtype, op, ": bias must be ", name(dtype), ", got ", name(bias->scalar_type()));
   check(bias->dim() == 1 && bias->size(0) == neurons && bias->is_contiguous(), op, ": bias must be a contiguous [",
         neurons, "], got ", show(bias->sizes()));
+}
+
+const float* bias_data(const char* op, const std::optional<Tensor>& bias, int64_t neurons) {
+  check_bias(op, bias, neurons, ScalarType::Float);
+  if (!bias) return nullptr;
   return bias->const_data_ptr<float>();
 }
 

@@ -23,6 +23,8 @@ void check_packed(const char* op, const Tensor& mask, const Tensor& values);
 std::shared_ptr<const SparseLayer> layer_of(const char* op, int64_t plan, const Tensor& mask, const Tensor& values,
                                             const WeightShape& shape, const ConvShape& conv);
 
+// bias, if there is one, is [K] of this dtype on the CPU.
+void check_bias(const char* op, const std::optional<Tensor>& bias, int64_t neurons, ScalarType dtype);
 // Contiguous bias [K] or null.
 const float* bias_data(const char* op, const std::optional<Tensor>& bias, int64_t neurons);
 

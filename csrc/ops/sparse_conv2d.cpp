@@ -176,6 +176,8 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& mask, const Tensor& values, 
   const WeightShape shape{neurons, channels / groups, kernel_size[0], kernel_size[1]};
   check(x.scalar_type() == values.scalar_type(), op, ": values must have the dtype of x, ", name(x.scalar_type()),
         ", got ", name(values.scalar_type()));
+  check_bias(op, bias, neurons, x.scalar_type());
+  output_size(op, shape, conv, x.size(2), x.size(3));  // for every dtype the same errors
   if (x.scalar_type() != ScalarType::Float)
     return conv2d_dense(x, mask, values, bias, shape, stride, padding, dilation, groups);
   const auto layer = layer_of(op, plan, mask, values, shape, conv);

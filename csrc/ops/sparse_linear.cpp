@@ -130,6 +130,7 @@ Tensor sparse_linear(const Tensor& x, const Tensor& mask, const Tensor& values, 
   const int64_t inputs = x.size(x.dim() - 1), neurons = mask.size(0);
   check(x.scalar_type() == values.scalar_type(), op, ": values must have the dtype of x, ", name(x.scalar_type()),
         ", got ", name(values.scalar_type()));
+  check_bias(op, bias, neurons, x.scalar_type());
   if (x.scalar_type() != ScalarType::Float) return linear_dense(x, mask, values, bias);
   const auto layer = layer_of(op, plan, mask, values, {neurons, inputs}, {});
   const float* bias_of = bias_data(op, bias, neurons);

@@ -65,6 +65,7 @@ void test_network(const Network& network, Random& random) {
     bodies.emplace_back([&, threads] {
       for (int i = 0; i < 4; ++i) {
         const auto program = engine::find_program(id);
+        if (engine::find_program(INT64_MAX)) fail("engine_program: an id that was never given is found");
         if (!same_values(run_network(*program, x, kBatch, kSize, threads), expected))
           fail(std::string("engine_program: ") + network.name + ": calls at once give another result than one alone");
       }
