@@ -48,7 +48,7 @@ def quantized(thin: nn.Module, k: float, digits: Digits, judge: Split, x: Tensor
     total = cast("dict[str, Any]", cast(Report, q.report).total)
     report = {
         "calibration": cast(Report, q.report).calibration,  # type: ignore[attr-defined]
-        "layers": total["form"],
+        "layers": total["form"].removeprefix("int8: "),
         "weight_sparsity": total["sparsity"],
         "blocks": total["blocks"],
         "fill": total["fill"],
