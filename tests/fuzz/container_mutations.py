@@ -63,11 +63,12 @@ def written(header: Header, pieces: Pieces) -> bytes:
 
 def numel(about: Any) -> int | None:
     """The bytes that a header entry asks for, where there can be so many."""
-    try:
-        size = math.prod(about["shape"]) * SIZES[about["dtype"]]
-    except (TypeError, KeyError, OverflowError):
+    shape, dtype = about.get("shape"), about.get("dtype")
+    # Integers alone: 2**62 times a list would be a list of so many.
+    if not isinstance(shape, list) or not all(type(n) is int for n in shape) or dtype not in [*SIZES]:
         return None
-    return size if isinstance(size, int) and 0 <= size <= 1 << 14 else None
+    size = math.prod(shape) * SIZES[dtype]
+    return size if 0 <= size <= 1 << 14 else None
 
 
 def settled(header: Header, pieces: Pieces) -> None:
