@@ -22,6 +22,7 @@ import secateur
 import torch
 import torch.multiprocessing as mp
 from secateur import MeanStd, _fork, timing
+from secateur._signals import held_signals
 from secateur.nn import SparseLinear
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -398,10 +399,12 @@ def test_an_interrupt_at_any_line(function: str) -> None:
         torch.testing.assert_close(run().eval()(X[:1]), model.eval()(X[:1]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one in a weakref's callback is lost
 @pytest.mark.usefixtures("_one_thread", "engine_wins")
 def test_an_interrupt_by_the_clock() -> None:
     """Wherever a signal comes, in torch's own code too."""
     model = train_flags(Odd())
+    FUNCTIONS["compile"](model)  # imports what is imported late: a file left open there is Python's own
     before, module_call = snapshot(model), nn.Module.__call__
 
     def ring(*_: Any) -> None:
@@ -419,11 +422,43 @@ def test_an_interrupt_by_the_clock() -> None:
                 hits += 1
             assert snapshot(model) == before
             assert nn.Module.__call__ is module_call
+            assert getattr(torch.fx._symbolic_trace, "CURRENT_PATCHER", None) is None
+            assert signal.getsignal(signal.SIGALRM) is ring
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
     assert hits >= 5
     FUNCTIONS["compile"](model)
+
+
+def test_signals_are_held_while_fx_patches_modules() -> None:
+    """One is held until the block is left; a second one is not, so that a block without an end can be left."""
+    seen = []
+    old = signal.signal(signal.SIGUSR1, lambda *_: seen.append("handler"))
+    handler = signal.getsignal(signal.SIGUSR1)
+    try:
+        with held_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            seen.append("block")
+        assert seen == ["block", "handler"]
+        assert signal.getsignal(signal.SIGUSR1) is handler
+        with held_signals():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
+            seen.append("end")
+        assert seen == ["block", "handler", "handler", "end", "handler"]
+
+        def interrupted_block() -> None:
+            with held_signals():
+                signal.raise_signal(signal.SIGINT)
+                seen.append("whole")
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_block()
+        assert seen[-1] == "whole"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGUSR1, old)
 
 
 @pytest.mark.usefixtures("_one_thread")

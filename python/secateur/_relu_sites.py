@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from ._signals import held_signals
 from .calibration import Calibrator
 from .masks import masked_parameters
 from .nn.threshold_relu import ThresholdReLU
@@ -146,7 +147,8 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
     was_training = module.training
     try:
         for module.training in (True, False):
-            graphs.append(_OwnForward().trace(module, concrete_args=dict(absent) or None))
+            with held_signals():
+                graphs.append(_OwnForward().trace(module, concrete_args=dict(absent) or None))
     finally:
         module.training = was_training
     training, evaluating = graphs

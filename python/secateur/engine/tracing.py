@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
+from .._signals import held_signals
 from ..conversion import _pruners
 from ..nn import (
     MaskedConv2d,
@@ -147,14 +148,8 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     fixed = absent_arguments(module, args)
     before = set(vars(module))
     try:
-        with _lock:
-            methods = nn.Module.__call__, nn.Module.__getattr__
-            try:
-                graph = _trace(module, opaque, fixed)
-            finally:
-                # A KeyboardInterrupt amid fx's own restoring would leave every module of the process broken.
-                if (nn.Module.__call__, nn.Module.__getattr__) != methods:
-                    nn.Module.__call__, nn.Module.__getattr__ = methods  # type: ignore[method-assign]
+        with _lock, held_signals():
+            graph = _trace(module, opaque, fixed)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller sees to that
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 _drop_asserts(graph, node)
