@@ -1,38 +1,57 @@
-"""Work that must not be cut in two: torch.fx patches ``nn.Module`` while it traces, and an exception amid its undoing
-leaves every module of the process broken."""
+"""Work that Ctrl-C must not cut in two, and torch's gradient mode after work that it may."""
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def keeps_grad_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """Gradients are on afterwards if they were before: an interrupt amid ``torch.no_grad``'s exit leaves them off."""
+
+    @functools.wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        enabled = torch.is_grad_enabled()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_grad_enabled(enabled)
+
+    return kept
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
+def held_signals(*, repeated: bool = False) -> Iterator[None]:
     """Holds what Python's signal handlers would raise (Ctrl-C's KeyboardInterrupt) until the block is left.
 
-    A second signal of a kind runs its handler at once, so that a block that never ends can be left nevertheless.
-    Handlers run in the main thread alone: in any other nothing is held.
+    A second signal of a kind runs its handler at once, so that a block that never ends can be left nevertheless; with
+    ``repeated`` it is held too. Handlers run in the main thread alone: in any other nothing is held.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():
             for number in signal.valid_signals():
                 handler = signal.getsignal(number)
                 if callable(handler):
-                    stack.enter_context(_held(number, handler))
+                    stack.enter_context(_held(number, handler, repeated))
         yield
 
 
 @contextmanager
-def _held(number: int, handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def _held(number: int, handler: Callable[[int, FrameType | None], Any], repeated: bool) -> Iterator[None]:
     came: list[FrameType | None] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if came:
+        if came and not repeated:
             handler(number, frame)
         came.append(frame)
 

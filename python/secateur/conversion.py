@@ -15,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from . import timing
 from ._errors import Error
+from ._signals import keeps_grad_mode
 from .nn.masked import MaskedConv2d, MaskedLinear
 from .nn.quantized import QuantizedConv2d, QuantizedLinear
 from .nn.sparse import SparseConv2d, SparseLinear, Trial
@@ -49,6 +50,7 @@ _ROUNDS = 9
 _BUDGET_S = 1.0
 
 
+@keeps_grad_mode
 def convert(model: M, example_input: Any = None) -> M:
     """A copy of ``model`` whose Conv2d and Linear layers skip their zeros, for running it.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import masks
 from .._errors import Error
+from .._signals import held_signals
 from ..engine.compiled import CompiledModel
 from ..masks import Theta, buffer_name
 from ..nn.sparse import SparseConv2d, SparseLinear
@@ -98,7 +96,7 @@ class Filling:
 
     def commit(self) -> None:
         """Write everything. Ctrl-C waits until it is done."""
-        with _uninterrupted(), torch.no_grad():
+        with held_signals(repeated=True), torch.no_grad():
             for key in self.target:
                 place = self._places.get(key)
                 if place is not None and (id(place[0]), place[1]) in self._new:
@@ -176,7 +174,7 @@ class Filling:
                 )
             if value.is_inference() and not torch.is_inference_mode_enabled():
                 raise Error(f"{caller}: {key} must not be an inference tensor, which nobody may write")
-            if any(stride == 0 and n > 1 for stride, n in zip(value.stride(), value.shape, strict=True)):
+            if value.numel() and any(s == 0 and n > 1 for s, n in zip(value.stride(), value.shape, strict=True)):
                 raise Error(f"{caller}: {key} must be a tensor of its own to be filled, but it is an expanded view")
 
     def _may_resize(self, key: str, value: Tensor, tensor: Incoming) -> bool:
@@ -199,28 +197,6 @@ def _replace(module: nn.Module, name: str, new: Tensor) -> Tensor:
     else:
         module._buffers[name] = new
     return new
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done (other threads are not interrupted by it anyway)."""
-    old = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or old is None:
-        yield
-        return
-    came = False
-
-    def later(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-
-    signal.signal(signal.SIGINT, later)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, old)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _few(names: list[str]) -> str:

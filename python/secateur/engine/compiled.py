@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from .. import _fork, masks
 from .._errors import Error
+from .._signals import keeps_grad_mode
 from ..conversion import _pruners
 from ..nn import QuantizedConv2d, QuantizedLinear
 from ..nn.sparse import _version
@@ -34,6 +35,7 @@ BUDGET_S = 40.0
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
+@keeps_grad_mode
 def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -> CompiledModel:
     """A copy of ``model`` for running it: the whole graph fused, laid out once, in the fastest form measured here.
 
@@ -78,7 +80,7 @@ def _integers(model: nn.Module) -> nn.Module:
     try:
         return from_pt2e(model)
     except Error as reason:
-        warnings.warn(f"compile: {reason}; the model runs in torch's operators", UserWarning, stacklevel=3)
+        warnings.warn(f"compile: {reason}; the model runs in torch's operators", UserWarning, stacklevel=4)
         return model
 
 
@@ -223,6 +225,7 @@ class CompiledModel(nn.Module):
 
     # ---- weights ----
 
+    @keeps_grad_mode
     def refresh(self: C, model: nn.Module | None = None) -> C:
         """Take the weights that ``model`` has now; without it, those of this module, written in place.
 
