@@ -536,3 +536,15 @@ def test_biases_take_back_what_rounding_shifts() -> None:
         means = [(net(x) - layers(x)).mean((0, 2, 3)).abs().max() for net in (q, plain)]
         assert decibels(layers(x), q(x)) > decibels(layers(x), plain(x))
     assert means[0] < means[1] / 3
+
+
+def test_its_zeros_are_counted() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    secateur.prune(model, secateur.Magnitude(0.9), pattern="1x4")
+    q = secateur.quantize(model, [torch.randn(4, 4, 8, 8)], progress=False)
+    report = secateur.sparsity(q)
+    layers = [m for m in q.modules() if isinstance(m, INT8)]
+    assert [row["zeros"] for row in report] == [int((m.weight_int8 == 0).sum()) for m in layers]
+    assert [row["bytes_dense"] for row in report] == [m.weight_int8.numel() for m in layers]
+    assert 0.89 < report.sparsity < 0.92
+    assert report["0"]["kind"] == "QuantizedConv2d"

@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer
 from . import masks, ops, patterns, selection
 from ._errors import Error
 from .criteria import Criterion, Decision, Field, Magnitude, MeanStd, Random, decide
+from .nn.quantized import QuantizedConv2d, QuantizedLinear
 from .optimizer_hooks import clear_state
 from .patterns import Pattern
 from .reference import rows_and_columns
@@ -102,7 +103,8 @@ def sparsity(model: nn.Module) -> Report:
     """Count the zeros of a model's weights, whoever put them there.
 
     Returns:
-        A report like :func:`prune`'s, one row a weight (embeddings too). theta is known where ``prune`` set it.
+        A report like :func:`prune`'s, one row a weight (embeddings too). theta is known where ``prune`` set it. The
+        bytes of quantized layers count as they are: zeros are bytes of 0, one byte a weight.
     """
     rows = []
     notes = []
@@ -113,6 +115,9 @@ def sparsity(model: nn.Module) -> Report:
         rows.append(_row(weight))
         if weight.aliases:
             notes.append(f"{weight.label} is also {', '.join(w.label for w in weight.aliases)} (counted once)")
+    for name, module in selection.unwrapped(model).named_modules():
+        if isinstance(module, QuantizedConv2d | QuantizedLinear):
+            rows.append(_counted(name or "weight_int8", module, module.weight_int8))
     return Report("zeros", WEIGHT_COLUMNS, rows, notes, _total(rows))
 
 
@@ -292,27 +297,32 @@ def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
 
 
 def _row(weight: Weight, task: Task | None = None) -> dict[str, Any]:
-    value = weight.value
-    zeros = int((value == 0).sum()) if task is None else task.zeros
+    row = _counted(weight.label, weight.module, weight.value, None if task is None else task.zeros)
     known = masks.masked_parameters(weight.module).get(weight.parameter)
-    theta = known if known is not None else (None, None, None)
+    if known is not None:
+        row |= {"theta_min": known[0], "theta_mean": known[1], "theta_max": known[2]}
+    if task is not None:
+        pruned = row["zeros"] - task.gone
+        row |= {"pruned": pruned, "k": task.k, "criterion": repr(task.rule), "pattern": str(task.pattern)}
+    return row
+
+
+def _counted(label: str, module: nn.Module, value: Tensor, zeros: int | None = None) -> dict[str, Any]:
     count = value.numel()
-    row: dict[str, Any] = {
-        "layer": weight.label,
-        "kind": type(weight.module).__name__,
+    zeros = count - int(torch.count_nonzero(value)) if zeros is None else zeros
+    return {
+        "layer": label,
+        "kind": type(module).__name__,
         "shape": tuple(value.shape),
         "weights": count,
         "zeros": zeros,
         "sparsity": zeros / count if count else 0.0,
-        "theta_min": theta[0],
-        "theta_mean": theta[1],
-        "theta_max": theta[2],
+        "theta_min": None,
+        "theta_mean": None,
+        "theta_max": None,
         "bytes_dense": count * value.element_size(),
         "bytes_packed": packed_bytes(value.shape, count - zeros, value.element_size()),
     }
-    if task is not None:
-        row |= {"pruned": zeros - task.gone, "k": task.k, "criterion": repr(task.rule), "pattern": str(task.pattern)}
-    return row
 
 
 def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

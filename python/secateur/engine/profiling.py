@@ -142,7 +142,8 @@ def _segment_rows(
             if made["kind"] in ("frame", "nonzeros"):  # a convolution's end and beginning, where threads share it
                 continue
             row = _row(made["name"], made["kind"], segment=label)
-            row.update({key: made[key] for key in ("shape", "zeros", "kernel", "ms", "dense_ms", "roofline", "why")})
+            row.update({key: made[key] for key in ("shape", "zeros", "kernel", "why")})
+            row.update({key: made[key] or None for key in ("ms", "dense_ms", "roofline")})  # 0: it was not timed
             row["tile"] = _text(made.get("tile"))
             known = made.get("input_zeros", -1.0)
             row["input_zeros"] = known if known >= 0 else None

@@ -30,6 +30,13 @@ class _QATLayer(nn.Module):
     input_zero_point: Tensor
     weight_share: Tensor
 
+    def __init__(
+        self, *args: Any, input_scale: Any = 1.0, input_zero_point: Any = 0, weight_share: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*args, **kwargs)
+        self._hold(input_scale, input_zero_point, weight_share)
+
     def _hold(self, input_scale: Any, input_zero_point: Any, weight_share: Tensor | None) -> None:
         where = type(self).__name__
         share = torch.ones(self.weight.shape[:1]) if weight_share is None else weight_share
@@ -77,13 +84,6 @@ class QATConv2d(_QATLayer, nn.Conv2d):
         weight_share: ``[K]``, > 0: how much of a channel's largest weight the byte 127 stands for; None: all.
     """
 
-    def __init__(
-        self, *args: Any, input_scale: Any = 1.0, input_zero_point: Any = 0, weight_share: Tensor | None = None,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(*args, **kwargs)
-        self._hold(input_scale, input_zero_point, weight_share)
-
     def forward(self, input: Tensor) -> Tensor:
         return cast(Tensor, self._conv_forward(self._rounded(input), self.rounded_weight(), self.bias))
 
@@ -99,13 +99,6 @@ class QATConv2d(_QATLayer, nn.Conv2d):
 
 class QATLinear(_QATLayer, nn.Linear):
     """``nn.Linear`` whose forward rounds its weights and inputs; see :class:`QATConv2d`."""
-
-    def __init__(
-        self, *args: Any, input_scale: Any = 1.0, input_zero_point: Any = 0, weight_share: Tensor | None = None,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(*args, **kwargs)
-        self._hold(input_scale, input_zero_point, weight_share)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self._rounded(input), self.rounded_weight(), self.bias)
