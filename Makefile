@@ -21,6 +21,8 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 
 py := $(VENV)/bin/python
+# Test files side by side, in as many processes as there are cores, four at most. Their threads must not spin for one another.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n auto --maxprocesses 4 --dist loadfile
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 say = @printf '\n==> %s\n'
 
@@ -77,7 +79,7 @@ demo: setup ## prune the tutorial's CNN on real digits and run it faster (ARGS="
 	$(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
 
 test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
-	$(py) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: setup ## the operators and layers against their peers, side by side
 	$(py) -m pytest benchmarks $(ARGS)
@@ -113,7 +115,7 @@ werror: $(VENV)/.made-tools ## the library with warnings as errors (CXX=clang++ 
 
 cuda: $(VENV)/.made-tools ## compile the CUDA library for sm_80, sm_90 and PTX (needs nvcc, no GPU)
 	cmake -S . -B build/cuda $(cmake_package) -DSECATEUR_CUDA=ON
-	cmake --build build/cuda
+	cmake --build build/cuda --target secateur_cuda
 
 native-test: $(VENV)/.made-tools ## the kernels without torch, every instruction set of this CPU
 	cmake -S tests/native -B build/native-$(notdir $(CXX)) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX)
