@@ -34,7 +34,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize tsan fuzz neon werror cuda \
+.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize tsan fuzz emulated neon werror cuda \
   abi other-torch pythons sdist check clean distclean
 
 help: ## this list
@@ -142,6 +142,11 @@ fuzz: $(VENV)/.made-fuzz ## mutated layers, programs and files for FUZZ_SECONDS=
 	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER=clang++
 	cmake --build build/fuzz
 	PYTHON=$(abspath $(py)) tests/fuzz/run build/fuzz $(FUZZ_SECONDS)
+
+emulated: $(VENV)/.made-tools ## the same with AVX-512 and VNNI emulated, for CPUs without (needs SIMDe)
+	cmake -S tests/native -B build/emulated -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_EMULATE=ON
+	cmake --build build/emulated
+	build/emulated/test_kernels
 
 neon: $(VENV)/.made-tools ## the same cross-compiled for AArch64, under qemu-user
 	cmake -S tests/native -B build/neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake

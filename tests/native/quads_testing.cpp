@@ -25,7 +25,9 @@ void for_each_quad_table(void (*test)(const QuadKernels& kernels)) {
   cpu::allow_dot(true);
 #if defined(__x86_64__)
   if (isa != cpu::Isa::kAvx2) return;
-  if (cpu::dot_available(cpu::Isa::kAvx512)) test(cpu::quads_avx2_vnni_encoded_otherwise);
+  // Asked of the CPU itself: the dispatcher may speak for emulated instructions.
+  if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+    test(cpu::quads_avx2_vnni_encoded_otherwise);
   else std::printf("%-8s products of four bytes, in AVX-512's encoding: not on this CPU\n", cpu::isa_name(isa));
 #endif
 }
