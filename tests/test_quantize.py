@@ -479,7 +479,7 @@ def test_errors() -> None:
     model, x = mlp(), torch.randn(4, 20)
     refuse("quantize: model must be a torch.nn.Module, got int", 3, [x])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch of TorchScript
+        warnings.simplefilter("ignore")  # torch of TorchScript: each version in a class of its own
         scripted = torch.jit.script(model)
     refuse("quantize: model must be the module itself, got what TorchScript made of it", scripted, [x])
     refuse("model must be initialized, but 0.weight is not: run it once on real", nn.Sequential(nn.LazyLinear(3)), [x])

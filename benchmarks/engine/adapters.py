@@ -161,7 +161,10 @@ class CompiledInt8(Compiled):
         begin = time.perf_counter()
         quantized = self.secateur.quantize(model, [self.torch.from_numpy(self.calibration)])
         self.settings["quantize_s"] = time.perf_counter() - begin
-        return super().form(quantized, x)
+        fast = super().form(quantized, x)
+        with self.torch.no_grad():  # the same integers, by torch's own operators
+            self.settings["equals_torch"] = bool(self.torch.equal(fast(x[:1]), quantized(x[:1])))
+        return fast
 
 
 class OnnxRuntime(Adapter):

@@ -238,6 +238,12 @@ def _swap_dropout(module: nn.Module, node: fx.Node) -> None:
 class RewrittenModule(fx.GraphModule):
     """A GraphModule that keeps, through copies and pickles, its class name and what its graph doesn't mention."""
 
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        for node in graph.nodes:
+            if isinstance(node.type, str):  # "from __future__ import annotations": torch 2.13 can't pickle such a graph
+                node.type = None
+        super().__init__(root, graph, class_name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         result = super().__deepcopy__(memo)
         assert isinstance(result, RewrittenModule)
