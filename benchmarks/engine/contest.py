@@ -30,8 +30,6 @@ TOLERANCE = 30.0
 #: int8 is judged by its ratio of signal to noise: what is right has 16 dB or more, permuted channels in one layer leave
 #: 14 or less, the output of another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`).
 LEAST_SQNR_DB = 15.0
-#: Where the engine's output is bit for bit what torch computes of the same integers: then only the rounding is judged.
-LEAST_EXACT_SQNR_DB = 8.0
 #: No engine takes longer for one step (loading VGG-16 with torch.compile is the longest).
 PATIENCE_S = 900.0
 
@@ -271,9 +269,8 @@ class Contest:
             about = process.ask("load", model=str(file), x=x, batch=case.batch) | made
         about |= process.ask("check", reference=reference, batch=case.batch)
         if engine.precision == "int8":
-            least = LEAST_EXACT_SQNR_DB if about["settings"].get("equals_torch") else LEAST_SQNR_DB
-            if about["sqnr_db"] is None or about["sqnr_db"] < least:
-                raise Failed(f"WRONG OUTPUT, SQNR is {about['sqnr_db']} dB, must be at least {least:g}")
+            if about["sqnr_db"] is None or about["sqnr_db"] < LEAST_SQNR_DB:
+                raise Failed(f"WRONG OUTPUT, SQNR is {about['sqnr_db']} dB, must be at least {LEAST_SQNR_DB:g}")
             process.loaded, process.about = (*key, case.batch), about
             return dict(about)
         allowed = TOLERANCE * max(self.prepared[key]["torch_error"], 1e-7)
