@@ -143,7 +143,7 @@ fuzz: $(VENV)/.made-fuzz ## mutated layers, programs and files for FUZZ_SECONDS=
 	cmake --build build/fuzz
 	PYTHON=$(abspath $(py)) tests/fuzz/run build/fuzz $(FUZZ_SECONDS)
 
-emulated: $(VENV)/.made-tools ## the same with AVX-512 and VNNI emulated, for CPUs without (needs SIMDe)
+emulated: $(VENV)/.made-tools ## native-test with AVX-512 and VNNI emulated, for CPUs without (needs SIMDe)
 	cmake -S tests/native -B build/emulated -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_EMULATE=ON
 	cmake --build build/emulated
 	build/emulated/test_kernels

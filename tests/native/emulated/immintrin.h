@@ -31,12 +31,19 @@ struct Lanes {
   }
 };
 
-inline __m512 cvtepi32_ps(__m512i a) {
-  const Lanes<int32_t, __m512i> from(a);
-  Lanes<float, __m512> to;
-  for (int i = 0; i < 16; ++i) to.of[i] = static_cast<float>(from.of[i]);
+// Each lane, as the other type has it.
+template <class To, class ToV, class From, class FromV>
+inline ToV converted(FromV a) {
+  const Lanes<From, FromV> from(a);
+  Lanes<To, ToV> to;
+  for (unsigned i = 0; i < sizeof(ToV) / sizeof(To); ++i) to.of[i] = static_cast<To>(from.of[i]);
   return to.vector();
 }
+inline __m512 cvtepi32_ps(__m512i a) { return converted<float, __m512, int32_t>(a); }
+inline __m256i cvtepi32_epi16(__m512i a) { return converted<int16_t, __m256i, int32_t>(a); }
+inline __m128i cvtepi32_epi16(__m256i a) { return converted<int16_t, __m128i, int32_t>(a); }
+inline __m512i cvtepu16_epi32(__m256i a) { return converted<int32_t, __m512i, uint16_t>(a); }
+inline __m512d cvtps_pd(__m256 a) { return converted<double, __m512d, float>(a); }
 // vcvtps2dq under a rounding to the nearest: NaN and what does not fit are INT_MIN.
 inline __m512i cvt_roundps_epi32(__m512 a, int) {
   const Lanes<float, __m512> from(a);
@@ -47,24 +54,6 @@ inline __m512i cvt_roundps_epi32(__m512 a, int) {
   }
   return to.vector();
 }
-inline __m256i cvtepi32_epi16(__m512i a) {
-  const Lanes<int32_t, __m512i> from(a);
-  Lanes<int16_t, __m256i> to;
-  for (int i = 0; i < 16; ++i) to.of[i] = static_cast<int16_t>(from.of[i]);
-  return to.vector();
-}
-inline __m128i cvtepi32_epi16(__m256i a) {
-  const Lanes<int32_t, __m256i> from(a);
-  Lanes<int16_t, __m128i> to;
-  for (int i = 0; i < 8; ++i) to.of[i] = static_cast<int16_t>(from.of[i]);
-  return to.vector();
-}
-inline __m512i cvtepu16_epi32(__m256i a) {
-  const Lanes<uint16_t, __m256i> from(a);
-  Lanes<int32_t, __m512i> to;
-  for (int i = 0; i < 16; ++i) to.of[i] = from.of[i];
-  return to.vector();
-}
 inline __m512 two_halves(__m256 low, __m256 high) {
   __m512 v;
   std::memcpy(&v, &low, sizeof low);
@@ -73,12 +62,6 @@ inline __m512 two_halves(__m256 low, __m256 high) {
 }
 inline __m512 cvtph_ps(__m256i a) {
   return two_halves(_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
-}
-inline __m512d cvtps_pd(__m256 a) {
-  const Lanes<float, __m256> from(a);
-  Lanes<double, __m512d> to;
-  for (int i = 0; i < 8; ++i) to.of[i] = from.of[i];
-  return to.vector();
 }
 inline __m256 extractf32x8_ps(__m512 a, int which) {
   __m256 half;
