@@ -2,7 +2,8 @@
 // products of a quad's first two channels, and of its last two, in 16 bits: beyond them it saturates, silently. 255 *
 // 128 lies within. So where QuadKernels::pairs says so, a block in which two neighbours reach further than 128 to one
 // side is written as two blocks at the same place, whose weights add up to its own: no sum of 16 bits can leave its
-// range, whatever the input, and the result is exact. No include of a kernel file: its functions would be weak symbols
+// range, whatever the input, and the result is exact. Blocks that reach no further than that together are written next
+// to each other: one vpmaddwd then does for both. No include of a kernel file: its functions would be weak symbols
 // there.
 #pragma once
 
@@ -12,13 +13,26 @@ namespace secateur::cpu {
 
 inline int weight_at(uint32_t four, int i) { return static_cast<int8_t>(four >> (8 * i)); }
 
-inline bool fits_pairs(uint32_t four) {
-  for (int i = 0; i < 4; i += 2) {
-    const int a = weight_at(four, i), b = weight_at(four, i + 1);
-    if ((a > 0 ? a : 0) + (b > 0 ? b : 0) > 128 || (a < 0 ? a : 0) + (b < 0 ? b : 0) < -128) return false;
+constexpr int kPairsReach = 128;
+
+// How far a block's first two weights, and its last two, reach to either side.
+struct Reach {
+  int16_t up[2], down[2];
+};
+inline Reach reach_of(uint32_t four) {
+  Reach r{};
+  for (int i = 0; i < 4; ++i) {
+    const int w = weight_at(four, i);
+    (w > 0 ? r.up : r.down)[i / 2] = static_cast<int16_t>((w > 0 ? r.up : r.down)[i / 2] + (w > 0 ? w : -w));
   }
-  return true;
+  return r;
 }
+inline bool fit_together(const Reach& a, const Reach& b) {
+  bool fit = true;
+  for (int i = 0; i < 2; ++i) fit &= a.up[i] + b.up[i] <= kPairsReach && a.down[i] + b.down[i] <= kPairsReach;
+  return fit;
+}
+inline bool fits_pairs(uint32_t four) { return fit_together(reach_of(four), {}); }
 
 // Half of each weight, rounded down, and what is left: both fit.
 struct Halves {

@@ -22,6 +22,7 @@ struct BlockRow {
   int32_t slot;        // its place in sums
   uint32_t begin;      // blocks [begin, begin + count) of the stream
   uint32_t count;      // 0, too
+  uint32_t twos;       // the first 2 * twos of them fit together, two by two (quad_pairs.h); 0 without QuadKernels::pairs
   int32_t weight_sum;  // of all weights in those blocks
   int64_t base;        // vectors, added to each of its offsets; may be negative (the frame)
 };
@@ -74,7 +75,7 @@ struct SquareRow {
   int32_t channel;  // the first of its four output channels
   int32_t slot;     // its place in sums; the others follow
   uint32_t begin;   // squares [begin, begin + count) of the stream
-  uint32_t count;
+  uint32_t count, twos;   // as BlockRow's
   int32_t weight_sum[4];  // of each output channel's weights in them
   int64_t base;           // as BlockRow's
 };

@@ -121,6 +121,15 @@ inline inputs load_inputs(const uint8_t* x) { return {{load_256(x), load_256(x +
 inline i32x16 dot(i32x16 sum, block w, inputs x) {
   return {{dot_256(sum.v[0], x.v[0], w.v), dot_256(sum.v[1], x.v[1], w.v)}};
 }
+#ifndef __AVXVNNI__
+inline i32x16 dot_two(i32x16 sum, block w0, inputs x0, block w1, inputs x1) {
+  for (int h = 0; h < 2; ++h) {
+    const __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(x0.v[h], w0.v), _mm256_maddubs_epi16(x1.v[h], w1.v));
+    sum.v[h] = _mm256_add_epi32(sum.v[h], _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
+  }
+  return sum;
+}
+#endif
 
 constexpr bool shifts = false;
 inline int32_t shift_of(int32_t) { return 0; }

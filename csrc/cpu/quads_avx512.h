@@ -93,6 +93,12 @@ struct inputs {
 };
 inline inputs load_inputs(const uint8_t* x) { return {_mm512_loadu_si512(x)}; }
 inline i32x16 dot(i32x16 sum, block w, inputs x) { return {dot_512(sum.v, x.v, w.v)}; }
+#ifndef __AVX512VNNI__
+inline i32x16 dot_two(i32x16 sum, block w0, inputs x0, block w1, inputs x1) {
+  const __m512i both = _mm512_add_epi16(_mm512_maddubs_epi16(x0.v, w0.v), _mm512_maddubs_epi16(x1.v, w1.v));
+  return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(both, _mm512_set1_epi16(1)))};
+}
+#endif
 
 constexpr bool shifts = false;
 inline int32_t shift_of(int32_t) { return 0; }

@@ -57,7 +57,7 @@ BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const st
         place[c * padded + o] = static_cast<int64_t>(s.rows.size());
         const int64_t first = shape.first_quad(w, std::min(o, k - 1));
         s.rows.push_back({static_cast<int32_t>(o), static_cast<int32_t>(chunks == 1 ? o % 4 : o), 0,
-                          static_cast<uint32_t>(count), 0, (first + c * chunk) * plane + lowest});
+                          static_cast<uint32_t>(count), 0, 0, (first + c * chunk) * plane + lowest});
       }
       s.row_at.push_back(static_cast<int64_t>(s.rows.size()));
     }
@@ -76,6 +76,8 @@ BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const st
       s.weights[at[c]++] = four;
     });
   }
+  if (shape.pairs)
+    for (auto& row : s.rows) row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + row.begin, row.count, 1);
   return s;
 }
 

@@ -81,6 +81,7 @@ SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const 
                           static_cast<int32_t>(chunks == 1 ? 0 : 4 * q),
                           begin,
                           count,
+                          0,
                           {},
                           (shape.first_quad(w, 4 * q) + c * chunk) * plane + lowest});
         begin += count;
@@ -102,6 +103,8 @@ SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const 
       std::copy_n(square, 4, s.weights.begin() + int64_t{at[c]++} * 4);
     });
   }
+  if (shape.pairs)
+    for (auto& row : s.rows) row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * 4, row.count, 4);
   return s;
 }
 

@@ -14,7 +14,7 @@ void test_vector(const QuadKernels& kernels, Random& random) {
     std::vector<int32_t> want;
     const Buffer<int32_t> bias(std::vector<int32_t>{7, -9000, 0});
     for (int32_t k = 0; k < 3; ++k) {
-      rows.push_back({k, k, static_cast<uint32_t>(offsets.size()), static_cast<uint32_t>(count), 0, k});
+      rows.push_back({k, k, static_cast<uint32_t>(offsets.size()), static_cast<uint32_t>(count), 0, 0, k});
       want.push_back(bias[k]);
       for (int64_t b = 0; b < count; ++b) {
         offsets.push_back(static_cast<uint16_t>(pick(random, quads - k)));

@@ -29,6 +29,19 @@ inline uint32_t random_block(Random& random, const QuadKernels& kernels) {
                                              : static_cast<uint32_t>(random());
   return !kernels.pairs || cpu::fits_pairs(four) ? four : cpu::halves_of(four).half;
 }
+// The second of two blocks that fit together: at the limit where that can be, else as random as the first one allows.
+inline uint32_t random_fellow(Random& random, const QuadKernels& kernels, uint32_t& first) {
+  const uint32_t four = random_block(random, kernels);
+  if (random() % 2 == 0) {
+    const auto [half, rest] = cpu::halves_of(four);
+    first = half;
+    return rest;
+  }
+  uint32_t fellow = four;
+  while (fellow != 0 && !cpu::fit_together(cpu::reach_of(first), cpu::reach_of(fellow)))
+    fellow &= ~(uint32_t{0xff} << (8 * pick(random, 4)));
+  return fellow;
+}
 inline float rounded(float v) { return std::nearbyint(v); }
 
 // The end of a layer, with the arrays that it points into.

@@ -101,6 +101,7 @@ void test_engine_rows(const Kernels& kernels);
 void test_engine_sparse(const Kernels& kernels);
 void test_mask_apply(const Kernels& kernels);
 void test_mask_bits(const Kernels& kernels);
+void test_quad_pairs(const Kernels& kernels);
 void test_sparse_conv2d(const Kernels& kernels);
 void test_sparse_dot(const Kernels& kernels);
 void test_sparse_tile(const Kernels& kernels);

@@ -22,11 +22,27 @@ void square_planes(const SquarePlanes& tile) {
     const uint16_t* offset = tile.offsets + row.begin;
     const uint32_t* weight = tile.weights + int64_t{row.begin} * 4;
     const uint8_t* base = tile.x + row.base * 64;
-    for (uint32_t n = 0; n < row.count; ++n, weight += 4) {
-      const uint8_t* x = base + int64_t{offset[n]} * 64;
-      inputs in[R * C];
+    const auto load_all = [&](inputs(&in)[R * C], uint16_t vectors) {
+      const uint8_t* x = base + int64_t{vectors} * 64;
       SECATEUR_UNROLL
       for (int v = 0; v < R * C; ++v) in[v] = load_inputs(x + v / C * tile.x_row + v % C * (64 * Step));
+    };
+    uint32_t n = 0;
+    if constexpr (pairs) {
+      for (; n < 2 * row.twos; n += 2, weight += 8) {
+        inputs in[2][R * C];
+        load_all(in[0], offset[n]), load_all(in[1], offset[n + 1]);
+        SECATEUR_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          const block w0 = block_of(weight[j]), w1 = block_of(weight[4 + j]);
+          SECATEUR_UNROLL
+          for (int v = 0; v < R * C; ++v) sum[j].at[v] = dot_two(sum[j].at[v], w0, in[0][v], w1, in[1][v]);
+        }
+      }
+    }
+    for (; n < row.count; ++n, weight += 4) {
+      inputs in[R * C];
+      load_all(in, offset[n]);
       SECATEUR_UNROLL
       for (int j = 0; j < 4; ++j) {
         const block w = block_of(weight[j]);

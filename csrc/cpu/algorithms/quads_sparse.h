@@ -37,6 +37,21 @@ inline void add_block(BlockSums<R, C>& sum, block w, const uint8_t* x, int64_t x
   for (int i = 0; i < R * C; ++i) sum.at[i] = dot(sum.at[i], w, load_inputs(x + i / C * x_row + i % C * (64 * Step)));
 }
 
+// Blocks that fit together, two by two.
+template <int R, int C, int Step>
+inline void sum_twos(BlockSums<R, C>& sum, const uint16_t* offset, const uint32_t* weight, int64_t twos,
+                     const uint8_t* x, int64_t x_row) {
+  for (; twos > 0; --twos, offset += 2, weight += 2) {
+    const block w0 = block_of(weight[0]), w1 = block_of(weight[1]);
+    const uint8_t *x0 = x + int64_t{offset[0]} * 64, *x1 = x + int64_t{offset[1]} * 64;
+    SECATEUR_UNROLL
+    for (int i = 0; i < R * C; ++i) {
+      const int64_t at = i / C * x_row + i % C * (64 * Step);
+      sum.at[i] = dot_two(sum.at[i], w0, load_inputs(x0 + at), w1, load_inputs(x1 + at));
+    }
+  }
+}
+
 // The odd one to three first, then four at a time, as sum_nonzeros does; few sums work in two sets.
 template <int R, int C, int Step>
 inline void sum_blocks(BlockSums<R, C>& sum, const uint16_t* offset, const uint32_t* weight, int64_t count,
@@ -80,7 +95,13 @@ void block_planes(const BlockPlanes& tile) {
     BlockSums<R, C> sum;
     if (out.first) splat_sums(sum, tile.end->bias[row.channel] + shift_of(row.weight_sum));
     else load_sums(sum, at, shift_of(row.weight_sum));
-    sum_blocks<R, C, Step>(sum, tile.offsets + row.begin, tile.weights + row.begin, row.count, tile.x + row.base * 64,
+    const uint8_t* x = tile.x + row.base * 64;
+    uint32_t begin = row.begin;
+    if constexpr (pairs) {
+      sum_twos<R, C, Step>(sum, tile.offsets + begin, tile.weights + begin, row.twos, x, tile.x_row);
+      begin += 2 * row.twos;
+    }
+    sum_blocks<R, C, Step>(sum, tile.offsets + begin, tile.weights + begin, row.begin + row.count - begin, x,
                            tile.x_row);
     store_sums(sum, at);
     if (out.last && i % 4 == 3) finish_quad(*tile.end, out, at - 3 * (R * C * 16), row.channel - 3, R, C);
