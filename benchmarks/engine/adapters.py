@@ -42,6 +42,10 @@ class Adapter:
         """Layer by layer, as plain data; None where the engine does not say."""
         return None
 
+    def same_in_torch(self) -> np.ndarray | None:
+        """What torch makes of the same quantized model and input; None where nobody can tell."""
+        return None
+
 
 class _Torch(Adapter):
     def __init__(self, threads: int, options: dict[str, Any]) -> None:
@@ -161,7 +165,12 @@ class CompiledInt8(Compiled):
         begin = time.perf_counter()
         quantized = self.secateur.quantize(model, [self.torch.from_numpy(self.calibration)])
         self.settings["quantize_s"] = time.perf_counter() - begin
+        self.quantized = quantized
         return super().form(quantized, x)
+
+    def same_in_torch(self) -> np.ndarray:
+        with self.torch.inference_mode():
+            return self.output(self.quantized(self.x))
 
 
 class OnnxRuntime(Adapter):

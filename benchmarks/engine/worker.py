@@ -62,6 +62,11 @@ def realtime(wanted: bool) -> Iterator[None]:
         schedule(os.SCHED_OTHER, 0)
 
 
+def _sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
+    signal = float(np.square(expected).sum())
+    return float(10 * np.log10(signal / max(float(np.square(found - expected).sum()), 1e-30 * signal)))
+
+
 class Worker:
     def __init__(self, adapter: str, threads: int, options: dict[str, Any]) -> None:
         self.adapter: adapters.Adapter = getattr(adapters, adapter)(threads, options)
@@ -112,16 +117,21 @@ class Worker:
 
     def check(self, reference: str, batch: int) -> dict[str, Any]:
         """The largest difference from the float64 reference, over its largest value; and the ratio of signal to
-        noise, ``10 log10(sum y^2 / sum (y - found)^2)``, in decibels (at most 300)."""
+        noise, ``10 log10(sum y^2 / sum (y - found)^2)``, in decibels (at most 300). own_sqnr_db: beside the same
+        quantized model in torch, where there is one."""
         expected = np.load(reference)[:batch]
         found = np.asarray(self.adapter.output(self.adapter.call()), dtype=np.float64)
         if found.shape != expected.shape:
             raise ValueError(f"the output must have the shape {expected.shape}, has {found.shape}")
         off = float(np.abs(found - expected).max() / np.abs(expected).max())
         if not np.isfinite(off):
-            return {"error": None, "sqnr_db": None}
-        noise = max(float(np.square(found - expected).sum()), 1e-30 * float(np.square(expected).sum()))
-        return {"error": off, "sqnr_db": float(10 * np.log10(np.square(expected).sum() / noise))}
+            return {"error": None, "sqnr_db": None, "own_sqnr_db": None}
+        own = self.adapter.same_in_torch()
+        return {
+            "error": off,
+            "sqnr_db": _sqnr_db(expected, found),
+            "own_sqnr_db": None if own is None else _sqnr_db(own.astype(np.float64), found),
+        }
 
     def run(self, seconds: float, first: bool = False) -> dict[str, Any]:
         """One turn. ``first``: before all other processes."""

@@ -118,6 +118,20 @@ struct QuadPoolRow {
   const uint16_t* valid;
 };
 
+// One row of output vectors of one quad of a depthwise layer: bytes, without a residual, not QuadEnd::wide.
+struct QuadDepthwiseRow {
+  const uint8_t* x;
+  const int32_t* taps;     // bytes from x, by twos; the second of an odd one's is any, with weights of zero
+  const int16_t* weights;  // [two of taps][channel of the quad][tap]
+  int64_t twos;
+  int64_t step;  // as QuadPoolRow's
+  uint8_t* y;
+  int64_t count;  // vectors
+  const QuadEnd* end;
+  int64_t channel;        // the first of the quad
+  const uint16_t* valid;  // other lanes get zero_point
+};
+
 // Bytes of a quad <-> the real values of its four channels, rows of vectors.
 struct QuadCast {
   uint8_t* quads;
@@ -140,6 +154,7 @@ struct QuadKernels {
   SquarePlanesFn square_planes[2][kTileRows + 1][kTileColumns + 1];  // as EngineKernels::dense_planes
   void (*block_vector)(const BlockVector&);
   void (*pool_row)(const QuadPoolRow&);
+  void (*depthwise_row)(const QuadDepthwiseRow&);  // null: squares take less
   void (*quantize)(const QuadCast&);
   void (*dequantize)(const QuadCast&);
   // Finishes sums that lie [4][16], four channels from `channel` on, at 16 lanes: y is a vector, or (real) four.

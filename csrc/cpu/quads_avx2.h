@@ -151,5 +151,43 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return total;
 }
 
+// [half of the vector][pixel p of 0 to 3, and p + 4][channel]: the order in which unpacking leaves bytes and packing
+// takes them.
+struct pixel_sums {
+  __m256i v[2][4];
+};
+inline pixel_sums splat_pixels(const int32_t* four) {
+  const __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four)));
+  return {{{v, v, v, v}, {v, v, v, v}}};
+}
+inline void add_two_taps(pixel_sums& s, const uint8_t* a, const uint8_t* b, const int16_t* weights) {
+  const __m256i w = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
+  const __m256i zero = _mm256_setzero_si256();
+  for (int h = 0; h < 2; ++h) {
+    const __m256i x = load_256(a + 32 * h), y = load_256(b + 32 * h);
+    const __m256i low = _mm256_unpacklo_epi8(x, y), high = _mm256_unpackhi_epi8(x, y);
+    s.v[h][0] = _mm256_add_epi32(s.v[h][0], _mm256_madd_epi16(_mm256_unpacklo_epi8(low, zero), w));
+    s.v[h][1] = _mm256_add_epi32(s.v[h][1], _mm256_madd_epi16(_mm256_unpackhi_epi8(low, zero), w));
+    s.v[h][2] = _mm256_add_epi32(s.v[h][2], _mm256_madd_epi16(_mm256_unpacklo_epi8(high, zero), w));
+    s.v[h][3] = _mm256_add_epi32(s.v[h][3], _mm256_madd_epi16(_mm256_unpackhi_epi8(high, zero), w));
+  }
+}
+inline quads join_pixels(const pixel_sums& s, const float* multiplier, int32_t zero_point) {
+  const __m128 four = _mm_loadu_ps(multiplier);
+  const __m256 m = _mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1);
+  const __m256i zero = _mm256_set1_epi16(static_cast<short>(zero_point));
+  quads y;
+  for (int h = 0; h < 2; ++h) {
+    i32x16 q[2];
+    for (int i = 0; i < 2; ++i)
+      q[i] = round_of({{_mm256_mul_ps(_mm256_cvtepi32_ps(s.v[h][2 * i]), m),
+                        _mm256_mul_ps(_mm256_cvtepi32_ps(s.v[h][2 * i + 1]), m)}});
+    y.v[h] = _mm256_packus_epi16(_mm256_adds_epi16(_mm256_packs_epi32(q[0].v[0], q[0].v[1]), zero),
+                                 _mm256_adds_epi16(_mm256_packs_epi32(q[1].v[0], q[1].v[1]), zero));
+  }
+  return y;
+}
+constexpr bool depthwise_pays = pairs;
+
 }  // namespace
 }  // namespace secateur::cpu

@@ -116,5 +116,33 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return _mm512_reduce_add_epi32(sum);
 }
 
+// [pixel p of 0 to 3, and p + 4, p + 8, p + 12][channel]: the order in which unpacking leaves bytes and packing takes
+// them.
+struct pixel_sums {
+  __m512i v[4];
+};
+inline pixel_sums splat_pixels(const int32_t* four) {
+  const __m512i v = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four)));
+  return {{v, v, v, v}};
+}
+inline void add_two_taps(pixel_sums& s, const uint8_t* a, const uint8_t* b, const int16_t* weights) {
+  const __m512i w = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(weights)));
+  const __m512i zero = _mm512_setzero_si512(), x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+  const __m512i low = _mm512_unpacklo_epi8(x, y), high = _mm512_unpackhi_epi8(x, y);
+  s.v[0] = _mm512_add_epi32(s.v[0], _mm512_madd_epi16(_mm512_unpacklo_epi8(low, zero), w));
+  s.v[1] = _mm512_add_epi32(s.v[1], _mm512_madd_epi16(_mm512_unpackhi_epi8(low, zero), w));
+  s.v[2] = _mm512_add_epi32(s.v[2], _mm512_madd_epi16(_mm512_unpacklo_epi8(high, zero), w));
+  s.v[3] = _mm512_add_epi32(s.v[3], _mm512_madd_epi16(_mm512_unpackhi_epi8(high, zero), w));
+}
+inline quads join_pixels(const pixel_sums& s, const float* multiplier, int32_t zero_point) {
+  const __m512 m = _mm512_broadcast_f32x4(_mm_loadu_ps(multiplier));
+  const __m512i zero = _mm512_set1_epi16(static_cast<short>(zero_point));
+  i32x16 q[4];
+  for (int i = 0; i < 4; ++i) q[i] = round_of({_mm512_mul_ps(_mm512_cvtepi32_ps(s.v[i]), m)});
+  return {_mm512_packus_epi16(_mm512_adds_epi16(_mm512_packs_epi32(q[0].v, q[1].v), zero),
+                              _mm512_adds_epi16(_mm512_packs_epi32(q[2].v, q[3].v), zero))};
+}
+constexpr bool depthwise_pays = pairs;
+
 }  // namespace
 }  // namespace secateur::cpu

@@ -179,5 +179,37 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
 
 constexpr int max_block_sums = 5, max_square_sums = 1;
 
+struct pixel_sums {
+  i32x16 channel[4];
+};
+inline pixel_sums splat_pixels(const int32_t* four) {
+  return {{splat_i32(four[0]), splat_i32(four[1]), splat_i32(four[2]), splat_i32(four[3])}};
+}
+inline void add_tap(i32x16& s, uint8x16_t x, int16_t weight) {
+  const int16x8_t low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(x))),
+                  high = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(x)));
+  s.v[0] = vmlal_n_s16(s.v[0], vget_low_s16(low), weight);
+  s.v[1] = vmlal_n_s16(s.v[1], vget_high_s16(low), weight);
+  s.v[2] = vmlal_n_s16(s.v[2], vget_low_s16(high), weight);
+  s.v[3] = vmlal_n_s16(s.v[3], vget_high_s16(high), weight);
+}
+inline void add_two_taps(pixel_sums& s, const uint8_t* a, const uint8_t* b, const int16_t* weights) {
+  const quads x = load_quads(a), y = load_quads(b);
+  for (int j = 0; j < 4; ++j) {
+    add_tap(s.channel[j], x.channel.val[j], weights[2 * j]);
+    add_tap(s.channel[j], y.channel.val[j], weights[2 * j + 1]);
+  }
+}
+inline quads join_pixels(const pixel_sums& s, const float* multiplier, int32_t zero_point) {
+  i32x16 q[4];
+  for (int j = 0; j < 4; ++j) q[j] = round_of(mul(float_of(s.channel[j]), splat(multiplier[j])));
+  return join_quads(q, zero_point);
+}
+#ifdef __ARM_FEATURE_DOTPROD
+constexpr bool depthwise_pays = false;
+#else
+constexpr bool depthwise_pays = true;
+#endif
+
 }  // namespace
 }  // namespace secateur::cpu

@@ -138,5 +138,28 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
 
 constexpr int max_block_sums = 4, max_square_sums = 1;
 
+// Depthwise layers: each channel of a quad has a sum of its own at each pixel, in whatever order suits the instruction
+// set. weights: [channel][tap].
+struct pixel_sums {
+  int32_t at[64];
+};
+inline pixel_sums splat_pixels(const int32_t* four) {
+  pixel_sums s;
+  for (int i = 0; i < 64; ++i) s.at[i] = four[i % 4];
+  return s;
+}
+inline void add_two_taps(pixel_sums& s, const uint8_t* a, const uint8_t* b, const int16_t* weights) {
+  for (int i = 0; i < 64; ++i) s.at[i] += weights[2 * (i % 4)] * a[i] + weights[2 * (i % 4) + 1] * b[i];
+}
+// clamp(round(sum * multiplier[channel]) + zero_point, 0, 255)
+inline quads join_pixels(const pixel_sums& s, const float* multiplier, int32_t zero_point) {
+  i32x16 q[4];
+  for (int j = 0; j < 4; ++j)
+    for (int i = 0; i < 16; ++i) q[j].lane[i] = nearest(static_cast<float>(s.at[4 * i + j]) * multiplier[j]);
+  return join_quads(q, zero_point);
+}
+// Whether that takes less than squares, of which three products in four are with zero.
+constexpr bool depthwise_pays = true;
+
 }  // namespace
 }  // namespace secateur::cpu

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "depthwise_step.h"
 #include "memory.h"
 #include "plan_builder.h"
 #include "planes_steps.h"
@@ -107,12 +108,12 @@ struct Plan::ExampleCall {
 };
 
 Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
-           const cpu::QuadKernels& quads)
+           const cpu::QuadKernels& quads, Kernels asked_for)
     : program_(program), kernels_(kernels), quads_(quads), sizes_(std::move(sizes)) {
   PlanBuilder(*this).build();
   place_stores();
   planes_floats_ = arena_floats_ = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
-  make_steps();
+  make_steps(asked_for);
 }
 
 // Stores whose times overlap lie side by side, others on top of each other; the largest find their places first.
@@ -173,9 +174,10 @@ void Plan::place_stores() {
   }
 }
 
-void Plan::make_steps() {
+void Plan::make_steps(Kernels asked_for) {
   const Workshop shop{stores_, kernels_, quads_};
   const auto& ops = program_.ops();
+  const bool any_kernel = asked_for != Kernels::kBlocks && asked_for != Kernels::kSquares;
   for (const Record& r : records_) {
     const Op* op = r.op >= 0 ? &ops[r.op] : nullptr;
     const std::string name = op ? op->name : "input";
@@ -195,6 +197,10 @@ void Plan::make_steps() {
     Steps& steps = planes || from_planes || in_image_[r.op] ? image_steps_ : batch_steps_;
     switch (op->kind) {
       case OpKind::kConv: {
+        if (any_kernel && r.other < 0 && fits_depthwise(*op, quads_)) {
+          image_steps_.push_back(make_quad_depthwise(shop, *op, r.x, r.y));
+          break;
+        }
         if (op->bytes) {
           auto conv = std::make_unique<BlockConvStep>(*op, stores_, r.x, r.y, r.other, kernels_, quads_);
           block_convs_.push_back(conv.get());

@@ -13,7 +13,7 @@ namespace secateur::engine {
 class Plan {
  public:
   Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
-       const cpu::QuadKernels& quads);
+       const cpu::QuadKernels& quads, Kernels asked_for);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
@@ -36,7 +36,7 @@ class Plan {
  private:
   friend class PlanBuilder;
   struct ExampleCall;
-  void make_steps();
+  void make_steps(Kernels asked_for);
   void place_stores();
   double measure(const Step& step, const Worker& worker, double limit) const;
   void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;

@@ -267,7 +267,7 @@ std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& s
                   plans_.begin() + static_cast<ptrdiff_t>(i) + 1);
       return plans_.front().plan;
     }
-  auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine, cpu::quad_kernels());
+  auto made = std::make_shared<Plan>(*this, sizes, cpu::kernels().engine, cpu::quad_kernels(), kernels);
   made->choose(budget, example, kernels, active_);
   plans_.insert(plans_.begin(), {sizes, isa, made});
   if (plans_.size() > kPlans) plans_.pop_back();

@@ -1,4 +1,4 @@
-// Linear layers of bytes, pools, and bytes to and from real values, against plain loops.
+// Linear layers of bytes, pools, depthwise layers, and bytes to and from real values, against plain loops.
 #include "quads_testing.h"
 
 namespace secateur::test {
@@ -78,6 +78,46 @@ void test_pools(const QuadKernels& kernels, Random& random) {
       }
 }
 
+void test_depthwise(const QuadKernels& kernels, Random& random) {
+  if (!kernels.depthwise_row) return;
+  constexpr int64_t count = 3, vectors = 12, channel = 4;
+  for (int64_t twos : {0, 1, 2, 5, 13})
+    for (bool with_valid : {true, false})
+      for (uint8_t most : {uint8_t{255}, uint8_t{0}}) {  // or random
+        const Buffer<uint8_t> x(most ? std::vector<uint8_t>(vectors * 64, most) : random_bytes(random, vectors * 64));
+        const Buffer<uint8_t> y(count * 64);
+        const Buffer<int32_t> taps(2 * twos);
+        const Buffer<int16_t> weights(8 * twos);
+        const Buffer<uint16_t> valid(count);
+        const QuadLayerEnd end(random, 2 * channel, false, false);
+        for (int64_t t = 0; t < 2 * twos; ++t) taps[t] = static_cast<int32_t>(64 * pick(random, vectors - 2 * count + 1));
+        for (int64_t i = 0; i < 8 * twos; ++i)
+          weights[i] = static_cast<int16_t>(pick(random, 4) ? pick(random, 256) - 128 : pick(random, 2) ? 127 : -128);
+        for (int64_t i = 0; i < count; ++i) valid[i] = static_cast<uint16_t>(random());
+        cpu::QuadDepthwiseRow row{};
+        row.x = x.data();
+        row.taps = taps.data();
+        row.weights = weights.data();
+        row.twos = twos;
+        row.step = 128;
+        row.y = y.data();
+        row.count = count;
+        row.end = &end.end;
+        row.channel = channel;
+        row.valid = with_valid ? valid.data() : nullptr;
+        kernels.depthwise_row(row);
+        for (int64_t i = 0; i < count * 64; ++i) {
+          const int64_t j = i % 4;
+          int32_t sum = end.bias[channel + j];
+          for (int64_t t = 0; t < 2 * twos; ++t)
+            sum += weights[t / 2 * 8 + 2 * j + t % 2] * x[taps[t] + i / 64 * row.step + i % 64];
+          const bool is_pixel = !with_valid || (valid[i / 64] >> (i / 4 % 16) & 1);
+          const int want = is_pixel ? end.byte(channel + j, sum, nullptr) : end.end.zero_point;
+          check(y[i] == want, kernels.name, ": depthwise_row of ", twos, " twos: ", int(y[i]), " is not ", want);
+        }
+      }
+}
+
 void test_casts(const QuadKernels& kernels, Random& random) {
   const int64_t count = 3;
   std::vector<float> values = inputs<float>(random, 4 * count * 16, true);
@@ -128,6 +168,7 @@ void test_all(const QuadKernels& kernels) {
   Random random(29);
   test_vector(kernels, random);
   test_pools(kernels, random);
+  test_depthwise(kernels, random);
   test_casts(kernels, random);
 }
 

@@ -1,4 +1,4 @@
-// Rows of quads: pools, and to and from real values.
+// Rows of quads: pools, depthwise layers, and to and from real values.
 #pragma once
 
 #include "quads_end.h"
@@ -37,6 +37,18 @@ inline void pool_quads(const QuadPoolRow& row) {
       y = join_quads(q, row.y_zero_point);
     }
     store_quads(row.y + 64 * i, row.valid ? blend_quads(zero, y, row.valid[i]) : y);
+  }
+}
+
+inline void depthwise_quads(const QuadDepthwiseRow& row) {
+  const QuadFinish finish(*row.end, row.channel, false);
+  for (int64_t i = 0; i < row.count; ++i) {
+    const uint8_t* x = row.x + i * row.step;
+    pixel_sums sums = splat_pixels(row.end->bias + row.channel);
+    for (int64_t t = 0; t < row.twos; ++t)
+      add_two_taps(sums, x + row.taps[2 * t], x + row.taps[2 * t + 1], row.weights + 8 * t);
+    const quads y = finish.limited(join_pixels(sums, row.end->multiplier + row.channel, row.end->zero_point));
+    store_quads(row.y + 64 * i, row.valid ? blend_quads(finish.zero, y, row.valid[i]) : y);
   }
 }
 

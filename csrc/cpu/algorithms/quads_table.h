@@ -16,6 +16,7 @@ constexpr QuadKernels make_quad_table(const char* name) {
       .square_planes = {},
       .block_vector = block_vector,
       .pool_row = pool_quads,
+      .depthwise_row = depthwise_pays ? depthwise_quads : nullptr,
       .quantize = quantize_quads,
       .dequantize = dequantize_quads,
       .finish = finish_lanes,

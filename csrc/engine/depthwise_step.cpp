@@ -1,0 +1,90 @@
+#include "depthwise_step.h"
+
+#include <algorithm>
+
+#include "block_weights.h"
+#include "channel_step.h"
+
+namespace secateur::engine {
+namespace {
+
+// Taps at which the four channels of a quad have no weight are left out.
+class QuadDepthwise : public ChannelStep {
+ public:
+  QuadDepthwise(const Workshop& shop, const Op& op, int x, int y)
+      : ChannelStep(shop, op.name, "conv2d", y), op_(op), x_(x), y_(y), end_(op.end.view(op, 0)) {
+    const std::vector<int32_t> floats = window_taps(op.window, store(x).layout);
+    const auto taps = static_cast<int64_t>(floats.size());
+    std::vector<int16_t> dense(static_cast<size_t>(taps * 4));  // of a quad: [tap][channel]
+    for (int64_t q = 0; q < store(y).planes(); ++q) {
+      std::fill(dense.begin(), dense.end(), int16_t{0});
+      for (int64_t j = 0; j < 4 && 4 * q + j < op.bytes->neurons(); ++j)
+        op.bytes->for_each(4 * q + j, [&](int64_t tap, int8_t w) { dense[tap * 4 + j] = w; });
+      std::vector<int64_t> kept;
+      for (int64_t t = 0; t < taps; ++t)
+        if (std::any_of(&dense[t * 4], &dense[t * 4] + 4, [](int16_t w) { return w != 0; })) kept.push_back(t);
+      for (size_t i = 0; i < kept.size(); i += 2) {
+        const bool lone = i + 1 == kept.size();
+        const int64_t a = kept[i], b = lone ? a : kept[i + 1];
+        taps_.push_back(floats[a] * 4), taps_.push_back(floats[b] * 4);
+        for (int64_t j = 0; j < 4; ++j)
+          weights_.push_back(dense[a * 4 + j]), weights_.push_back(lone ? int16_t{0} : dense[b * 4 + j]);
+      }
+      begin_.push_back(static_cast<int64_t>(taps_.size()) / 2);
+    }
+  }
+  StepReport report() const override {
+    const Window& w = op_.window;
+    StepReport r = ChannelStep::report();
+    r.shape = {op_.bytes->neurons(), 1, w.kernel[0], w.kernel[1]};
+    r.kernel = "int8 depthwise";
+    r.zeros = op_.bytes->zeros();
+    r.why = "quantized: a channel at a time";
+    return r;
+  }
+
+ protected:
+  int64_t channels() const override { return store(y_).planes(); }
+  void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
+    const Store &x = store(x_), &y = store(y_);
+    const Blocks& b = y.layout.blocks;
+    cpu::QuadDepthwiseRow row{};
+    row.step = op_.window.stride[1] * kVectorBytes;
+    row.count = b.columns;
+    row.end = &end_;
+    for (int64_t c = c0; c < c1; ++c) {
+      row.channel = 4 * c;
+      row.taps = taps_.data() + 2 * begin_[c];
+      row.weights = weights_.data() + 8 * begin_[c];
+      row.twos = begin_[c + 1] - begin_[c];
+      for (int64_t r = 0; r < b.rows; ++r) {
+        row.x = x.plane_bytes(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kVectorBytes;
+        row.y = y.plane_bytes(worker.arena, c) + r * y.layout.pitch() * kVectorBytes;
+        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        quads().depthwise_row(row);
+      }
+    }
+    y.fill_frames(kernels(), worker.arena, c0, c1);
+  }
+
+ private:
+  const Op& op_;
+  int x_, y_;
+  cpu::QuadEnd end_;
+  std::vector<int64_t> begin_{0};  // by quad: its first two of taps
+  std::vector<int32_t> taps_;      // [two of taps][2], bytes
+  std::vector<int16_t> weights_;   // [two of taps][channel of the quad][2]
+};
+
+}  // namespace
+
+bool fits_depthwise(const Op& op, const cpu::QuadKernels& quads) {
+  return quads.depthwise_row && op.bytes && op.quant && !op.end.wide && op.groups == op.bytes->neurons() &&
+         op.bytes->per_neuron() == op.window.kernel[0] * op.window.kernel[1];
+}
+
+std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, const Op& op, int x, int y) {
+  return std::make_unique<QuadDepthwise>(shop, op, x, y);
+}
+
+}  // namespace secateur::engine
