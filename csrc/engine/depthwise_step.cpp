@@ -33,6 +33,7 @@ class QuadDepthwise : public ChannelStep {
       begin_.push_back(static_cast<int64_t>(taps_.size()) / 2);
     }
   }
+  int64_t tasks() const override { return std::clamp<int64_t>(channels() / 2, 1, work_units()); }  // more work a plane
   StepReport report() const override {
     const Window& w = op_.window;
     StepReport r = ChannelStep::report();
