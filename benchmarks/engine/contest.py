@@ -27,12 +27,12 @@ from .quantizers import FILES, TOOLS
 #: An engine may be this many times as far from float64 as torch's own float32 is: other orders of summation and
 #: Winograd's transforms stay within it, a wrong weight does not.
 TOLERANCE = 30.0
-#: int8 is judged by its ratio of signal to noise: what is right has 16 dB or more, permuted channels in one layer leave
-#: 14 or less, the output of another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`).
-LEAST_SQNR_DB = 15.0
-#: Some networks lose more by rounding alone (MobileNetV2 with random weights). They are right where the same quantized
-#: model in torch says the same, but for values that round the other way: at least this beside torch's, and beside
-#: float64 more than an output with its columns in another order has.
+#: int8 is judged by its ratio of signal to noise: permuted channels in one layer leave 14 dB or less, the output of
+#: another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`). What is right has 16 or more, but for
+#: MobileNetV2 with random weights, which loses more by rounding alone: OpenVINO's has 14. So an engine that has no other
+#: proof needs 12; ours 15, or the same quantized model in torch must say the same, but for values that round the other
+#: way, and the output still be closer to float64 than one with its columns in another order is.
+LEAST_PEER_SQNR_DB, LEAST_SQNR_DB = 12.0, 15.0
 LEAST_OWN_SQNR_DB, LEAST_BESIDE_OWN_DB = 25.0, 5.0
 #: No engine takes longer for one step (loading VGG-16 with torch.compile is the longest).
 PATIENCE_S = 900.0
@@ -274,7 +274,9 @@ class Contest:
         about |= process.ask("check", reference=reference, batch=case.batch)
         if engine.precision == "int8":
             sqnr, own = about["sqnr_db"], about["own_sqnr_db"]
-            least = LEAST_BESIDE_OWN_DB if own is not None and own >= LEAST_OWN_SQNR_DB else LEAST_SQNR_DB
+            least = (LEAST_PEER_SQNR_DB if own is None
+                     else LEAST_BESIDE_OWN_DB if own >= LEAST_OWN_SQNR_DB
+                     else LEAST_SQNR_DB)  # fmt: skip
             if sqnr is None or sqnr < least:
                 raise Failed(f"WRONG OUTPUT, SQNR is {sqnr} dB ({own} beside torch's), must be at least {least:g}")
             process.loaded, process.about = (*key, case.batch), about
