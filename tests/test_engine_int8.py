@@ -68,7 +68,10 @@ CONVS = [
 
 
 @pytest.mark.parametrize("conv", CONVS)
-@pytest.mark.parametrize(("zeros", "kernels"), [(0.0, "blocks"), (0.0, "squares"), (0.5, "squares"), (0.9, "fastest"), (0.0, "fastest")])
+@pytest.mark.parametrize(
+    ("zeros", "kernels"),
+    [(0.0, "blocks"), (0.0, "squares"), (0.5, "squares"), (0.9, "fastest"), (0.0, "fastest")],
+)
 def test_conv2d(conv: Any, zeros: float, kernels: str, isa: str, dot: bool) -> None:
     c, k, size, kernel, stride, padding, dilation, groups = conv
     w = bytes_of(k, c // groups, *kernel, zeros=zeros)

@@ -28,10 +28,10 @@ from .quantizers import FILES, TOOLS
 #: Winograd's transforms stay within it, a wrong weight does not.
 TOLERANCE = 30.0
 #: int8 is judged by its ratio of signal to noise: permuted channels in one layer leave 14 dB or less, the output of
-#: another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`). What is right has 16 or more, but for
-#: MobileNetV2 with random weights, which loses more by rounding alone: OpenVINO's has 14. So an engine that has no other
-#: proof needs 12; ours 15, or the same quantized model in torch must say the same, but for values that round the other
-#: way, and the output still be closer to float64 than one with its columns in another order is.
+#: another image 11 (measured on the networks of `int8`, see :data:`networks.CALM`). What is right has 16 or more, but
+#: for MobileNetV2 with random weights, which loses more by rounding alone: OpenVINO's has 14. So an engine that has no
+#: other proof needs 12; ours 15, or the same quantized model in torch must say the same, but for values that round the
+#: other way, and the output still be closer to float64 than one with its columns in another order is.
 LEAST_PEER_SQNR_DB, LEAST_SQNR_DB = 12.0, 15.0
 LEAST_OWN_SQNR_DB, LEAST_BESIDE_OWN_DB = 25.0, 5.0
 #: No engine takes longer for one step (loading VGG-16 with torch.compile is the longest).

@@ -22,7 +22,7 @@ struct BlockRow {
   int32_t slot;        // its place in sums
   uint32_t begin;      // blocks [begin, begin + count) of the stream
   uint32_t count;      // 0, too
-  uint32_t twos;       // the first 2 * twos of them fit together, two by two (quad_pairs.h); 0 without QuadKernels::pairs
+  uint32_t twos;       // the first 2 * twos of them fit together by twos (quad_pairs.h); 0 without pairs
   int32_t weight_sum;  // of all weights in those blocks
   int64_t base;        // vectors, added to each of its offsets; may be negative (the frame)
 };
@@ -72,9 +72,9 @@ struct BlockPlanes {
 
 // The squares of one output quad, in one chunk of input quads, that are not zero.
 struct SquareRow {
-  int32_t channel;  // the first of its four output channels
-  int32_t slot;     // its place in sums; the others follow
-  uint32_t begin;   // squares [begin, begin + count) of the stream
+  int32_t channel;        // the first of its four output channels
+  int32_t slot;           // its place in sums; the others follow
+  uint32_t begin;         // squares [begin, begin + count) of the stream
   uint32_t count, twos;   // as BlockRow's
   int32_t weight_sum[4];  // of each output channel's weights in them
   int64_t base;           // as BlockRow's

@@ -122,8 +122,8 @@ inline i32x16 dot(const i32x16& sum, block w, inputs in) {
 // What a sum lacks where inputs are taken for signed ones, 128 less: 128 times the weights.
 constexpr bool shifts = false;
 inline int32_t shift_of(int32_t) { return 0; }
-// Whether dot adds products by twos in 16 bits: blocks must fit (quad_pairs.h). Then there is a dot_two(sum, w0, x0, w1,
-// x1), too: dot(dot(sum, w0, x0), w1, x1) of blocks that fit together.
+// Whether dot adds products by twos in 16 bits: blocks must fit (quad_pairs.h). Then there is a dot_two(sum, w0, x0,
+// w1, x1), too: dot(dot(sum, w0, x0), w1, x1) of blocks that fit together.
 constexpr bool pairs = false;
 
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {

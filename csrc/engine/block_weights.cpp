@@ -77,7 +77,8 @@ BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const st
     });
   }
   if (shape.pairs)
-    for (auto& row : s.rows) row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + row.begin, row.count, 1);
+    for (auto& row : s.rows)
+      row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + row.begin, row.count, 1);
   return s;
 }
 

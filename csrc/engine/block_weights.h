@@ -82,8 +82,8 @@ SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const 
                            int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
                            int64_t lowest);
 
-// Reorders `count` entries, an offset and `blocks` blocks each, such that the first 2 * n fit together two by two, block
-// by block (quad_pairs.h); returns n. Nearly in order still: entries move within windows.
+// Reorders `count` entries, an offset and `blocks` blocks each, such that the first 2 * n fit together two by two,
+// block by block (quad_pairs.h); returns n. Nearly in order still: entries move within windows.
 uint32_t by_twos(uint16_t* offsets, uint32_t* weights, uint32_t count, int blocks);
 
 // Bounds of at most `parts` parts of equal work, of whole quads of output channels.

@@ -6,9 +6,9 @@
 namespace secateur::engine {
 namespace {
 
-// A window's entries are matched greedily, those that reach furthest first, each with the furthest that still fits. With
-// normal or Laplace weights a window of 32 takes 2 % more multiplications than one over all would, at most, and what
-// neighbours read stays close together.
+// A window's entries are matched greedily, those that reach furthest first, each with the furthest that still fits.
+// With normal or Laplace weights a window of 32 takes 2 % more multiplications than one over all would, at most, and
+// what neighbours read stays close together.
 constexpr uint32_t kWindow = 32;
 constexpr int kMostBlocks = 4;
 

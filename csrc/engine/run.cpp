@@ -74,7 +74,8 @@ class Schedule {
         if (stage.step) {
           stage.step->run(call_, {shared_arena, scratch}, stage.image, stage.count, task);
         } else {
-          for (const auto& step : plan_.image_steps()) step->run_all(call_, {own_arena, scratch}, stage.image + task, 1);
+          for (const auto& step : plan_.image_steps())
+            step->run_all(call_, {own_arena, scratch}, stage.image + task, 1);
         }
         done_.fetch_add(1, std::memory_order_release);
       };
@@ -156,7 +157,8 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
     for (const auto& step : plan.batch_steps()) step->run_all(call, {arena_of(0), scratch_of(0)}, 0, call.batch);
   } else {
     Schedule schedule(plan, call, threads);
-    parallel(threads, [&](int64_t first, int64_t) { schedule.work(first, arena_of(first), arena_of(0), scratch_of(first)); });
+    parallel(threads,
+             [&](int64_t first, int64_t) { schedule.work(first, arena_of(first), arena_of(0), scratch_of(first)); });
   }
 
   // An output that is an input, or one that stands twice among the outputs.

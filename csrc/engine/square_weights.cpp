@@ -104,7 +104,8 @@ SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const 
     });
   }
   if (shape.pairs)
-    for (auto& row : s.rows) row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * 4, row.count, 4);
+    for (auto& row : s.rows)
+      row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * 4, row.count, 4);
   return s;
 }
 

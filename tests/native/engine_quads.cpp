@@ -128,8 +128,8 @@ void test_tile(const QuadKernels& kernels, Random& random, const Tile& t) {
 // Where products of bytes that are added in 16 bits would saturate: 255 * 127 + 255 * 127 is twice what these hold. The
 // last three weights reach the limit as they are: written as two, they are such that fit together.
 void test_extremes(const QuadKernels& kernels) {
-  constexpr uint32_t weights_at_the_edge[] = {0x7f7f7f7fu, 0x81818181u, 0x80808080u, 0x7f7f8181u, 0x817f7f81u,
-                                              0x40404040u, 0xc0c0c0c0u, 0x80008000u};
+  constexpr uint32_t weights_at_the_edge[] = {0x7f7f7f7fu, 0x81818181u, 0x80808080u, 0x7f7f8181u,
+                                              0x817f7f81u, 0x40404040u, 0xc0c0c0c0u, 0x80008000u};
   const int columns = kernels.max_sums < cpu::kTileColumns ? kernels.max_sums : cpu::kTileColumns;
   for (uint8_t byte : {255, 254, 128, 127, 1, 0})
     for (uint32_t weight : weights_at_the_edge)
@@ -138,8 +138,7 @@ void test_extremes(const QuadKernels& kernels) {
         const uint32_t twos = kernels.pairs && cpu::fits_pairs(weight) ? count / 2 : 0;
         for (uint32_t n = 0; n < count; ++n) {
           const auto [half, rest] = cpu::halves_of(weight);
-          if (kernels.pairs && (n < twos || !cpu::fits_pairs(weight)))
-            written.push_back(half), written.push_back(rest);
+          if (kernels.pairs && (n < twos || !cpu::fits_pairs(weight))) written.push_back(half), written.push_back(rest);
           else written.push_back(weight);
         }
         const auto blocks = static_cast<uint32_t>(written.size());

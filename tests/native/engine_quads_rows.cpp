@@ -90,7 +90,8 @@ void test_depthwise(const QuadKernels& kernels, Random& random) {
         const Buffer<int16_t> weights(8 * twos);
         const Buffer<uint16_t> valid(count);
         const QuadLayerEnd end(random, 2 * channel, false, false);
-        for (int64_t t = 0; t < 2 * twos; ++t) taps[t] = static_cast<int32_t>(64 * pick(random, vectors - 2 * count + 1));
+        for (int64_t t = 0; t < 2 * twos; ++t)
+          taps[t] = static_cast<int32_t>(64 * pick(random, vectors - 2 * count + 1));
         for (int64_t i = 0; i < 8 * twos; ++i)
           weights[i] = static_cast<int16_t>(pick(random, 4) ? pick(random, 256) - 128 : pick(random, 2) ? 127 : -128);
         for (int64_t i = 0; i < count; ++i) valid[i] = static_cast<uint16_t>(random());

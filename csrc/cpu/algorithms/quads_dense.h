@@ -22,7 +22,7 @@ void square_planes(const SquarePlanes& tile) {
     const uint16_t* offset = tile.offsets + row.begin;
     const uint32_t* weight = tile.weights + int64_t{row.begin} * 4;
     const uint8_t* base = tile.x + row.base * 64;
-    const auto load_all = [&](inputs(&in)[R * C], uint16_t vectors) {
+    const auto load_all = [&](inputs(&in)[R* C], uint16_t vectors) {
       const uint8_t* x = base + int64_t{vectors} * 64;
       SECATEUR_UNROLL
       for (int v = 0; v < R * C; ++v) in[v] = load_inputs(x + v / C * tile.x_row + v % C * (64 * Step));
