@@ -1,15 +1,19 @@
 #include "channel_step.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace secateur::engine {
 
 std::vector<int32_t> window_taps(const Window& w, const Layout& x) {
+  constexpr int64_t kMost = INT32_MAX / static_cast<int64_t>(sizeof(float));  // in bytes they fit 32 bits, too
   std::vector<int32_t> taps;
   for (int64_t i = 0; i < w.kernel[0]; ++i)
-    for (int64_t j = 0; j < w.kernel[1]; ++j)
-      taps.push_back(static_cast<int32_t>(
-          ((i * w.dilation[0] - w.padding[0]) * x.pitch() + j * w.dilation[1] - w.padding[1]) * kLanes));
+    for (int64_t j = 0; j < w.kernel[1]; ++j) {
+      const int64_t at = ((i * w.dilation[0] - w.padding[0]) * x.pitch() + j * w.dilation[1] - w.padding[1]) * kLanes;
+      if (at > kMost || at < -kMost) throw std::length_error("engine: the image is too large for a window's offsets");
+      taps.push_back(static_cast<int32_t>(at));
+    }
   return taps;
 }
 
