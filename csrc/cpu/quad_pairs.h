@@ -23,7 +23,8 @@ inline Reach reach_of(uint32_t four) {
   Reach r{};
   for (int i = 0; i < 4; ++i) {
     const int w = weight_at(four, i);
-    (w > 0 ? r.up : r.down)[i / 2] = static_cast<int16_t>((w > 0 ? r.up : r.down)[i / 2] + (w > 0 ? w : -w));
+    r.up[i / 2] = static_cast<int16_t>(r.up[i / 2] + (w > 0 ? w : 0));
+    r.down[i / 2] = static_cast<int16_t>(r.down[i / 2] - (w < 0 ? w : 0));
   }
   return r;
 }
