@@ -59,9 +59,9 @@ class QuadDepthwise : public ChannelStep {
       row.weights = weights_.data() + 8 * begin_[c];
       row.twos = begin_[c + 1] - begin_[c];
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.x = x.plane_bytes(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kVectorBytes;
-        row.y = y.plane_bytes(worker.arena, c) + r * y.layout.pitch() * kVectorBytes;
-        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        row.x = x.row_bytes(worker.arena, c, r * op_.window.stride[0]);
+        row.y = y.row_bytes(worker.arena, c, r);
+        row.valid = y.valid_row(r);
         quads().depthwise_row(row);
       }
     }

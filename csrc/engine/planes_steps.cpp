@@ -202,10 +202,10 @@ class Pool : public ChannelStep {
     row.factor = factor_;
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.x = x.channel(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kLanes;
-        row.y = y.channel(worker.arena, c) + r * y.layout.pitch() * kLanes;
+        row.x = x.channel_row(worker.arena, c, r * op_.window.stride[0]);
+        row.y = y.channel_row(worker.arena, c, r);
         row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
-        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        row.valid = y.valid_row(r);
         kernels().pool_row(row);
       }
     y.fill_frames(kernels(), worker.arena, c0, c1);
@@ -243,10 +243,10 @@ class Map : public ChannelStep {
         else row.shift += v;
       }
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.a = x.channel(worker.arena, c) + r * x.layout.pitch() * kLanes;
-        if (other_ >= 0) row.b = store(other_).channel(worker.arena, c) + r * store(other_).layout.pitch() * kLanes;
-        row.y = y.channel(worker.arena, c) + r * y.layout.pitch() * kLanes;
-        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        row.a = x.channel_row(worker.arena, c, r);
+        if (other_ >= 0) row.b = store(other_).channel_row(worker.arena, c, r);
+        row.y = y.channel_row(worker.arena, c, r);
+        row.valid = y.valid_row(r);
         kernels().map_row(row);
       }
     }

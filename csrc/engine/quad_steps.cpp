@@ -37,10 +37,10 @@ class QuadPool : public ChannelStep {
     row.y_zero_point = y.zero_point;
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.x = x.plane_bytes(worker.arena, c) + r * op_.window.stride[0] * x.layout.pitch() * kVectorBytes;
-        row.y = y.plane_bytes(worker.arena, c) + r * y.layout.pitch() * kVectorBytes;
+        row.x = x.row_bytes(worker.arena, c, r * op_.window.stride[0]);
+        row.y = y.row_bytes(worker.arena, c, r);
         row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
-        row.valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        row.valid = y.valid_row(r);
         quads().pool_row(row);
       }
     y.fill_frames(kernels(), worker.arena, c0, c1);
@@ -83,16 +83,14 @@ class QuadMap : public ChannelStep {
         float *a[4] = {}, *other[4] = {}, *to[4] = {};
         real_rows(worker, x, q, n, r, spare_a, a);
         if (other_ >= 0) real_rows(worker, store(other_), q, n, r, spare_b, other);
-        const uint16_t* valid = y.valid.empty() ? nullptr : y.valid.data() + r * b.columns;
+        const uint16_t* valid = y.valid_row(r);
         const bool straight = op_.kind == OpKind::kQuantize;
         for (int64_t j = 0; j < n; ++j)
-          to[j] = straight  ? a[j]
-                  : y.bytes ? spare_y + j * line
-                            : y.channel(worker.arena, 4 * q + j) + r * y.layout.pitch() * kLanes;
+          to[j] = straight ? a[j] : y.bytes ? spare_y + j * line : y.channel_row(worker.arena, 4 * q + j, r);
         for (int64_t j = 0; j < n && !straight; ++j) map_one(call, image, 4 * q + j, a[j], other[j], to[j], valid);
         if (!y.bytes) continue;
         cpu::QuadCast cast{};
-        cast.quads = y.plane_bytes(worker.arena, q) + r * y.layout.pitch() * kVectorBytes;
+        cast.quads = y.row_bytes(worker.arena, q, r);
         std::copy_n(to, 4, cast.real);
         cast.count = b.columns;
         cast.scale = static_cast<float>(1.0 / y.scale);
@@ -111,11 +109,10 @@ class QuadMap : public ChannelStep {
                  float** rows) const {
     const int64_t columns = store(y_).layout.blocks.columns;
     for (int64_t j = 0; j < n; ++j)
-      rows[j] = s.bytes ? spare + j * columns * kLanes
-                        : s.channel(worker.arena, 4 * quad + j) + r * s.layout.pitch() * kLanes;
+      rows[j] = s.bytes ? spare + j * columns * kLanes : s.channel_row(worker.arena, 4 * quad + j, r);
     if (!s.bytes) return;
     cpu::QuadCast cast{};
-    cast.quads = s.plane_bytes(worker.arena, quad) + r * s.layout.pitch() * kVectorBytes;
+    cast.quads = s.row_bytes(worker.arena, quad, r);
     std::copy_n(rows, 4, cast.real);
     cast.count = columns;
     cast.scale = s.scale;

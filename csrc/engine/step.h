@@ -41,6 +41,16 @@ struct Store {
     return std::bit_cast<float>(fill_value == 0 ? 0x01010101u * static_cast<uint32_t>(zero_point) : 0u);
   }
   const uint16_t* valid_data() const { return valid.empty() ? nullptr : valid.data(); }
+  // Row r of the blocks: which of its lanes are pixels (null: all), and where it begins in a plane.
+  const uint16_t* valid_row(int64_t r) const {
+    return valid.empty() ? nullptr : valid.data() + r * layout.blocks.columns;
+  }
+  float* channel_row(float* arena, int64_t plane, int64_t r) const {
+    return channel(arena, plane) + r * layout.pitch() * kLanes;
+  }
+  uint8_t* row_bytes(float* arena, int64_t plane, int64_t r) const {
+    return reinterpret_cast<uint8_t*>(channel_row(arena, plane, r));
+  }
   void fill_frames(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
     if (fill.copies.empty()) return;
     for (int64_t c = c0; c < c1; ++c)

@@ -1,6 +1,5 @@
 // What vpmaddubsw may be given (csrc/cpu/quad_pairs.h), and the order that whoever builds a layer gives it.
 #include <algorithm>
-#include <cstring>
 
 #include "../../csrc/engine/block_weights.h"
 #include "testing.h"
