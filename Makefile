@@ -21,10 +21,8 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 
 py := $(VENV)/bin/python
-# Test files side by side, in one process more than there are cores (many a test waits for a process of its own), four at
-# most. Their threads must not spin for one another.
-test_processes := $(shell n=$$(getconf _NPROCESSORS_ONLN || echo 1); echo $$((n < 4 ? n + 1 : 4)))
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n $(test_processes) --dist loadfile
+# Test files side by side (tests/conftest.py says how many). Their threads must not spin for one another.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 say = @printf '\n==> %s\n'
 

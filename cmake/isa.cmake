@@ -19,6 +19,11 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   list(APPEND SECATEUR_ISA_FLAGS_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
+# GCC's -O3 unrolls the scalar loops over sixteen lanes for minutes.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT SECATEUR_SANITIZE)
+  set(SECATEUR_ISA_FLAGS_scalar -O2)
+endif()
+
 # Products of four bytes: of their own, for some CPUs have an instruction set without them.
 set(SECATEUR_DOTS_avx2 avx2_vnni)
 set(SECATEUR_DOTS_avx512 avx512_vnni)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -9,6 +10,29 @@ import numpy as np
 import pytest
 import secateur.cpu
 import torch
+
+#: Files of more than half a minute, the longest first: begun last, one would keep one process while others wait.
+LONG = (
+    "test_demo",
+    "test_processes",
+    "test_engine_front",
+    "test_distributed",
+    "test_cuda_emulated",
+    "test_engine_benchmark",
+    "test_activation_loss",
+    "test_quantize",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of ``-n auto``. One more than there are cores: many a test waits for a process of its own."""
+    return min(len(os.sched_getaffinity(0)) + 1, 4) if hasattr(os, "sched_getaffinity") else 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(params=secateur.cpu.available_isas())

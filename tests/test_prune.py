@@ -44,7 +44,7 @@ LAYERS = {
     "transposed 2d": lambda: nn.ConvTranspose2d(8, 12, 3),
     "transposed grouped": lambda: nn.ConvTranspose2d(8, 12, 3, groups=2),
     "transposed 3d": lambda: nn.ConvTranspose3d(4, 6, 2),
-    "linear bf16": lambda: nn.Linear(24, 12, dtype=torch.bfloat16),
+    "linear bf16": lambda: nn.Linear(24, 12).to(torch.bfloat16),  # torch 2.10 draws zeros in bfloat16
     "conv f16": lambda: nn.Conv2d(8, 12, 3, dtype=torch.float16),
     "conv f64": lambda: nn.Conv2d(8, 12, 3, dtype=torch.float64),
 }

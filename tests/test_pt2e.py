@@ -358,6 +358,8 @@ def network(request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("torchao.quantization.pt2e", reason="torchao is not installed", exc_type=ImportError)
+    if torch.__version__ < (2, 11):
+        pytest.skip("this torchao supports torch from 2.11 on: with 2.10 it puts no observers into the graph")
     torch.manual_seed(0)
     model = request.param()
     x = torch.randn(4, 3, 32, 32)
