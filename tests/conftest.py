@@ -9,13 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import secateur.cpu
+import secateur.timing
 import torch
 
 #: Files of more than half a minute, the longest first: begun last, one would keep one process while others wait.
 LONG = (
     "test_demo",
+    "test_memory",
     "test_processes",
-    "test_engine_front",
+    "test_engine_torchvision",
     "test_distributed",
     "test_cuda_emulated",
     "test_engine_benchmark",
@@ -47,6 +49,25 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def threads(request: pytest.FixtureRequest) -> int:
     torch.set_num_threads(request.param)
     return int(request.param)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """Of networks this small, threads only wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def real_clock() -> None:
+    """For a test that measures, where the others of its file have ``engine_wins``."""
+
+
+@pytest.fixture
+def engine_wins(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The engine is faster, whatever the clock says of a network this small."""
+    if "real_clock" in request.fixturenames:
+        return
+    monkeypatch.setattr(secateur.timing, "interleave", lambda forms, *_: [[1.0], [2.0]])
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,7 @@ from safetensors.torch import save_file
 from secateur import MeanStd
 from torch import nn
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # these networks are too small to share out
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):

@@ -14,22 +14,13 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur import timing
 from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
 from torch import Tensor, nn
 
 CALLERS = 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def engine_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is faster, whatever the clock says of a network this small."""
-    monkeypatch.setattr(timing, "interleave", lambda forms, *_: [[1.0], [2.0]])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def whole(*shape: int, zeros: float = 0.0) -> Tensor:

@@ -31,13 +31,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def case(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, Any, Tensor]:
+def case(one_thread: None, engine_wins: None) -> tuple[nn.Module, Any, Tensor]:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    from secateur import timing
-
-    # The engine is faster, whatever the clock says of a network this small.
-    monkeypatch.setattr(timing, "interleave", lambda forms, *_: [[1.0], [2.0]])
     model = Net().eval()
     with torch.no_grad():
         for layer in (model.body, model.head):

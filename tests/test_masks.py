@@ -19,10 +19,7 @@ import torch
 from secateur import Error, Magnitude, MeanStd, masks
 from torch import nn
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # these networks are too small to share out
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def net() -> nn.Sequential:

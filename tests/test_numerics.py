@@ -14,7 +14,7 @@ import pytest
 import secateur
 import torch
 import torch.nn.functional as F
-from secateur import ops, timing
+from secateur import ops
 from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
 from tensors import same_bits, special
 from torch import Tensor, nn
@@ -24,11 +24,7 @@ TINY = torch.finfo(torch.float32).tiny  # the smallest that is not denormal, 2^-
 LEAST = 2.0**-149  # the smallest denormal
 
 
-@pytest.fixture(autouse=True)
-def _engine_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is faster, whatever the clock says of a network this small."""
-    monkeypatch.setattr(timing, "interleave", lambda forms, *_: [[1.0], [2.0]])
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread", "engine_wins")
 
 
 @pytest.fixture

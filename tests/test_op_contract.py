@@ -13,7 +13,7 @@ from tensors import same_bits
 from torch import Tensor
 
 # The engine's operators run a program that is held elsewhere, so none of their calls stands alone:
-# test_engine_program.py and test_engine_front.py have them.
+# test_engine_program.py and test_engine_functions.py have them.
 NAMES = sorted(
     name.removeprefix("secateur::")
     for name in torch._C._dispatch_get_all_op_names()

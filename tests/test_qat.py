@@ -27,10 +27,7 @@ class Net(nn.Module):
         return self.fc(self.drop(x.mean((2, 3))))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Of networks this small, threads only wait for one another."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def task() -> tuple[Tensor, Tensor]:

@@ -19,10 +19,7 @@ from torch import Tensor, nn
 INT8 = (QuantizedConv2d, QuantizedLinear)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Of networks this small, threads only wait for one another."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def decibels(wanted: Tensor, got: Tensor) -> float:

@@ -10,11 +10,7 @@ import secateur
 import torch
 from torch import Tensor, nn
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Of networks this small, threads only wait for one another."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Uneven(nn.Sequential):

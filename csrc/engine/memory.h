@@ -23,7 +23,7 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// The pool's lock, for whoever forks (ops/threads.cpp).
+// The pool's lock, for whoever forks (ops/fork_locks.cpp).
 void lock_pool();
 void unlock_pool();
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <stdexcept>
 
 #include "../cpu/dispatch.h"
+#include "../registry.h"
 #include "integer_checks.h"
 #include "plan.h"
 
@@ -274,55 +274,11 @@ std::shared_ptr<Plan> Program::plan(const std::vector<std::array<int64_t, 2>>& s
   return made;
 }
 
-namespace {
-
-struct Registry {
-  std::mutex mutex;
-  int64_t next = 1;
-  std::map<int64_t, std::shared_ptr<Program>> programs;
-};
-Registry& registry() {
-  static auto* all = new Registry;  // never destroyed: programs may be released after this library's own teardown
-  return *all;
-}
-
-}  // namespace
-
-int64_t hold_program(std::shared_ptr<Program> program) {
-  Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  all.programs.emplace(all.next, std::move(program));
-  return all.next++;
-}
-
-void release_program(int64_t id) {
-  Registry& all = registry();
-  std::shared_ptr<Program> last;  // destroyed outside of the lock
-  const std::lock_guard lock(all.mutex);
-  if (auto at = all.programs.find(id); at != all.programs.end()) {
-    last = std::move(at->second);
-    all.programs.erase(at);
-  }
-}
-
-std::shared_ptr<Program> find_program(int64_t id) {
-  Registry& all = registry();
-  const std::lock_guard lock(all.mutex);
-  auto at = all.programs.find(id);
-  return at == all.programs.end() ? nullptr : at->second;
-}
-
-void lock_programs() {
-  Registry& all = registry();
-  all.mutex.lock();
-  for (const auto& [id, program] : all.programs) program->mutex().lock();
-}
-
-void unlock_programs() {
-  Registry& all = registry();
-  for (const auto& [id, program] : all.programs) program->mutex().unlock();
-  all.mutex.unlock();
-}
+int64_t hold_program(std::shared_ptr<Program> program) { return Registry<Program>::only().hold(std::move(program)); }
+void release_program(int64_t id) { Registry<Program>::only().release(id); }
+std::shared_ptr<Program> find_program(int64_t id) { return Registry<Program>::only().find(id); }
+void lock_programs() { Registry<Program>::only().lock_all(); }
+void unlock_programs() { Registry<Program>::only().unlock_all(); }
 
 void prepare_program(Program& program, const std::vector<std::array<int64_t, 2>>& sizes, double budget,
                      const std::vector<const float*>& example, Kernels kernels) {

@@ -176,7 +176,7 @@ SECATEUR_EXPORT int64_t hold_program(std::shared_ptr<Program> program);
 SECATEUR_EXPORT void release_program(int64_t id);
 std::shared_ptr<Program> find_program(int64_t id);
 
-// All locks of all programs, for whoever forks (ops/threads.cpp): until then nobody makes a plan.
+// For whoever forks (ops/fork_locks.cpp): until they are unlocked nobody makes a plan.
 void lock_programs();
 void unlock_programs();
 

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <unordered_map>
+
+#include "../registry.h"
 
 namespace secateur {
 namespace {
@@ -11,17 +12,7 @@ constexpr size_t kPlansKept = 4;
 // Inputs to a chunk of a batched linear layer: 4 vectors of batch each, they stay in the first-level cache.
 constexpr int64_t kLinearChunk = 128;
 
-struct Registry {
-  // Not a shared_mutex: glibc has the thread id that locked it unlock it, and in a forked child that is another one.
-  std::mutex mutex;
-  std::unordered_map<int64_t, std::shared_ptr<const SparseLayer>> layers;
-  int64_t next = 1;
-};
-// Never destroyed: a layer may be released while the interpreter shuts down.
-Registry& registry() {
-  static Registry* const one = new Registry;
-  return *one;
-}
+using Layers = Registry<const SparseLayer>;
 
 }  // namespace
 
@@ -57,41 +48,11 @@ const SparseLayer::Linear& SparseLayer::linear() const {
   return linear_;
 }
 
-int64_t hold_layer(std::shared_ptr<const SparseLayer> layer) {
-  Registry& r = registry();
-  std::lock_guard lock(r.mutex);
-  r.layers.emplace(r.next, std::move(layer));
-  return r.next++;
-}
-
-void release_layer(int64_t id) {
-  std::shared_ptr<const SparseLayer> last;  // destroyed after the lock is gone
-  Registry& r = registry();
-  std::lock_guard lock(r.mutex);
-  auto found = r.layers.find(id);
-  if (found == r.layers.end()) return;
-  last = std::move(found->second);
-  r.layers.erase(found);
-}
-
-std::shared_ptr<const SparseLayer> find_layer(int64_t id) {
-  Registry& r = registry();
-  std::lock_guard lock(r.mutex);
-  auto found = r.layers.find(id);
-  return found == r.layers.end() ? nullptr : found->second;
-}
-
-void lock_layers() {
-  Registry& r = registry();
-  r.mutex.lock();
-  for (const auto& [id, layer] : r.layers) layer->mutex().lock();
-}
-
-void unlock_layers() {
-  Registry& r = registry();
-  for (const auto& [id, layer] : r.layers) layer->mutex().unlock();
-  r.mutex.unlock();
-}
+int64_t hold_layer(std::shared_ptr<const SparseLayer> layer) { return Layers::only().hold(std::move(layer)); }
+void release_layer(int64_t id) { Layers::only().release(id); }
+std::shared_ptr<const SparseLayer> find_layer(int64_t id) { return Layers::only().find(id); }
+void lock_layers() { Layers::only().lock_all(); }
+void unlock_layers() { Layers::only().unlock_all(); }
 
 int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_t* mask, int64_t mask_rows,
                    int64_t mask_bytes, const float* values, int64_t count) {

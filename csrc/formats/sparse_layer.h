@@ -51,7 +51,7 @@ __attribute__((visibility("default"))) int64_t hold_layer(std::shared_ptr<const 
 __attribute__((visibility("default"))) void release_layer(int64_t id);
 std::shared_ptr<const SparseLayer> find_layer(int64_t id);  // null where there is none
 
-// All locks of all layers, for whoever forks (ops/threads.cpp).
+// For whoever forks (ops/fork_locks.cpp).
 void lock_layers();
 void unlock_layers();
 

@@ -1,0 +1,58 @@
+// Objects that the operators know by number, for a dispatcher's schema has no type for them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+namespace secateur {
+
+// Ids start at 1 and are never given again. Thread-safe. T has a mutex().
+template <typename T>
+class Registry {
+ public:
+  // Never destroyed: what it holds may be released after this library's own teardown.
+  static Registry& only() {
+    static auto* const one = new Registry;
+    return *one;
+  }
+
+  int64_t hold(std::shared_ptr<T> object) {
+    const std::lock_guard lock(mutex_);
+    objects_.emplace(next_, std::move(object));
+    return next_++;
+  }
+  void release(int64_t id) {
+    std::shared_ptr<T> last;  // destroyed once the lock is gone
+    const std::lock_guard lock(mutex_);
+    const auto found = objects_.find(id);
+    if (found == objects_.end()) return;
+    last = std::move(found->second);
+    objects_.erase(found);
+  }
+  std::shared_ptr<T> find(int64_t id) {  // null where there is none
+    const std::lock_guard lock(mutex_);
+    const auto found = objects_.find(id);
+    return found == objects_.end() ? nullptr : found->second;
+  }
+
+  // Its own lock and those of all that it holds, for whoever forks (ops/fork_locks.cpp).
+  void lock_all() {
+    mutex_.lock();
+    for (const auto& [id, object] : objects_) object->mutex().lock();
+  }
+  void unlock_all() {
+    for (const auto& [id, object] : objects_) object->mutex().unlock();
+    mutex_.unlock();
+  }
+
+ private:
+  Registry() = default;
+  // Not a shared_mutex: glibc has the thread id that locked it unlock it, and in a forked child that is another one.
+  std::mutex mutex_;
+  int64_t next_ = 1;
+  std::unordered_map<int64_t, std::shared_ptr<T>> objects_;
+};
+
+}  // namespace secateur
