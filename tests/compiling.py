@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, engine: float, plain: float) -> None:
-    monkeypatch.setattr(timing, "interleave", lambda forms, rounds, budget: [[engine * 1e-3], [plain * 1e-3]])
+    monkeypatch.setattr(timing, "interleave", lambda forms, *_, **__: [[engine * 1e-3], [plain * 1e-3]])
 
 
 def compiled(model: nn.Module, *example: Any, budget: float = 0.2) -> CompiledModel:

@@ -67,7 +67,7 @@ def engine_wins(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     """The engine is faster, whatever the clock says of a network this small."""
     if "real_clock" in request.fixturenames:
         return
-    monkeypatch.setattr(secateur.timing, "interleave", lambda forms, *_: [[1.0], [2.0]])
+    monkeypatch.setattr(secateur.timing, "interleave", lambda forms, *_, **__: [[1.0], [2.0]])
 
 
 @pytest.fixture(autouse=True)

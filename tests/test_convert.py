@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -229,6 +230,13 @@ def test_interleave_takes_turns_and_counts() -> None:
     assert [len(each) for each in times] == [4, 4]
     assert all(t > 0 for each in times for t in each)
     assert {"a", "b"} == set(calls)
+
+
+def test_interleave_stops_where_it_is_clear_who_is_faster() -> None:
+    slow, fast = (lambda: time.sleep(0.12)), (lambda: None)
+    assert [len(each) for each in timing.interleave([fast, slow], rounds=3, until_clear=True)] == [1, 1]
+    assert [len(each) for each in timing.interleave([slow, slow], rounds=3, until_clear=True)] == [3, 3]
+    assert [len(each) for each in timing.interleave([fast, slow], rounds=3)] == [3, 3]
 
 
 @pytest.mark.usefixtures("sparse_wins")

@@ -11,10 +11,16 @@ from collections.abc import Callable, Sequence
 
 #: A measurement shorter than this is repeated within its turn, or the clock's own cost would show.
 SHORTEST_TURN_S = 2e-4
+#: Of contenders that take this long, one that takes three times as long as another needs no second measurement.
+CLEAR_S, CLEAR = 0.1, 3.0
 
 
 def interleave(
-    contenders: Sequence[Callable[[], object]], rounds: int = 7, budget_s: float | None = None
+    contenders: Sequence[Callable[[], object]],
+    rounds: int = 7,
+    budget_s: float | None = None,
+    *,
+    until_clear: bool = False,
 ) -> list[list[float]]:
     """Run every contender once a round, after two warm-up runs each; gives the seconds of each one's runs.
 
@@ -22,13 +28,18 @@ def interleave(
         contenders: calls without arguments.
         rounds: how many turns each gets.
         budget_s: stop after the round in which this much time has passed (but after three rounds at least).
+        until_clear: who is fastest is all that is asked, so the second warm-up run is all where it takes the slowest
+            :data:`CLEAR_S` or more and the fastest a third of that or less.
     """
-    repeats = []
+    warm, repeats = [], []
     for run in contenders:
         run()
         begin = time.perf_counter()
         run()
-        repeats.append(max(1, int(SHORTEST_TURN_S / max(time.perf_counter() - begin, 1e-9))))
+        warm.append(time.perf_counter() - begin)
+        repeats.append(max(1, int(SHORTEST_TURN_S / max(warm[-1], 1e-9))))
+    if until_clear and max(warm) >= max(CLEAR_S, CLEAR * min(warm)):
+        return [[seconds] for seconds in warm]
     times: list[list[float]] = [[] for _ in contenders]
     begin = time.perf_counter()
     for done in range(rounds):

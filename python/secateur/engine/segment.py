@@ -157,7 +157,7 @@ class Segment(nn.Module):
             if bool(torch.isfinite(b).all()) and not agree(a, b):
                 return Decision(False, "its result differs from torch's on the example")
         forms = [lambda: self.forward(*args), lambda: self.torch_form(*args)]
-        times = timing.interleave(forms, _ROUNDS, min(3.0, max(0.3, budget_s / 8)))
+        times = timing.interleave(forms, _ROUNDS, min(3.0, max(0.3, budget_s / 8)), until_clear=True)
         ms, torch_ms = (1e3 * statistics.median(t) for t in times)
         if ms < torch_ms:
             return Decision(True, f"{torch_ms / ms:.2f}x as fast as torch", ms, torch_ms)
