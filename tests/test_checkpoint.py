@@ -336,7 +336,7 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(Error, match="pipe must be a file or not be there yet, but is a device or a pipe"):
         secateur.save(Net(), tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(Error, match="but is a folder"):
         secateur.save(Net(), tmp_path)
 
 

@@ -370,9 +370,9 @@ class Uncopied(nn.Module):
     [
         ((3,), r"teacher must be a torch\.nn\.Module, got int"),
         ((Uncopied(),), r"teacher must be a module that copy\.deepcopy copies, it says: Only Tensors"),
-        ((make(), 0), "temperature must be above 0, got 0"),
-        ((make(), -1), "temperature must be a number from 0 to inf, got -1"),
-        ((make(), float("nan")), "temperature must be a number from 0 to inf, got nan"),
+        ((make(), 0), "temperature must be a number from 1e-06 to 1e\\+06, got 0"),
+        ((make(), -1), "temperature must be a number from 1e-06 to 1e\\+06, got -1"),
+        ((make(), float("nan")), "temperature must be a number from 1e-06 to 1e\\+06, got nan"),
         ((make(), 4.0, 1.1), r"alpha must be a number from 0 to 1, got 1\.1"),
         ((make(), 4.0, 0.5, ["0", "conv2"]), "hints must name layers of the teacher, got 'conv2'; it has 0, 1, 2"),
         ((make(), 4.0, 0.5, [""]), "hints must name layers of the teacher, got ''"),

@@ -211,6 +211,24 @@ def test_thresholds_on_the_integer_scale() -> None:
     assert decibels(wanted, got) > 15
 
 
+@torch.no_grad()
+def test_thresholds_that_no_byte_holds_stay_real() -> None:
+    """One lies above the largest byte; all of the layer's are then compared before rounding, compiled or not."""
+    model = nn.Sequential(
+        nn.Conv2d(6, 6, 3), ThresholdReLU(torch.tensor([0.0, 0.1, 0.0, 10.0, 0.0, 0.3])), nn.Conv2d(6, 6, 1)
+    ).eval()
+    x = torch.randn(32, 6, 12, 12)
+    q = secateur.quantize(model, [x], progress=False)
+    fast = secateur.compile(q, x[:3], budget=0.1)
+    for scale in (1.0, 10.0):
+        assert torch.equal(fast(x * scale), q(x * scale))
+
+
+def test_nan_becomes_zero() -> None:
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]])
+    assert torch.equal(Quantize(0.5, 128)(x), torch.tensor([[0.0, 63.5, -64.0, 1.0]]))
+
+
 def test_calibration() -> None:
     """One value far out in 40,000: percentile leaves it outside, and what is usual has the bytes for itself."""
     x, usual, model = torch.rand(2000, 20), torch.rand(64, 20), mlp()
@@ -494,6 +512,14 @@ def test_errors() -> None:
     refuse("evaluate must be given with max_accuracy_drop, got None", model, [x], max_accuracy_drop=0.01)
     refuse("max_accuracy_drop must be a number from 0 to 1", model, [x], max_accuracy_drop=2, evaluate=lambda m: 1.0)
     refuse("evaluate must return an accuracy from 0 to 1, got 7", model, [x], evaluate=lambda m: 7)
+    refuse("quantize: batches must hold at least one example, got none", model, [x[:0]])
+    refuse("quantize: a batch must have values, got a tensor on the meta device", model, [x.to("meta")])
+    refuse("quantize: model must have values, but 0.weight is on the meta device", copy.deepcopy(model).to("meta"), [x])
+    refuse(r"exclude must leave a layer that can be quantized, got \['\*'\]", model, [x], exclude=["*"])
+    refuse("got 0, which is quantized already", secateur.quantize(model, [x], progress=False), [x])
+    with torch.no_grad():
+        model[0].bias[1] = torch.inf
+    refuse("quantize: 0.bias must be finite, got inf", model, [x])
 
 
 def test_a_compiled_one_takes_new_numbers() -> None:

@@ -26,7 +26,7 @@ ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t 
 
 ActiveConvStep::ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
                                const cpu::EngineKernels& kernels)
-    : ConvolutionStep(op.name),
+    : FramedStep(op.name),
       op_(op),
       stores_(stores),
       x_(x),

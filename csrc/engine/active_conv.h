@@ -29,7 +29,7 @@ struct ActiveLists {
 };
 ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
 
-class ActiveConvStep : public ConvolutionStep {
+class ActiveConvStep : public FramedStep {
  public:
   ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
                  const cpu::EngineKernels& kernels);

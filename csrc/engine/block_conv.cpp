@@ -16,7 +16,7 @@ constexpr int64_t kMaxOffset = 65535;
 
 BlockConvStep::BlockConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
                              const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads)
-    : ConvolutionStep(op.name),
+    : FramedStep(op.name),
       op_(op),
       stores_(stores),
       x_(x),
@@ -98,22 +98,12 @@ std::vector<BlockChoice> BlockConvStep::candidates(bool squares) const {
         if (n >= input_quads_) break;
       }
     }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<BlockChoice> best;
-  for (auto& [cost, choice] : all) {
-    if (cost > 1.5 * all.front().first || best.size() >= 10) break;
-    best.push_back(choice);
-  }
-  return best;
+  return worth_timing(std::move(all), 10);
 }
 
 void BlockConvStep::pack(const BlockChoice& choice) {
   choice_ = choice;
-  tiles_.clear();
-  for (int64_t r = 0; r < rows_; r += choice.rows)
-    for (int64_t c = 0; c < columns_; c += choice.columns)
-      tiles_.push_back({r, c, static_cast<int>(std::min<int64_t>(choice.rows, rows_ - r)),
-                        static_cast<int>(std::min<int64_t>(choice.columns, columns_ - c))});
+  tiles_ = cut_tiles(rows_, columns_, choice.rows, choice.columns);
   by_tile_ = static_cast<int64_t>(tiles_.size()) >= 8;
 
   std::vector<int64_t> offsets;

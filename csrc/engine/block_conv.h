@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block_weights.h"
+#include "conv_tiles.h"
 #include "program.h"
 #include "step.h"
 
@@ -14,7 +15,7 @@ struct BlockChoice {
   int64_t chunk = 0;          // input quads (of a group) that a tile reads at a time
 };
 
-class BlockConvStep : public ConvolutionStep {
+class BlockConvStep : public FramedStep {
  public:
   // The stores outlive the step; residual may be null.
   BlockConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
@@ -37,10 +38,6 @@ class BlockConvStep : public ConvolutionStep {
   int64_t largest_scratch() const;  // floats, of any candidate
 
  private:
-  struct Tile {
-    int64_t row, column;
-    int rows, columns;
-  };
   int64_t tap_offset(int64_t tap) const;  // vectors
   double predict(const BlockChoice& choice) const;
   void run_range(const Worker&, Range tiles, Range parts) const;

@@ -91,22 +91,12 @@ std::vector<ConvChoice> ConvStep::candidates(bool dense) const {
         all.emplace_back(predict(choice), choice);
       }
     }
-  std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<ConvChoice> best;
-  for (auto& [cost, choice] : all) {
-    if (cost > 1.5 * all.front().first || best.size() >= 8) break;
-    best.push_back(choice);
-  }
-  return best;
+  return worth_timing(std::move(all), 8);
 }
 
 void ConvStep::pack(const ConvChoice& choice) {
   choice_ = choice;
-  tiles_.clear();
-  for (int64_t r = 0; r < rows_; r += choice.rows)
-    for (int64_t c = 0; c < columns_; c += choice.columns)
-      tiles_.push_back({r, c, static_cast<int>(std::min<int64_t>(choice.rows, rows_ - r)),
-                        static_cast<int>(std::min<int64_t>(choice.columns, columns_ - c))});
+  tiles_ = cut_tiles(rows_, columns_, choice.rows, choice.columns);
   choice_.by_tile = static_cast<int64_t>(tiles_.size()) >= 8;
   if (choice.dense) pack_dense();
   else pack_sparse();

@@ -1,6 +1,7 @@
 // A convolution between two stores: which kernel, which tile, which chunk of input channels; packed accordingly.
 #pragma once
 
+#include "conv_tiles.h"
 #include "program.h"
 #include "step.h"
 
@@ -38,10 +39,6 @@ class ConvStep : public Step {
   int64_t largest_scratch() const;                 // floats, of any candidate
 
  private:
-  struct Tile {
-    int64_t row, column;
-    int rows, columns;
-  };
   int64_t group_channels() const { return op_.weights->per_neuron() / (op_.window.kernel[0] * op_.window.kernel[1]); }
   int64_t tap_offset(int64_t tap) const;  // vectors
   void pack_sparse();

@@ -23,14 +23,14 @@ constexpr int64_t kMostFloats = int64_t{1} << 40;           // of a value: more 
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// The frame of a convolution whose tasks are tiles: after all of them, channel by channel. On one thread the
-// convolution writes it itself.
-class ConvFrame : public Step {
+// The frame of a step whose tasks are parts of planes: after all of them, channel by channel. On one thread the step
+// writes it itself.
+class FrameStep : public Step {
  public:
-  ConvFrame(const ConvolutionStep& conv, const Store& y, const cpu::EngineKernels& kernels)
-      : Step(conv.name() + " (frame)"), conv_(conv), y_(y), kernels_(kernels) {}
+  FrameStep(const FramedStep& of, const Store& y, const cpu::EngineKernels& kernels)
+      : Step(of.name() + " (frame)"), of_(of), y_(y), kernels_(kernels) {}
   int64_t tasks() const override {
-    return conv_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.planes() / 8, 1, 2) : 0;
+    return of_.leaves_frame() && !y_.fill.copies.empty() ? std::clamp<int64_t>(y_.planes() / 8, 1, 2) : 0;
   }
   void run(const Call&, const Worker& worker, int64_t, int64_t, int64_t task) const override {
     const Range r = part(y_.planes(), task, tasks());
@@ -45,7 +45,7 @@ class ConvFrame : public Step {
   }
 
  private:
-  const ConvolutionStep& conv_;
+  const FramedStep& of_;
   const Store& y_;
   const cpu::EngineKernels& kernels_;
 };
@@ -178,11 +178,16 @@ void Plan::make_steps(Kernels asked_for) {
   const Workshop shop{stores_, kernels_, quads_};
   const auto& ops = program_.ops();
   const bool any_kernel = asked_for != Kernels::kBlocks && asked_for != Kernels::kSquares;
+  const auto add_framed = [&](std::unique_ptr<FramedStep> step, int y) {
+    auto frame = std::make_unique<FrameStep>(*step, stores_[y], kernels_);
+    image_steps_.push_back(std::move(step));
+    image_steps_.push_back(std::move(frame));
+  };
   for (const Record& r : records_) {
     const Op* op = r.op >= 0 ? &ops[r.op] : nullptr;
     const std::string name = op ? op->name : "input";
     switch (r.kind) {
-      case RecordKind::kPack: image_steps_.push_back(make_pack(shop, "input", r.port, r.y)); continue;
+      case RecordKind::kPack: add_framed(make_pack(shop, "input", r.port, r.y), r.y); continue;
       case RecordKind::kUnpack: image_steps_.push_back(make_unpack(shop, name, r.x, r.port)); continue;
       case RecordKind::kRepack: image_steps_.push_back(make_repack(shop, name, r.x, r.y)); continue;
       case RecordKind::kCopy:
@@ -204,15 +209,13 @@ void Plan::make_steps(Kernels asked_for) {
         if (op->bytes) {
           auto conv = std::make_unique<BlockConvStep>(*op, stores_, r.x, r.y, r.other, kernels_, quads_);
           block_convs_.push_back(conv.get());
-          image_steps_.push_back(std::move(conv));
-          image_steps_.push_back(std::make_unique<ConvFrame>(*block_convs_.back(), stores_[r.y], kernels_));
+          add_framed(std::move(conv), r.y);
           break;
         }
         auto conv = std::make_unique<ActiveConvStep>(*op, stores_, r.x, r.y, r.other, kernels_);
         convs_.push_back(conv.get());
         image_steps_.push_back(std::make_unique<ActiveListStep>(*conv));
-        image_steps_.push_back(std::move(conv));
-        image_steps_.push_back(std::make_unique<ConvFrame>(*convs_.back(), stores_[r.y], kernels_));
+        add_framed(std::move(conv), r.y);
         break;
       }
       case OpKind::kLinear:
@@ -227,14 +230,14 @@ void Plan::make_steps(Kernels asked_for) {
         break;
       case OpKind::kQuantize:
       case OpKind::kDequantize:
-        steps.push_back(planes ? make_quad_map(shop, *op, r.x, -1, -1, r.y)
-                               : make_rows_cast(*op, program_, features_[op->output]));
+        if (planes) add_framed(make_quad_map(shop, *op, r.x, -1, -1, r.y), r.y);
+        else steps.push_back(make_rows_cast(*op, program_, features_[op->output]));
         break;
       case OpKind::kMap: {
         const bool any_bytes = from_bytes || op->quant || (r.other >= 0 && stores_[r.other].bytes);
-        steps.push_back(!planes     ? make_rows_map(*op, features_[op->output], kernels_)
-                        : any_bytes ? make_quad_map(shop, *op, r.x, r.other, r.rows, r.y)
-                                    : make_map(shop, *op, r.x, r.other, r.rows, r.y));
+        if (!planes) steps.push_back(make_rows_map(*op, features_[op->output], kernels_));
+        else if (any_bytes) add_framed(make_quad_map(shop, *op, r.x, r.other, r.rows, r.y), r.y);
+        else steps.push_back(make_map(shop, *op, r.x, r.other, r.rows, r.y));
         break;
       }
       case OpKind::kConcat:

@@ -31,10 +31,10 @@ LaneRow lane_row(const Layout& l, const float* image, int64_t row, int64_t begin
   return lanes;
 }
 
-// One channel of an image -> the vectors of its blocks.
-void image_to_blocks(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane) {
+// One channel of an image -> the vectors of its blocks, in these rows of theirs.
+void image_to_blocks(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane, Range rows) {
   alignas(64) float spare[kLanes][kSpan];
-  for (int64_t r = 0; r < l.blocks.rows; ++r)
+  for (int64_t r = rows.begin; r < rows.end; ++r)
     for (int64_t c = 0; c < l.blocks.columns; c += kSpan) {
       const int64_t count = std::min(kSpan, l.blocks.columns - c);
       LaneRow lanes = lane_row(l, image, r, c, count);
@@ -69,15 +69,21 @@ class Pack : public ChannelStep {
       : ChannelStep(shop, std::move(name), "input", y), input_(input), y_(y) {}
 
  protected:
-  int64_t tasks() const override { return std::min<int64_t>(channels(), work_units()); }
+  int64_t tasks() const override {
+    return leaves_frame() ? ChannelStep::tasks() : std::min<int64_t>(channels(), work_units());
+  }
   int64_t channels() const override { return store(y_).channels; }
-  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+  int64_t rows() const override { return store(y_).layout.blocks.rows; }
+  void run_rows(const Call& call, const Worker& worker, int64_t image, Range channels, Range rows) const override {
     const Store& y = store(y_);
     const int64_t pixels = y.layout.height * y.layout.width;
-    for (int64_t c = c0; c < c1; ++c)
+    for (int64_t c = channels.begin; c < channels.end; ++c)
       image_to_blocks(kernels(), y.layout, call.inputs[input_] + (image * y.channels + c) * pixels,
-                      y.channel(worker.arena, c));
-    y.fill_frames(kernels(), worker.arena, c0, c1);
+                      y.channel(worker.arena, c), rows);
+  }
+  void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    run_rows(call, worker, image, {c0, c1}, {0, rows()});
+    store(y_).fill_frames(kernels(), worker.arena, c0, c1);
   }
 
  private:
@@ -284,7 +290,7 @@ class GlobalPool : public ChannelStep {
 
 }  // namespace
 
-std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int input, int y) {
+std::unique_ptr<FramedStep> make_pack(const Workshop& shop, std::string name, int input, int y) {
   return std::make_unique<Pack>(shop, std::move(name), input, y);
 }
 std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output) {

@@ -14,7 +14,7 @@ struct Workshop {
 };
 
 // An image of the caller's -> planes.
-std::unique_ptr<Step> make_pack(const Workshop& shop, std::string name, int input, int y);
+std::unique_ptr<FramedStep> make_pack(const Workshop& shop, std::string name, int input, int y);
 // Planes -> an output of the caller's.
 std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output);
 // Planes in other blocks, or with another fill.

@@ -72,14 +72,21 @@ class QuadMap : public ChannelStep {
 
  protected:
   int64_t channels() const override { return whole_quads(store(y_).channels); }
+  int64_t rows() const override { return store(y_).layout.blocks.rows; }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
+    const Store& y = store(y_);
+    run_rows(call, worker, image, {c0, c1}, {0, rows()});
+    if (y.bytes) y.fill_frames(kernels(), worker.arena, c0, c1);
+    else y.fill_frames(kernels(), worker.arena, 4 * c0, std::min(4 * c1, y.channels));
+  }
+  void run_rows(const Call& call, const Worker& worker, int64_t image, Range channels, Range rows) const override {
     const Store &x = store(x_), &y = store(y_);
     const Blocks& b = y.layout.blocks;
     const int64_t line = b.columns * kLanes;
     float *spare_a = worker.scratch, *spare_b = spare_a + 4 * line, *spare_y = spare_b + 4 * line;
-    for (int64_t q = c0; q < c1; ++q) {
+    for (int64_t q = channels.begin; q < channels.end; ++q) {
       const int64_t n = std::min<int64_t>(4, y.channels - 4 * q);
-      for (int64_t r = 0; r < b.rows; ++r) {
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
         float *a[4] = {}, *other[4] = {}, *to[4] = {};
         real_rows(worker, x, q, n, r, spare_a, a);
         if (other_ >= 0) real_rows(worker, store(other_), q, n, r, spare_b, other);
@@ -100,8 +107,6 @@ class QuadMap : public ChannelStep {
         quads().quantize(cast);
       }
     }
-    if (y.bytes) y.fill_frames(kernels(), worker.arena, c0, c1);
-    else y.fill_frames(kernels(), worker.arena, 4 * c0, std::min(4 * c1, y.channels));
   }
 
  private:
@@ -255,7 +260,7 @@ class QuadGlobalPool : public ChannelStep {
 std::unique_ptr<Step> make_quad_pool(const Workshop& shop, const Op& op, int x, int y) {
   return std::make_unique<QuadPool>(shop, op, x, y);
 }
-std::unique_ptr<Step> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
+std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
   return std::make_unique<QuadMap>(shop, op, x, other, rows, y);
 }
 std::unique_ptr<Step> make_quad_copy(const Workshop& shop, const Op& op, int x, int y, int64_t first,

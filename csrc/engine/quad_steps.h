@@ -7,7 +7,7 @@ namespace secateur::engine {
 
 std::unique_ptr<Step> make_quad_pool(const Workshop& shop, const Op& op, int x, int y);
 // Real values and quads, one way or the other, and a map between values of either kind; other, rows as make_map.
-std::unique_ptr<Step> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y);
+std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y);
 // Channels of x, from channel `first` of y on, as make_copy: byte by byte.
 std::unique_ptr<Step> make_quad_copy(const Workshop& shop, const Op& op, int x, int y, int64_t first,
                                      std::vector<int64_t> index);

@@ -98,10 +98,11 @@ class Step {
 
 using Steps = std::vector<std::unique_ptr<Step>>;
 
-class ConvolutionStep : public Step {
+// A step that writes planes and their frames.
+class FramedStep : public Step {
  public:
   using Step::Step;
-  // Whether the frame is left for a step of its own, since no task has a whole plane.
+  // Whether the frame is left for a step of its own (but by run_all), since no task has a whole plane.
   virtual bool leaves_frame() const = 0;
 };
 

@@ -81,6 +81,8 @@ def _inputs(model: nn.Module, batches: Iterable[Any], caller: str) -> Iterator[T
                 f"{caller}: a batch must be a tensor, or a tuple or list that starts with one, "
                 f"got {type(batch).__name__}"
             )
+        if x.is_meta:
+            raise Error(f"{caller}: a batch must have values, got a tensor on the meta device")
         yield x if device is None else x.to(device)
 
 

@@ -51,7 +51,7 @@ class DistillationLoss(nn.Module):
 
     Args:
         teacher: what answers; gives logits ``[N, C]`` or ``[N, C, ...]``, classes in dim 1.
-        temperature: T > 0; higher shows more of what the teacher thinks of the wrong classes.
+        temperature: T, from 1e-6 to 1e6; higher shows more of what the teacher thinks of the wrong classes.
         alpha: the weight of the soft part, 0 to 1; the labels have the rest.
         hints: names of layers that both networks have, or a mapping from the teacher's names to the student's.
         hint_weight: >= 0; what is right depends on the scale of the layers' outputs.
@@ -76,9 +76,8 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher = teacher
-        self.temperature = _number(_CALLER, "temperature", temperature, 0.0, float("inf"))
-        if self.temperature == 0:
-            raise Error(f"{_CALLER}: temperature must be above 0, got {temperature!r}")
+        # Beyond, the squares that the loss is multiplied with leave float32.
+        self.temperature = _number(_CALLER, "temperature", temperature, 1e-6, 1e6)
         self.alpha = _number(_CALLER, "alpha", alpha, 0.0, 1.0)
         self.hints = _named(hints)
         self.hint_weight = _number(_CALLER, "hint_weight", hint_weight, 0.0, float("inf"))

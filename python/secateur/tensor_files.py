@@ -24,6 +24,8 @@ def kind_of(path: Path, caller: str) -> Kind:
 
     from .checkpoint.description import FORMAT
 
+    if not path.is_dir() and path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise Error(f"{caller}: {path} must be a file, but is a device or a pipe")
     with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
         if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
             return "torch"

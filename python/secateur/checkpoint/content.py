@@ -88,9 +88,12 @@ def opened_content(path: Path) -> Iterator[Content]:
 
 def path_of(path: Any, caller: str) -> Path:
     try:
-        return Path(os.fsdecode(path))
+        made = os.fsdecode(path)
     except TypeError:
         raise Error(f"{caller}: path must be a str or os.PathLike, got {type(path).__name__}") from None
+    if "\0" in made:
+        raise Error(f"{caller}: path must not hold a null character, got {made!r}")
+    return Path(made)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Theta | None], dict[str, int]]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as _EXTRA_STATE_KEY
 
 from .. import masks
 from .._errors import Error
@@ -52,6 +53,17 @@ class Filling:
             for name, module in model.named_modules(remove_duplicate=False)
             for tensor in (*module._parameters, *module._buffers)
         }
+        owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self._extra: dict[str, nn.Module] = {}
+        for key, value in self.target.items():
+            module, _, name = key.rpartition(".")
+            if name == _EXTRA_STATE_KEY:
+                self._extra[key] = model.get_submodule(module)
+            elif value.numel() and key not in self._places and value.untyped_storage().data_ptr() not in owned:
+                raise Error(
+                    f"{caller}: {key} must be a parameter or a buffer of the model to be filled, but a state_dict hook "
+                    "makes it"
+                )
         self._resized: dict[tuple[int, str], tuple[nn.Module, str, Tensor]] = {}
         self._compare()
         self._weights = self._maskable(masked)
@@ -83,6 +95,12 @@ class Filling:
                     dense(tensors[rules.joined(name, "weight_mask")]),
                     torch.empty(values.shape, dtype=values.dtype, device="meta"),
                 )
+        first: dict[tuple[Any, ...], str] = {}
+        for key, value in self.target.items():
+            one = first.setdefault(_memory(value), key)
+            if value.numel() and not _same(tensors[one], tensors[key]):
+                why = f"{one} and {key} must be equal, for they are one tensor in the model, but they differ"
+                raise Error(f"{self.caller}: {why}")
         for key, value in self.target.items():
             if tuple(value.shape) != tensors[key].shape:
                 module, name = self._places[key]
@@ -103,11 +121,13 @@ class Filling:
                     self.target[key] = _replace(*place, self._new[id(place[0]), place[1]])
             written: dict[tuple[Any, ...], Incoming] = {}
             for key, value in self.target.items():
-                memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+                memory = _memory(value)
                 if value.numel() and written.get(memory) is not self.tensors[key]:
                     written[memory] = self.tensors[key]
                     self._write(value, self.tensors[key])
             self._mask()
+            for key, module in self._extra.items():
+                module.set_extra_state(self.target[key])
             for module in self.model.modules():
                 if isinstance(module, SparseConv2d | SparseLinear):
                     module._plan = module.dense_weight = None
@@ -183,6 +203,15 @@ class Filling:
         if isinstance(module, SparseConv2d | SparseLinear) and name == "weight_values":
             return len(tensor.shape) == 1
         return isinstance(module, ThresholdReLU) and name == "theta" and value.dim() == 0 and len(tensor.shape) == 1
+
+
+def _memory(value: Tensor) -> tuple[Any, ...]:
+    return (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+
+
+def _same(a: Incoming, b: Incoming) -> bool:
+    """Bit by bit."""
+    return a is b or torch.equal(dense(a).reshape(-1).view(torch.uint8), dense(b).reshape(-1).view(torch.uint8))
 
 
 def _direct(value: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
         model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel) are looked through.
         path: where to; an existing file is replaced.
         values: "float16" or "bfloat16" stores the values of wider floating-point tensors of two dims or more in this
-            type: smaller, and not exact any more. They load in their own type. None: exactly.
+            type: smaller, and not exact any more (a warning names a tensor of which more than a hundredth becomes 0).
+            They load in their own type. None: exactly.
         share: store each distinct value of a tensor once, and short numbers that name it, where that is smaller.
             Exact: for weights that were clustered or rounded.
 
@@ -110,6 +112,11 @@ def _encoded(
         narrow = None
     if narrow is not None and bool((torch.isfinite(value) & ~torch.isfinite(value.to(narrow))).any()):
         raise Error(f"save: {key} must fit into {name_of(narrow)}, but reaches {float(value.abs().max()):.6g}")
+    if narrow is not None:
+        nonzero, lost = int((value != 0).sum()), int(((value != 0) & (value.to(narrow) == 0)).sum())
+        if 100 * lost > nonzero:
+            said = f"save: {key}: {lost} of {nonzero} values are too small for {name_of(narrow)} and become 0"
+            warnings.warn(said, UserWarning, stacklevel=4)
     return encode.packed(value, keep, narrow, share)
 
 

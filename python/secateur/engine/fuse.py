@@ -108,8 +108,9 @@ class Fuser:
         if made is None or made.grid is not None or self.uses[source] != 1 or step.out == LEAD:
             return
         if made.kind in ("conv2d", "linear"):
-            # Activations that are a limit of bytes; the others are computed on real values.
-            fits = made.weight_scale is not None and made.act.kind in ("none", "clamp", "threshold")
+            # Activations that are a limit of bytes; the others are computed on real values. A threshold is none: of two
+            # values that round to one byte it may keep one.
+            fits = made.weight_scale is not None and made.act.kind in ("none", "clamp")
         elif made.kind == "map":
             fits = made.out == PLANES
         else:

@@ -218,7 +218,7 @@ class Writer:
 
 
 def bounds(act: Act, grid: Grid, theta: Tensor | None) -> tuple[tuple[int, int], Tensor | None]:
-    """An activation as limits and thresholds of bytes: rounding keeps the order, so limits may be taken after it."""
+    """An activation as limits of bytes: rounding keeps the order, so limits may be taken after it."""
     zero = grid[1]
     inverse = (1.0 / torch.tensor(grid[0], dtype=torch.float32).double()).float()
 
@@ -227,9 +227,6 @@ def bounds(act: Act, grid: Grid, theta: Tensor | None) -> tuple[tuple[int, int],
 
     if act.kind == "clamp":
         return (int(place(act.lo)), int(place(act.hi))), theta
-    if act.kind == "threshold":
-        least = place(act.theta).to(torch.uint8)
-        return (zero, int(place(act.hi))), least if theta is None else torch.maximum(least, theta)
     return (0, 255), theta
 
 

@@ -71,6 +71,7 @@ class Quantize(nn.Module):
         self.register_buffer("theta", theta)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = torch.nan_to_num(x, 0.0, math.inf, -math.inf)
         q = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
         if self.theta is None:
             return q

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 from .._errors import Error
 from .._threshold_sites import _inputs
 from ..engine.compiled import CompiledModel
-from ..nn import ThresholdReLU
+from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear, ThresholdReLU
 from ._graph import Network, prepare
 from ._grids import Grid, Method, Observer
 
@@ -55,6 +55,13 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(t):
             raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
+        if t.is_meta:
+            raise Error(f"{caller}: model must have values, but {name} is on the meta device")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            for name, t in [*module.named_parameters(path, False), *module.named_buffers(path, False)]:
+                if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+                    raise Error(f"{caller}: {name} must be finite, got {float(t.detach()[~torch.isfinite(t)][0])}")
     stream = _inputs(model, batches, caller)
     first = next(stream, None)
     if first is None:
@@ -62,7 +69,13 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     network = prepare(model, first, caller)
     if not any(not layer.why for layer in network.all_layers.values()):
         why = sorted({layer.why for layer in network.all_layers.values()})
-        raise Error(f"{caller}: model must have a Conv2d or Linear that can be quantized, got {why or 'none'}")
+        done = [
+            n
+            for n, m in model.named_modules()
+            if isinstance(m, QuantizedConv2d | QuantizedLinear | QATConv2d | QATLinear)
+        ]
+        why_not = f"{done[0]}, which is quantized already" if done else why or "none"
+        raise Error(f"{caller}: model must have a Conv2d or Linear that can be quantized, got {why_not}")
     result = Calibrated(network, first)
     watched = _watched(result, caller)
     result.inner = {path: Observer(path, caller) for path, layer in network.inner.items() if not layer.why}
@@ -80,6 +93,9 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     finally:
         for handle in handles:
             handle.remove()
+    observers = [*result.observers.values(), *result.inner.values()]
+    if observers and not any(observer.seen for observer in observers):
+        raise Error(f"{caller}: batches must hold at least one example, got none")
     return result
 
 

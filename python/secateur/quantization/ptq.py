@@ -128,7 +128,10 @@ def excluded(caller: str, calibrated: Calibrated, exclude: Any) -> dict[str, str
     unmatched = [p for p in exclude if not any(fnmatchcase(name, p) for name in layers)]
     if unmatched:
         raise Error(f"{caller}: exclude must match a layer, got {unmatched}")
-    return {name: "excluded" for name in layers if any(fnmatchcase(name, p) for p in exclude)}
+    found = {name: "excluded" for name in layers if any(fnmatchcase(name, p) for p in exclude)}
+    if all(name in found or layer.why for name, layer in layers.items()):
+        raise Error(f"{caller}: exclude must leave a layer that can be quantized, got {list(exclude)}")
+    return found
 
 
 def _most_accurate(
