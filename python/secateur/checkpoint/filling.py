@@ -18,7 +18,7 @@ from ..nn.sparse import SparseConv2d, SparseLinear
 from ..nn.threshold_relu import ThresholdReLU
 from ..selection import Weight, weights_of
 from . import rules
-from .saving import masked_keys, state_of
+from .saving import masked_keys, memory_of, state_of
 
 
 class Incoming(Protocol):
@@ -97,7 +97,7 @@ class Filling:
                 )
         first: dict[tuple[Any, ...], str] = {}
         for key, value in self.target.items():
-            one = first.setdefault(_memory(value), key)
+            one = first.setdefault(memory_of(value), key)
             if value.numel() and not _same(tensors[one], tensors[key]):
                 why = f"{one} and {key} must be equal, for they are one tensor in the model, but they differ"
                 raise Error(f"{self.caller}: {why}")
@@ -121,7 +121,7 @@ class Filling:
                     self.target[key] = _replace(*place, self._new[id(place[0]), place[1]])
             written: dict[tuple[Any, ...], Incoming] = {}
             for key, value in self.target.items():
-                memory = _memory(value)
+                memory = memory_of(value)
                 if value.numel() and written.get(memory) is not self.tensors[key]:
                     written[memory] = self.tensors[key]
                     self._write(value, self.tensors[key])
@@ -203,10 +203,6 @@ class Filling:
         if isinstance(module, SparseConv2d | SparseLinear) and name == "weight_values":
             return len(tensor.shape) == 1
         return isinstance(module, ThresholdReLU) and name == "theta" and value.dim() == 0 and len(tensor.shape) == 1
-
-
-def _memory(value: Tensor) -> tuple[Any, ...]:
-    return (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
 def _same(a: Incoming, b: Incoming) -> bool:

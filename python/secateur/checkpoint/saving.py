@@ -77,7 +77,7 @@ def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[
     for key, value in state.items():
         if key in own_masks:
             continue  # its bits come with the weight
-        memory = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        memory = memory_of(value)
         if value.numel() and memory in seen and (key in masked) == (seen[memory] in masked):
             about.aliases[key] = seen[memory]
             continue
@@ -110,10 +110,11 @@ def _encoded(
             )
     if narrow is not None and (not value.is_floating_point() or value.element_size() <= narrow.itemsize):
         narrow = None
-    if narrow is not None and bool((torch.isfinite(value) & ~torch.isfinite(value.to(narrow))).any()):
-        raise Error(f"save: {key} must fit into {name_of(narrow)}, but reaches {float(value.abs().max()):.6g}")
     if narrow is not None:
-        nonzero, lost = int((value != 0).sum()), int(((value != 0) & (value.to(narrow) == 0)).sum())
+        short = value.to(narrow)
+        if bool((torch.isfinite(value) & ~torch.isfinite(short)).any()):
+            raise Error(f"save: {key} must fit into {name_of(narrow)}, but reaches {float(value.abs().max()):.6g}")
+        nonzero, lost = int((value != 0).sum()), int(((value != 0) & (short == 0)).sum())
         if 100 * lost > nonzero:
             said = f"save: {key}: {lost} of {nonzero} values are too small for {name_of(narrow)} and become 0"
             warnings.warn(said, UserWarning, stacklevel=4)
@@ -126,6 +127,11 @@ def _pieces(first: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview]
         if tensor.numel():
             flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]
+
+
+def memory_of(value: Tensor) -> tuple[Any, ...]:
+    """The same for tensors that are one, by whatever names."""
+    return (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 
 def state_of(model: nn.Module, caller: str) -> dict[str, Tensor]:

@@ -130,8 +130,7 @@ class Writer:
             return made
         if grid is None:
             return self._integers(s, x, -1, None, (0, 255), None, self._act(s.act), name)
-        limits, theta = bounds(s.act, grid, s.theta)
-        made = self._integers(s, x, residual, grid, limits, theta, NONE, name)
+        made = self._integers(s, x, residual, grid, bounds(s.act, grid), s.theta, NONE, name)
         self.grids[made] = grid
         return made
 
@@ -217,8 +216,8 @@ class Writer:
         return self.program.quantize(made, s.grid, None, f"{name} (quantize)")
 
 
-def bounds(act: Act, grid: Grid, theta: Tensor | None) -> tuple[tuple[int, int], Tensor | None]:
-    """An activation as limits of bytes: rounding keeps the order, so limits may be taken after it."""
+def bounds(act: Act, grid: Grid) -> tuple[int, int]:
+    """An activation ("clamp" or none) as limits of bytes: rounding keeps the order, so they may be taken after it."""
     zero = grid[1]
     inverse = (1.0 / torch.tensor(grid[0], dtype=torch.float32).double()).float()
 
@@ -226,8 +225,8 @@ def bounds(act: Act, grid: Grid, theta: Tensor | None) -> tuple[tuple[int, int],
         return torch.clamp(torch.round(torch.as_tensor(v).float() * inverse) + zero, 0, 255)
 
     if act.kind == "clamp":
-        return (int(place(act.lo)), int(place(act.hi))), theta
-    return (0, 255), theta
+        return int(place(act.lo)), int(place(act.hi))
+    return 0, 255
 
 
 __all__ = ["Feed", "Writer", "bounds"]

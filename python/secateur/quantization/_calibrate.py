@@ -16,6 +16,7 @@ from ..engine.compiled import CompiledModel
 from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear, ThresholdReLU
 from ._graph import Network, prepare
 from ._grids import Grid, Method, Observer
+from ._layers import refuse_not_finite
 
 
 @dataclass
@@ -59,9 +60,7 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
             raise Error(f"{caller}: model must have values, but {name} is on the meta device")
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            for name, t in [*module.named_parameters(path, False), *module.named_buffers(path, False)]:
-                if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                    raise Error(f"{caller}: {name} must be finite, got {float(t.detach()[~torch.isfinite(t)][0])}")
+            refuse_not_finite(caller, path, module)
     stream = _inputs(model, batches, caller)
     first = next(stream, None)
     if first is None:
@@ -69,12 +68,9 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     network = prepare(model, first, caller)
     if not any(not layer.why for layer in network.all_layers.values()):
         why = sorted({layer.why for layer in network.all_layers.values()})
-        done = [
-            n
-            for n, m in model.named_modules()
-            if isinstance(m, QuantizedConv2d | QuantizedLinear | QATConv2d | QATLinear)
-        ]
-        why_not = f"{done[0]}, which is quantized already" if done else why or "none"
+        kinds = QuantizedConv2d | QuantizedLinear | QATConv2d | QATLinear
+        done = next((name for name, module in model.named_modules() if isinstance(module, kinds)), None)
+        why_not = why or "none" if done is None else f"{done or type(model).__name__}, which is quantized already"
         raise Error(f"{caller}: model must have a Conv2d or Linear that can be quantized, got {why_not}")
     result = Calibrated(network, first)
     watched = _watched(result, caller)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-import torch
 from torch import nn
 
-from .._errors import Error
 from ..masks import strip
 from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear
 from ..nn._int8_weights import best_shares, to_bytes
 from ._grids import Grid, Method
-from ._layers import is_layer
+from ._layers import is_layer, refuse_not_finite
 from ._report import Entry, QuantizationReport, report_of
 
 
@@ -49,11 +47,7 @@ def freeze(student: nn.Module) -> nn.Module | None:
     for name, module in student.named_modules(remove_duplicate=False):
         if isinstance(module, QATConv2d | QATLinear):
             if id(module) not in memo:
-                for parameter, t in module.named_parameters(name, False):
-                    if not bool(torch.isfinite(t).all()):
-                        raise Error(
-                            f"quantize: {parameter} must be finite, got {float(t.detach()[~torch.isfinite(t)][0])}"
-                        )
+                refuse_not_finite("quantize", name, module)
                 memo[id(module)] = freeze_layer(module)
             entries.append(Entry(name, module.weight, memo[id(module)]))
         elif is_layer(module):

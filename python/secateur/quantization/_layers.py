@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .._errors import Error
 from ..conversion import _more_than_its_class, _up_to_date
 from ..masks import get_mask
 from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
@@ -31,6 +32,13 @@ class Layer:
 def is_layer(module: nn.Module) -> bool:
     """Whether a module belongs in the report: it has weights that it multiplies with."""
     return isinstance(module, _OTHERS)
+
+
+def refuse_not_finite(caller: str, path: str, module: nn.Module) -> None:
+    """An Error that names the first of a layer's own parameters and buffers that is NaN or infinite, if one is."""
+    for name, t in [*module.named_parameters(path, False), *module.named_buffers(path, False)]:
+        if t.is_floating_point() and not bool((finite := torch.isfinite(t.detach())).all()):
+            raise Error(f"{caller}: {name} must be finite, got {float(t.detach()[~finite][0])}")
 
 
 def why_not(module: nn.Module) -> str:
