@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "engine/program.h"
+#include "engine/program/program.h"
 
 namespace py = pybind11;
 using namespace secateur;

@@ -1,6 +1,6 @@
 #include "vec_scalar.h"
 // The algorithms speak the vocabulary above, so it comes first.
-#include "algorithms/table.h"
+#include "cpu/algorithms/table.h"
 
 namespace secateur::cpu {
 

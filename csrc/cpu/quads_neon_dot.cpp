@@ -2,7 +2,7 @@
 // Words for quads come after those for floats.
 #include "quads_neon.h"
 // The algorithms speak the vocabularies above, so they come first.
-#include "algorithms/quads_table.h"
+#include "cpu/algorithms/quads_table.h"
 
 namespace secateur::cpu {
 

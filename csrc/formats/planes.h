@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../cpu/sparse.h"
+#include "cpu/sparse.h"
 #include "sparse_weight.h"
 
 namespace secateur {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../registry.h"
+#include "registry.h"
 
 namespace secateur {
 namespace {

@@ -1,7 +1,7 @@
 // A segment of a compiled network, in one call.
 #include <algorithm>
 
-#include "../engine/run.h"
+#include "engine/run/run.h"
 #include "common.h"
 
 namespace secateur::ops {

@@ -2,9 +2,9 @@
 // the child. So the forking thread takes them all first, outer ones before inner ones.
 #include <pthread.h>
 
-#include "../engine/memory.h"
-#include "../engine/program.h"
-#include "../formats/sparse_layer.h"
+#include "engine/layout/memory.h"
+#include "engine/program/program.h"
+#include "formats/sparse_layer.h"
 
 namespace secateur::ops {
 namespace {

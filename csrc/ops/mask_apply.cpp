@@ -1,4 +1,4 @@
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "common.h"
 
 namespace secateur::ops {

@@ -1,5 +1,5 @@
 // mask_pack, mask_unpack: bools to bits and back.
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "common.h"
 
 namespace secateur::ops {

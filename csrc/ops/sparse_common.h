@@ -4,7 +4,7 @@
 #include <memory>
 #include <optional>
 
-#include "../formats/sparse_layer.h"
+#include "formats/sparse_layer.h"
 #include "common.h"
 
 namespace secateur::ops {

@@ -2,7 +2,7 @@
 #include <array>
 #include <cstring>
 
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "scratch.h"
 #include "sparse_common.h"
 

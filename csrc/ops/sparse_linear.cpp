@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <array>
 
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "scratch.h"
 #include "sparse_common.h"
 #include "transpose.h"

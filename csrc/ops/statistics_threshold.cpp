@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "common.h"
 
 namespace secateur::ops {

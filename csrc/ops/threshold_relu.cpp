@@ -1,7 +1,7 @@
 #include <cmath>
 #include <optional>
 
-#include "../cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "common.h"
 
 namespace secateur::ops {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "../../csrc/cpu/kernels.h"
-#include "../../csrc/formats/sparse_layer.h"
+#include "cpu/kernels.h"
+#include "formats/sparse_layer.h"
 #include "input.h"
 
 using namespace secateur;

@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <thread>
 
-#include "../../csrc/engine/plan.h"
-#include "../../csrc/engine/run.h"
+#include "engine/plan/plan.h"
+#include "engine/run/run.h"
 #include "input.h"
 
 using namespace secateur;

@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "../../csrc/cpu/dispatch.h"
+#include "cpu/dispatch.h"
 
 namespace secateur::fuzz {
 

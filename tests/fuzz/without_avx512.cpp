@@ -1,6 +1,6 @@
 // Empty tables in place of those of AVX-512, which are not compiled here; the fuzzers force what is.
-#include "../../csrc/cpu/kernels.h"
-#include "../../csrc/cpu/quads.h"
+#include "cpu/kernels.h"
+#include "cpu/quads.h"
 
 #if defined(__x86_64__)
 namespace secateur::cpu {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <thread>
 
-#include "../../csrc/engine/plan.h"
+#include "engine/plan/plan.h"
 
 namespace secateur::test {
 namespace {

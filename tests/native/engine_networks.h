@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "../../csrc/engine/program.h"
-#include "../../csrc/engine/run.h"
+#include "engine/program/program.h"
+#include "engine/run/run.h"
 #include "testing.h"
 
 namespace secateur::test {

@@ -4,7 +4,7 @@
 #include <exception>
 #include <thread>
 
-#include "../../csrc/formats/sparse_layer.h"
+#include "formats/sparse_layer.h"
 #include "engine_networks.h"
 
 namespace secateur::test {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "engine.h"
+#include "cpu/engine.h"
 #include "testing.h"
 
 namespace secateur::test {

@@ -1,7 +1,7 @@
 // What vpmaddubsw may be given (csrc/cpu/quad_pairs.h), and the order that whoever builds a layer gives it.
 #include <algorithm>
 
-#include "../../csrc/engine/block_weights.h"
+#include "engine/steps/int8/block_weights.h"
 #include "testing.h"
 
 namespace secateur::test {

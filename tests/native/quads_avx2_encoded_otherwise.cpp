@@ -5,11 +5,11 @@
 #define __AVXVNNI__ 1
 #define _mm256_dpbusd_avx_epi32 _mm256_dpbusd_epi32
 
-#include "vec_avx2.h"
+#include "cpu/vec_avx2.h"
 // Words for quads come after those for floats.
-#include "quads_avx2.h"
+#include "cpu/quads_avx2.h"
 // The algorithms speak the vocabularies above, so they come first.
-#include "algorithms/quads_table.h"
+#include "cpu/algorithms/quads_table.h"
 
 namespace secateur::cpu {
 

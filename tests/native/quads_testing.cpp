@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "dispatch.h"
+#include "cpu/dispatch.h"
 
 #if defined(__x86_64__)
 namespace secateur::cpu {

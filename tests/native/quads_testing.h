@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "quad_pairs.h"
-#include "quads.h"
+#include "cpu/quad_pairs.h"
+#include "cpu/quads.h"
 #include "testing.h"
 
 namespace secateur::test {

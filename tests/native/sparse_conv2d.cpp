@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../../csrc/formats/planes.h"
+#include "formats/planes.h"
 #include "testing.h"
 
 namespace secateur::test {

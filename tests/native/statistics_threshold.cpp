@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dispatch.h"
+#include "cpu/dispatch.h"
 #include "testing.h"
 
 namespace secateur::test {

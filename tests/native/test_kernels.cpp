@@ -3,7 +3,7 @@
 #include <cstring>
 #include <exception>
 
-#include "dispatch.h"
+#include "cpu/dispatch.h"
 #include "testing.h"
 
 using namespace secateur;

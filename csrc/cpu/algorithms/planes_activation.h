@@ -4,7 +4,7 @@
 // Coefficients: exp and tanh from Cephes (S. Moshier, expf.c and tanhf.c); erfc by a minimax fit, see below.
 #pragma once
 
-#include "../engine.h"
+#include "cpu/engine.h"
 
 namespace secateur::cpu {
 namespace {

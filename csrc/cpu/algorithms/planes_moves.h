@@ -1,7 +1,7 @@
 // Rows of an image into the lanes of vectors, and back.
 #pragma once
 
-#include "../engine.h"
+#include "cpu/engine.h"
 
 namespace secateur::cpu {
 namespace {

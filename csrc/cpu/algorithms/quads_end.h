@@ -1,7 +1,7 @@
 // From sums of integers to bytes, or to real values.
 #pragma once
 
-#include "../quads.h"
+#include "cpu/quads.h"
 #include "planes_tile.h"
 
 namespace secateur::cpu {

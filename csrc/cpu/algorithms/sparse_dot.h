@@ -4,7 +4,7 @@
 // latency.
 #pragma once
 
-#include "../sparse.h"
+#include "cpu/sparse.h"
 
 namespace secateur::cpu {
 namespace {

@@ -6,7 +6,7 @@
 // whoever computes them, so results do not depend on the number of threads.
 #pragma once
 
-#include "../sparse.h"
+#include "cpu/sparse.h"
 
 #ifdef __clang__
 #define SECATEUR_UNROLL _Pragma("unroll")

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../kernels.h"
+#include "cuda/kernels.h"
 
 namespace secateur::cuda {
 

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "../../../csrc/cpu/dispatch.h"
+#include "cpu/dispatch.h"
 #include "../testing.h"
 
 using namespace secateur;

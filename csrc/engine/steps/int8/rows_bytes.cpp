@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "program.h"
+#include "engine/program/program.h"
 
 namespace secateur::engine {
 namespace {

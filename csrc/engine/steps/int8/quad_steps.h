@@ -1,7 +1,7 @@
 // The steps between integer convolutions: pools, casts, arithmetic on real values in between, channels moved.
 #pragma once
 
-#include "planes_steps.h"
+#include "engine/steps/planes_steps.h"
 
 namespace secateur::engine {
 

@@ -9,9 +9,9 @@
 #include <thread>
 #include <vector>
 
-#include "../cpu/engine.h"
-#include "layout.h"
-#include "program.h"
+#include "cpu/engine.h"
+#include "engine/layout/layout.h"
+#include "engine/program/program.h"
 
 namespace secateur::engine {
 

@@ -3,8 +3,8 @@
 
 #include <functional>
 
-#include "plan.h"
-#include "step.h"
+#include "engine/plan/plan.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 

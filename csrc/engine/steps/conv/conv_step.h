@@ -2,8 +2,8 @@
 #pragma once
 
 #include "conv_tiles.h"
-#include "program.h"
-#include "step.h"
+#include "engine/program/program.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 

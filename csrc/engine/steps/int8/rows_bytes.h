@@ -2,7 +2,7 @@
 #pragma once
 
 #include "block_weights.h"
-#include "step.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 

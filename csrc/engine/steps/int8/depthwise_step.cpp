@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "block_weights.h"
-#include "channel_step.h"
+#include "engine/steps/channel_step.h"
 
 namespace secateur::engine {
 namespace {

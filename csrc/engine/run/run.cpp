@@ -9,7 +9,7 @@
 #include <string>
 #include <thread>
 
-#include "memory.h"
+#include "engine/layout/memory.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

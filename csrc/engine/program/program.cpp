@@ -4,10 +4,10 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "../cpu/dispatch.h"
-#include "../registry.h"
+#include "cpu/dispatch.h"
+#include "registry.h"
 #include "integer_checks.h"
-#include "plan.h"
+#include "engine/plan/plan.h"
 
 namespace secateur::engine {
 namespace {

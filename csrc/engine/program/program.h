@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/engine.h"
-#include "../cpu/quads.h"
+#include "cpu/engine.h"
+#include "cpu/quads.h"
 #include "weights.h"
 
 #define SECATEUR_EXPORT __attribute__((visibility("default")))

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "block_weights.h"
-#include "conv_tiles.h"
-#include "program.h"
-#include "step.h"
+#include "engine/steps/conv/conv_tiles.h"
+#include "engine/program/program.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 

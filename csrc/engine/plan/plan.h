@@ -3,10 +3,10 @@
 
 #include <array>
 
-#include "active_conv.h"
-#include "block_conv.h"
-#include "program.h"
-#include "step.h"
+#include "engine/steps/conv/active_conv.h"
+#include "engine/steps/int8/block_conv.h"
+#include "engine/program/program.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 

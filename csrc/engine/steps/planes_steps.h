@@ -1,7 +1,7 @@
 // The steps between convolutions: into planes and out of them, other blocks, pooling, elementwise, channels moved.
 #pragma once
 
-#include "program.h"
+#include "engine/program/program.h"
 #include "step.h"
 
 namespace secateur::engine {

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "../cpu/quad_pairs.h"
-#include "../cpu/quads.h"
-#include "weights.h"
+#include "cpu/quad_pairs.h"
+#include "cpu/quads.h"
+#include "engine/program/weights.h"
 
 namespace secateur::engine {
 

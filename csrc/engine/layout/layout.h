@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../cpu/engine.h"
+#include "cpu/engine.h"
 
 namespace secateur::engine {
 

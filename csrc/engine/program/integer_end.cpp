@@ -3,7 +3,7 @@
 #include <limits>
 #include <stdexcept>
 
-#include "block_weights.h"
+#include "engine/steps/int8/block_weights.h"
 #include "integer_checks.h"
 #include "program.h"
 

@@ -1,7 +1,7 @@
 // A depthwise convolution of bytes without blocks or squares: each channel of a quad for itself.
 #pragma once
 
-#include "planes_steps.h"
+#include "engine/steps/planes_steps.h"
 
 namespace secateur::engine {
 

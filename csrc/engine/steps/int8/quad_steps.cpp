@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "channel_step.h"
+#include "engine/steps/channel_step.h"
 #include "rows_bytes.h"
 
 namespace secateur::engine {

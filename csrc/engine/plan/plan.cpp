@@ -7,13 +7,13 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "depthwise_step.h"
-#include "memory.h"
+#include "engine/steps/int8/depthwise_step.h"
+#include "engine/layout/memory.h"
 #include "plan_builder.h"
-#include "planes_steps.h"
-#include "quad_steps.h"
-#include "rows_bytes.h"
-#include "rows_steps.h"
+#include "engine/steps/planes_steps.h"
+#include "engine/steps/int8/quad_steps.h"
+#include "engine/steps/int8/rows_bytes.h"
+#include "engine/steps/rows_steps.h"
 
 namespace secateur::engine {
 namespace {
