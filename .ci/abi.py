@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def installed() -> list[Path]:
-    from secateur._library import LIBRARY_DIR
+    from secateur._base.library import LIBRARY_DIR
 
     return sorted(LIBRARY_DIR.glob("*.so"))
 

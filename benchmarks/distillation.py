@@ -34,11 +34,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from secateur import DistillationLoss, Magnitude, data, prune
-from secateur.data import Digits, Split, warped
-from secateur.demo.network import TutorialCNN
-from secateur.demo.pipeline import RATE_DENSE
-from secateur.demo.training import BATCH, accuracy, fit, mean_loss, steps
+from secateur import DistillationLoss, Magnitude, prune
+from secateur.commands.demo import data
+from secateur.commands.demo.data import Digits, Split, warped
+from secateur.commands.demo.network import TutorialCNN
+from secateur.commands.demo.pipeline import RATE_DENSE
+from secateur.commands.demo.training import BATCH, accuracy, fit, mean_loss, steps
 from torch import nn
 
 OUT = Path("out/distillation")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur import timing
+from secateur._base import timing
 from secateur.engine import CompiledModel
 from torch import Tensor, nn
 

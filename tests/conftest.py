@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import secateur._base.timing
 import secateur.cpu
-import secateur.timing
 import torch
 
 #: Files of more than half a minute, the longest first: begun last, one would keep one process while others wait.
@@ -67,7 +67,7 @@ def engine_wins(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     """The engine is faster, whatever the clock says of a network this small."""
     if "real_clock" in request.fixturenames:
         return
-    monkeypatch.setattr(secateur.timing, "interleave", lambda forms, *_, **__: [[1.0], [2.0]])
+    monkeypatch.setattr(secateur._base.timing, "interleave", lambda forms, *_, **__: [[1.0], [2.0]])
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from secateur import ops, reference  # noqa: F401  (ops: the schemas)
+from secateur import ops  # noqa: F401  (ops: the schemas)
+from secateur.ops import reference
 from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, make, same_bits, special
 from torch import Tensor
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from secateur import _host
-from secateur.engine.reference import ReferenceProgram
+from secateur.engine.backends.reference import ReferenceProgram
 from torch import Tensor
 
 NONE = ("none", 0.0, 0.0, None)

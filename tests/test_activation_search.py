@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 from secateur import Error, Magnitude, MeanStd, activation_sensitivity, prune_activations
-from secateur.activation_search import _Path
-from secateur.sensitivity import Curve, SensitivityReport
+from secateur.activations.search import _Path
+from secateur.activations.sensitivity import Curve
+from secateur.activations.sensitivity_report import SensitivityReport
 from torch import nn
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from secateur import Error, Magnitude, MeanStd, prune_activations
-from secateur.calibration import ChannelStatistics
+from secateur.activations.calibration import ChannelStatistics
+from secateur.activations.thresholds import Group, Moments
 from secateur.nn import ThresholdReLU
-from secateur.thresholds import Group, Moments
 from torch import nn
 
 NAMES = ["1", "3", "6"]

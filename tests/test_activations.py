@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from secateur import Error, prune, prune_activations
-from secateur.calibration import ChannelStatistics
-from secateur.criteria import Magnitude, MeanStd, Random
+from secateur.activations.calibration import ChannelStatistics
 from secateur.nn import ThresholdReLU
+from secateur.pruning.criteria import Magnitude, MeanStd, Random
 from torch import nn
 
 

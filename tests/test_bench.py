@@ -6,7 +6,7 @@ import pytest
 import secateur
 import torch
 from safetensors.torch import save_file
-from secateur import bench, cli
+from secateur.commands import bench, cli
 from torch import nn
 
 ENGINES = ["torch eager", "torch eager, channels_last", "secateur.convert", "secateur.compile"]

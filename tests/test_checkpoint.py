@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from secateur import Error, Magnitude, MeanStd, masks
-from secateur.checkpoint import atomic
+from secateur.checkpoint.format import atomic
 from torch import Tensor, nn
 
 

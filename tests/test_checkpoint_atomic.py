@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur.checkpoint import atomic
+from secateur.checkpoint.format import atomic
 from torch import nn
 
 

@@ -271,7 +271,7 @@ def test_empty_tensors_of_any_size(tmp_path: Path) -> None:
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     """No signal kills the process, as one would if the file were mapped."""
-    from secateur.checkpoint.container import opened
+    from secateur.checkpoint.format.container import opened
 
     secateur.save(Net(), tmp_path / "f")
     with opened(tmp_path / "f") as file:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur import Error, Magnitude, MeanStd, cli, masks
-from secateur.checkpoint import encode, filling, stored
+from secateur import Error, Magnitude, MeanStd, masks
+from secateur.checkpoint import filling, stored
+from secateur.checkpoint.format import encode
+from secateur.commands import cli
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 

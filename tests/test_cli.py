@@ -8,7 +8,7 @@ import pytest
 import secateur
 import torch
 from safetensors.torch import save_file
-from secateur import cli, demo
+from secateur.commands import cli, demo
 from torch import nn
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur import Error, MeanStd, timing
+from secateur import Error, MeanStd
+from secateur._base import timing
 from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from secateur import Error, Magnitude, MeanStd, Random
-from secateur.criteria import Field, counted, decide, lowest, statistics
-from secateur.patterns import Layout, Pattern, field, keep_weights, parse
+from secateur.masks.layout import Layout
+from secateur.pruning.criteria import Field, counted, decide, lowest, statistics
+from secateur.pruning.patterns import Pattern, field, keep_weights, parse
 
 ONE = Pattern(1)
 

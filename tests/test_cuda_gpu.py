@@ -10,7 +10,9 @@ import pytest
 import torch
 from cuda_cases import OPERATORS, Target, each_case, each_dtype, packing, random_mask
 from samples import SAMPLES
-from secateur import Error, _library, ops, reference
+from secateur import Error, ops
+from secateur._base import library
+from secateur.ops import reference
 from tensors import same_bits
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def _missing() -> str:
         return "this torch has no CUDA"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    return "" if _library.HAS_CUDA else "libsecateur_cuda.so was not built (no nvcc, or SECATEUR_CUDA=OFF)"
+    return "" if library.HAS_CUDA else "libsecateur_cuda.so was not built (no nvcc, or SECATEUR_CUDA=OFF)"
 
 
 if os.environ.get("SECATEUR_REQUIRE_GPU") == "1" and _missing():

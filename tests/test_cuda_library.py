@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_cases import OPERATORS
-from secateur import _library
+from secateur._base import library
 
-LIBRARY = _library.LIBRARY_DIR / "libsecateur_cuda.so"
+LIBRARY = library.LIBRARY_DIR / "libsecateur_cuda.so"
 built = pytest.mark.skipif(not LIBRARY.exists(), reason="not built: no nvcc, or SECATEUR_CUDA=OFF")
 
 
@@ -38,7 +38,7 @@ def _tool(name: str) -> str | None:
 @built
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA: the library is not loaded")
 def test_it_is_loaded() -> None:
-    assert _library.HAS_CUDA
+    assert library.HAS_CUDA
 
 
 @built
@@ -113,5 +113,5 @@ def test_a_library_that_does_not_load_is_no_secret(tmp_path: Path) -> None:
     broken = tmp_path / "libsecateur_cuda.so"
     broken.write_bytes(b"not a library")
     with pytest.warns(UserWarning, match=r"secateur: .*libsecateur_cuda.so does not load .*CUDA tensors"):
-        assert not _library.load_cuda(broken)
-    assert not _library.load_cuda(tmp_path / "absent.so")
+        assert not library.load_cuda(broken)
+    assert not library.load_cuda(tmp_path / "absent.so")

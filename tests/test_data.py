@@ -4,7 +4,8 @@ import builtins
 
 import pytest
 import torch
-from secateur import Error, data
+from secateur import Error
+from secateur.commands.demo import data
 
 
 @pytest.fixture(scope="module")

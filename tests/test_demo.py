@@ -7,9 +7,10 @@ import math
 import pytest
 import secateur
 import torch
-from secateur import Error, data, demo
-from secateur.demo import contest, measuring, pipeline, tables, training
-from secateur.demo.network import TutorialCNN
+from secateur import Error
+from secateur.commands import demo
+from secateur.commands.demo import contest, data, measuring, pipeline, tables, training
+from secateur.commands.demo.network import TutorialCNN
 
 KEYS = [
     "dense_accuracy",

@@ -120,7 +120,7 @@ def test_torch_where_torch_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_result_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur.engine import segment
+    from secateur.engine.lowering import segment
 
     run = segment.Segment._outputs
     monkeypatch.setattr(segment.Segment, "_outputs", lambda self, made, args: run(self, [y * 1.01 for y in made], args))

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from secateur.engine.backends.reference import REFERENCE
 from secateur.engine.compiled import _compile
-from secateur.engine.reference import REFERENCE
-from secateur.engine.segment import Decision, Segment
+from secateur.engine.lowering.segment import Decision, Segment
 from torch import Tensor, nn
 
 C = 6  # channels of every value: whatever is drawn fits whatever else

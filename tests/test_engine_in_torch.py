@@ -8,7 +8,7 @@ import torch
 import torch._dynamo.testing
 from secateur import Error
 from secateur.engine import CompiledModel
-from secateur.engine.segment import Decision, Segment
+from secateur.engine.lowering.segment import Decision, Segment
 from torch import Tensor, nn
 
 

@@ -11,7 +11,7 @@ import secateur.cpu
 import torch
 from programs import NONE, RELU, engine, make, run, sizes
 from secateur import _host
-from secateur.engine.reference import ReferenceProgram
+from secateur.engine.backends.reference import ReferenceProgram
 from torch import Tensor
 
 GRID_IN, GRID_OUT = (0.04, 0), (0.07, 3)

@@ -9,8 +9,9 @@ import numpy as np
 import secateur
 import torch
 from secateur import masks, ops
-from secateur.checkpoint import VERSION, decode
-from secateur.checkpoint.description import Index
+from secateur.checkpoint import VERSION
+from secateur.checkpoint.format import decode
+from secateur.checkpoint.format.description import Index
 from torch import nn
 
 TEXT = (Path(__file__).resolve().parents[1] / "FORMAT.md").read_text()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur._signals import held_signals
+from secateur._base.signals import held_signals
 from small_network import FUNCTIONS, Odd, X, network, snapshot, train_flags
 from torch import nn
 

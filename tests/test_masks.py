@@ -33,7 +33,7 @@ def pruned() -> nn.Sequential:
 
 
 def zeros(model: nn.Module) -> list[torch.Tensor]:
-    return [w.value == 0 for w in secateur.selection.weights_of(model)]
+    return [w.value == 0 for w in secateur.masks.weights.weights_of(model)]
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -53,9 +53,9 @@ def check_training(model: nn.Module, optimizer: torch.optim.Optimizer | None = N
     """Training moves the kept weights and leaves the pruned ones zero."""
     before = zeros(model)
     assert any(z.any() for z in before)
-    values = [w.value.detach().clone() for w in secateur.selection.weights_of(model)]
+    values = [w.value.detach().clone() for w in secateur.masks.weights.weights_of(model)]
     train(model, optimizer or torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.01))
-    for z, old, weight in zip(before, values, secateur.selection.weights_of(model), strict=True):
+    for z, old, weight in zip(before, values, secateur.masks.weights.weights_of(model), strict=True):
         assert (weight.value[z] == 0).all()
         assert not torch.equal(weight.value, old)
 

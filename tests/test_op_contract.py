@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from samples import SAMPLES, Sample
-from secateur import Error, ops, reference
+from secateur import Error, ops
+from secateur.ops import reference
 from tensors import same_bits
 from torch import Tensor
 

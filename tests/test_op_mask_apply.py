@@ -7,7 +7,8 @@ import secateur
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secateur import ops, reference
+from secateur import ops
+from secateur.ops import reference
 from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, RANKS, arrangement_id, make, same_bits, special
 
 

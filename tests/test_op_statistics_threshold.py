@@ -9,7 +9,8 @@ import secateur.cpu
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secateur import ops, reference
+from secateur import ops
+from secateur.ops import reference
 from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, RANKS, arrangement_id, make, same_bits
 from torch import Tensor
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secateur import ops, reference
+from secateur import ops
+from secateur.ops import reference
 from tensors import ARRANGEMENTS, DTYPES, LAYOUTS, RANKS, SHAPES, arrangement_id, make, same_bits, special
 from torch import Tensor
 

@@ -18,7 +18,7 @@ import pytest
 import secateur
 import torch
 import torch.multiprocessing as mp
-from secateur import _fork
+from secateur._base import fork
 from secateur.nn import SparseLinear
 from small_network import X, network
 from torch import Tensor
@@ -79,7 +79,7 @@ def test_a_fork_after_use_runs_on_one_thread(fast: Any) -> None:
         assert not bool(torch.randn(400, 400).relu().lt(0).any())  # and torch itself runs
 
     in_a_fork(child)
-    assert not _fork.forked
+    assert not fork.forked
     assert torch.get_num_threads() == 3
     assert torch.equal(fast(X), expected)  # the parent goes on as it was
 

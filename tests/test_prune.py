@@ -90,7 +90,7 @@ def test_mean_std_is_the_definition(name: str, k: float) -> None:
     "rule", [MeanStd(-0.5), MeanStd(sparsity=0.5), Magnitude(0.5), Magnitude(0.5, "global"), Random(0.5)]
 )
 def test_every_rule_with_every_pattern_on_every_layer(
-    name: str, pattern: str, rule: secateur.criteria.Criterion
+    name: str, pattern: str, rule: secateur.pruning.criteria.Criterion
 ) -> None:
     layer = LAYERS[name]()
     groups = getattr(layer, "groups", 1)
@@ -312,7 +312,7 @@ def test_bad_arguments(call, message: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("rule", [MeanStd(0.0), MeanStd(sparsity=0.5), Magnitude(0.5), Random(0.5)])
-def test_weights_that_are_not_finite_change_nothing(bad: float, rule: secateur.criteria.Criterion) -> None:
+def test_weights_that_are_not_finite_change_nothing(bad: float, rule: secateur.pruning.criteria.Criterion) -> None:
     """The last layer is the bad one: the first ones must not have been pruned."""
     model = cnn()
     with torch.no_grad():
@@ -397,7 +397,7 @@ def test_a_rule_that_prunes_nothing_is_loud() -> None:
 @pytest.mark.parametrize(
     "rule", [MeanStd(-50), MeanStd(sparsity=1.0), Magnitude(1.0), Random(1.0), Magnitude(1.0, "global")]
 )
-def test_a_layer_emptied_whole_is_loud(rule: secateur.criteria.Criterion) -> None:
+def test_a_layer_emptied_whole_is_loud(rule: secateur.pruning.criteria.Criterion) -> None:
     model = cnn()
     with pytest.warns(UserWarning, match="prune: no weight is left in 0, 2, 4: emptied whole"):
         report = secateur.prune(model, rule)

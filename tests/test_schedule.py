@@ -42,7 +42,7 @@ def net() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("rule", [MeanStd(sparsity=0.9), Magnitude(0.9), Magnitude(0.9, "global"), Random(0.9, seed=3)])
-def test_follows_the_curve_while_training(rule: secateur.criteria.Criterion) -> None:
+def test_follows_the_curve_while_training(rule: secateur.pruning.criteria.Criterion) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     schedule = CubicSchedule(0.9, end=20, every=4)

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from secateur._library import LIBRARY_DIR
+from secateur._base.library import LIBRARY_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
 

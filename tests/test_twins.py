@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from secateur import _twins, ops, reference
+from secateur import ops
+from secateur.ops import reference, twins
 
 # engine_*: compiled segments, of the CPU; what is elsewhere never reaches them.
 NAMES = sorted(
@@ -21,7 +22,7 @@ def has_kernel(name: str, key: str) -> bool:
 
 
 def test_every_operator_is_listed() -> None:
-    assert sorted(_twins.FUSED + _twins.SPARSE) == NAMES
+    assert sorted(twins.FUSED + twins.SPARSE) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,9 +32,9 @@ def test_every_operator_runs_on_every_device(name: str, key: str) -> None:
 
 
 def test_missing_cuda_kernels_are_said_once() -> None:
-    _twins._say_once.cache_clear()
+    twins._say_once.cache_clear()
     keep = torch.rand(3, 17) < 0.5
-    twin: Any = _twins.outspoken(reference.mask_pack)
+    twin: Any = twins.outspoken(reference.mask_pack)
     with pytest.warns(UserWarning, match="built without its CUDA library"):
         mask = twin(keep)
     assert torch.equal(mask, ops.mask_pack(keep))

@@ -1,20 +1,21 @@
 """Prune a trained PyTorch network, and have it run faster."""
 
-from ._errors import Error
-from .activation_loss import ActivationSparsityLoss
-from .activations import prune_activations
+from ._base.errors import Error
+from .activations.prune import prune_activations
+from .activations.sensitivity import activation_sensitivity
 from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
-from .conversion import convert
-from .criteria import Magnitude, MeanStd, Random
-from .distillation import DistillationLoss
 from .engine import compile, profile
 from .masks import strip
+from .nn.conversion import convert
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
-from .pruning import prune, sparsity
+from .pruning.counting import sparsity
+from .pruning.criteria import Magnitude, MeanStd, Random
+from .pruning.prune import prune
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
-from .schedule import CubicSchedule, GradualPruner
-from .sensitivity import activation_sensitivity
+from .training.activation_loss import ActivationSparsityLoss
+from .training.distillation import DistillationLoss
+from .training.gradual import CubicSchedule, GradualPruner
 
 __all__ = [
     "ActivationSparsityLoss",

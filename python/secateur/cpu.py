@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import _library  # noqa: F401  (loads the library that _host looks into)
-from ._errors import Error
+from ._base import library  # noqa: F401  (loads the library that _host looks into)
+from ._base.errors import Error
 from ._host import available_isas, current_isa, reset_isa
 from ._host import force_isa as _force_isa
 

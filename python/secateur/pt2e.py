@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from . import _pt2e_functions as functions
-from ._errors import Error
+from ._base.errors import Error
+from .graph import aten as functions
 from .nn.quantized import Quantize, QuantizedConv2d, QuantizedLinear
 
 _OPS = "quantized_decomposed."

@@ -7,8 +7,8 @@ itself; ``stored`` and ``content`` check what a file says; ``filling`` puts it i
 """
 
 from .content import read, to_dense_state_dict
-from .description import FORMAT, VERSION
 from .foreign import import_checkpoint
+from .format.description import FORMAT, VERSION
 from .loading import load
 from .saving import save
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import Error
+from .._base.errors import Error
 from ..masks import Theta
 from . import rules
-from .container import Container, Part, opened
-from .description import Description, Entry, parse
+from .format.container import Container, Part, opened
+from .format.description import Description, Entry, parse
 from .stored import Packed, Plain
 
 

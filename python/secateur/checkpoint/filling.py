@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as _EXTRA_STATE_KEY
 
 from .. import masks
-from .._errors import Error
-from .._signals import held_signals
+from .._base.errors import Error
+from .._base.signals import held_signals
 from ..engine.compiled import CompiledModel
 from ..masks import Theta, buffer_name
-from ..nn.sparse import SparseConv2d, SparseLinear
+from ..masks.weights import Weight, weights_of
+from ..nn.sparse_conv2d import SparseConv2d
+from ..nn.sparse_linear import SparseLinear
 from ..nn.threshold_relu import ThresholdReLU
-from ..selection import Weight, weights_of
 from . import rules
 from .saving import masked_keys, memory_of, state_of
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._errors import Error
-from ..reference import rows_and_columns
-from ..selection import unwrapped
-from ..tensor_files import tensors_of
+from .._base.errors import Error
+from ..masks.weights import unwrapped
+from ..ops.packing import rows_and_columns
 from .content import path_of
 from .filling import Filling
+from .tensor_files import tensors_of
 
 _CALLER = "import_checkpoint"
 _PARAMETRIZED = re.compile(r"(?P<module>.*\.|)parametrizations\.(?P<name>[^.]+)\.(?P<rest>.+)")

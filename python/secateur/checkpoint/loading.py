@@ -7,9 +7,9 @@ import os
 
 from torch import nn
 
-from .._errors import Error
+from .._base.errors import Error
 from ..engine.compiled import CompiledModel
-from ..selection import unwrapped
+from ..masks.weights import unwrapped
 from .content import Content, opened_content, path_of
 from .filling import Filling
 

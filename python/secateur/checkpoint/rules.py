@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .._errors import Error
-from .description import FLOATS, INTEGERS
+from .._base.errors import Error
+from .format.description import FLOATS, INTEGERS
 
 
 def _scale(value: Tensor) -> bool:

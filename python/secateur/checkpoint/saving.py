@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks, ops
-from .._errors import Error
+from .._base.errors import Error
 from ..engine.compiled import CompiledModel
 from ..masks import Theta, buffer_name
-from ..selection import unwrapped
-from . import atomic, encode, rules
-from .container import WORDS, header
+from ..masks.weights import unwrapped
+from . import rules
 from .content import path_of
-from .description import Description, name_of
+from .format import atomic, encode
+from .format.container import WORDS, header
+from .format.description import Description, name_of
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._errors import Error
-from ..reference import rows_and_columns
-from . import decode, symbols
-from .container import Container, Part
-from .decode import Damaged, Reader
-from .description import Entry, Index
-from .symbols import Numbers, bits_of
+from .._base.errors import Error
+from ..ops.packing import rows_and_columns
+from .format import decode, symbols
+from .format.container import Container, Part
+from .format.decode import Damaged, Reader
+from .format.description import Entry, Index
+from .format.symbols import Numbers, bits_of
 
 _STEP = 2**17  # elements at a time
 

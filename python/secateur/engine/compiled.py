@@ -14,20 +14,19 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from .. import _fork, masks
-from .._errors import Error
-from .._signals import keeps_grad_mode
-from ..conversion import _pruners
-from ..nn import QuantizedConv2d, QuantizedLinear
-from ..nn.sparse import _version
+from .._base import fork
+from .._base.errors import Error
+from .._base.modules import pruning_hooks, version_of
+from .._base.signals import keeps_grad_mode
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
+from .architecture import check_alike, words
+from .backends.program import ENGINE, Backend
+from .backends.reference import REFERENCE
+from .lowering.segment import Decision
 from .packed import Loan, borrow, own
-from .profiling import compile_report
-from .program import ENGINE, Backend
-from .reference import REFERENCE
-from .segment import Decision
-from .unit import Key, Settings, Unit, _key_of, hooks_of, stand_in
+from .reporting import compile_report
+from .unit import Key, Settings, Unit, hooks_of, input_key, stand_in
 
 C = TypeVar("C", bound="CompiledModel")
 
@@ -113,7 +112,7 @@ def _copy_of(model: nn.Module, caller: str) -> tuple[nn.Module, Loan]:
     for p in source.parameters():  # not the module's own method, which TorchScript refuses
         p.requires_grad_(False)
     for module in source.modules():
-        for pruner in _pruners(module):
+        for pruner in pruning_hooks(module):
             pruner(module, ())
     return source, loan
 
@@ -139,7 +138,7 @@ class CompiledModel(nn.Module):
         self._budget = budget
         self._decisions: dict[str, Decision] = {}
         self.report = Report("compiled", (), [])
-        self.__dict__["_lock"] = _fork.Lock()
+        self.__dict__["_lock"] = fork.Lock()
         self._take(source, None)
 
     def _take(self, source: nn.Module, built: _Built | None) -> None:
@@ -162,12 +161,12 @@ class CompiledModel(nn.Module):
             args = self._positional(args, kwargs)
         if torch.is_grad_enabled():
             _check_gradients(args)
-        if _fork.forked:
-            _fork.settle()
+        if fork.forked:
+            fork.settle()
         built: _Built | None = self.__dict__["_built"]
         if built is None:
             built = self._build(args)
-        key = tuple([_key_of(a, False) for a in args])
+        key = tuple([input_key(a, False) for a in args])
         if key != built.expected:
             self._refuse(args, built.expected)
         if not torch.is_grad_enabled():
@@ -191,10 +190,10 @@ class CompiledModel(nn.Module):
         if len(args) != len(expected):
             raise Error(f"compile: inputs must be {len(expected)}, as in the example, got {len(args)}")
         for i, (value, want) in enumerate(zip(args, expected, strict=True)):
-            got = _key_of(value, False)
+            got = input_key(value, False)
             if got != want:
                 raise Error(
-                    f"compile: input {i} must be {_words(want)}, as the example was, got {_words(got)} (compile again "
+                    f"compile: input {i} must be {words(want)}, as the example was, got {words(got)} (compile again "
                     "for other inputs)"
                 )
 
@@ -221,7 +220,7 @@ class CompiledModel(nn.Module):
         entry = stand_in(unit) if hooks_of(source) else unit
         self.report = compile_report(unit)
         example = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
-        return _Built(entry, unit, tuple(_key_of(a, False) for a in args), example)
+        return _Built(entry, unit, tuple(input_key(a, False) for a in args), example)
 
     # ---- weights ----
 
@@ -246,7 +245,7 @@ class CompiledModel(nn.Module):
         if model is not None and not isinstance(model, nn.Module):
             raise Error(f"refresh: model must be a torch.nn.Module, got {type(model).__name__}")
         source, loan = _copy_of(self.source if model is None else _integers(model), "refresh")
-        _check_alike(self.source, source)
+        check_alike(self.source, source)
         with self.__dict__["_lock"]:
             built: _Built | None = self.__dict__["_built"]
             made = None if built is None else self._made(source, built.example)
@@ -318,13 +317,13 @@ class _Built:
 def _buffers_kept(source: nn.Module) -> Iterator[None]:
     """A forward may count its calls: the example's do not count."""
     kept = [
-        (module, name, buffer, _version(buffer), buffer.clone())
+        (module, name, buffer, version_of(buffer), buffer.clone())
         for module in source.modules() for name, buffer in module._buffers.items() if buffer is not None
     ]  # fmt: skip
     yield
     for module, name, buffer, version, value in kept:
         module._buffers[name] = buffer
-        if _version(buffer) != version:
+        if version_of(buffer) != version:
             buffer.copy_(value)
 
 
@@ -354,73 +353,6 @@ def _blame_example(source: nn.Module, args: tuple[Any, ...], error: Exception) -
             source(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
     except Exception as own:
         raise Error(f"compile: example_input must be what the model takes: {type(own).__name__}: {own}") from error
-
-
-def _check_alike(old: nn.Module, new: nn.Module) -> None:
-    def refuse(what: str) -> None:
-        raise Error(f"refresh: model must have the architecture of the one that was compiled, but {what}")
-
-    ours, theirs = dict(old.named_modules()), dict(new.named_modules())
-    for name in [*ours, *theirs]:
-        label = name or "the model"
-        if name not in theirs or name not in ours:
-            refuse(f"{label} is only in the {'compiled one' if name in ours else 'new one'}")
-        a, b = ours[name], theirs[name]
-        if isinstance(a, fx.GraphModule) and isinstance(b, fx.GraphModule):  # each has a class of its own
-            if a.code != b.code:
-                refuse(f"{label} computes something else")
-        elif type(a) is not type(b):
-            refuse(f"{label} was a {type(a).__name__} and is a {type(b).__name__}")
-        elif _geometry(a) != _geometry(b):
-            refuse(f"{label} was {type(a).__name__}({_geometry(a)}) and is {type(b).__name__}({_geometry(b)})")
-    before, after = old.state_dict(), new.state_dict()
-    hidden = _masks_of(old) | _masks_of(new)
-    for key in [key for key in (*before, *after) if key not in hidden]:
-        if key not in after or key not in before:
-            refuse(f"{key} is only in the {'compiled one' if key in before else 'new one'}")
-        a, b = before[key], after[key]
-        free = key.rpartition(".")[2] in ("weight_values", "theta")  # as many as the pruning left
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            continue
-        if a.dtype != b.dtype or (a.shape != b.shape and not free):
-            refuse(f"{key} was {_tensor_words(a)} and is {_tensor_words(b)}")
-
-
-def _geometry(module: nn.Module) -> str:
-    """What a layer says of itself that no state_dict holds."""
-    if hasattr(module, "weight_values") or hasattr(module, "theta") or isinstance(module, QuantizedLinear):
-        return ""
-    if isinstance(module, QuantizedConv2d):
-        return f"stride={module.stride}, padding={module.padding}, dilation={module.dilation}, groups={module.groups}"
-    return module.extra_repr()
-
-
-def _tensor_words(t: Tensor) -> str:
-    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
-
-
-def _masks_of(model: nn.Module) -> set[str]:
-    """The keys of its masks: pruned or not, the architecture is the same."""
-    return {
-        masks.buffer_name(f"{name}.{parameter}" if name else parameter)
-        for name, module in model.named_modules(remove_duplicate=False)
-        for parameter in masks.masked_parameters(module)
-    }  # fmt: skip
-
-
-def _words(key: Any) -> str:
-    """An input's kind for an error message."""
-    if isinstance(key, tuple) and len(key) == 6 and isinstance(key[0], torch.dtype):
-        dtype, device, _, rank, fixed, _ = key
-        sizes = ["N", *"ABCDEFG"][:rank]
-        if rank == 4:
-            sizes = ["N", str(fixed), "H", "W"]
-        elif rank == 2:
-            sizes = ["N", "L" if fixed is None else str(fixed)]
-        return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}] on {device}"
-    if isinstance(key, tuple) and key and isinstance(key[0], str):
-        return f"{key[0]} {key[1]!r}" if len(key) == 2 else key[0]
-    return getattr(key, "__name__", str(key))
 
 
 BACKENDS = {backend.name: backend for backend in (ENGINE, REFERENCE)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .._fork import Lock
+from .._base.fork import Lock
 
 _LEAST = 4096  # weights: smaller ones are not worth it
 _ZEROS = 0.25  # share from which it is smaller packed, by a good deal

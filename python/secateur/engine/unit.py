@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._fork import Lock
-from .assemble import Assembled, assemble
-from .memory import make_functional
-from .partition import partition
-from .program import Backend
-from .recognise import recognise
-from .segment import Decision
-from .steps import Context
-from .tracing import Untraceable, hooks_of, trace
+from .._base.fork import Lock
+from .._base.modules import hooks_of
+from ..graph.tracing import Untraceable, trace
+from ..graph.value_order import make_functional
+from .backends.program import Backend
+from .lowering.assemble import Assembled, assemble
+from .lowering.partition import partition
+from .lowering.segment import Decision
+from .recognise.nodes import recognise
+from .recognise.steps import Context
 
 _MOST_STATES = 8  # image sizes kept at a time, where the graph depends on them
 
@@ -91,7 +92,7 @@ class Unit:
 
     def key(self, args: Sequence[Any]) -> Key:
         """What a state depends on: dtypes, devices, ranks, channels; image sizes only where the graph does."""
-        return tuple(_key_of(a, self.size_bound) for a in args)
+        return tuple(input_key(a, self.size_bound) for a in args)
 
     def state(self, args: Sequence[Any], key: Key | None = None) -> State:
         key = self.key(args) if key is None else key
@@ -270,7 +271,7 @@ def _calls(module: nn.Module, called: set[int]) -> Iterator[None]:
             handle.remove()
 
 
-def _key_of(value: Any, with_size: bool) -> Any:
+def input_key(value: Any, with_size: bool) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
         rank = len(shape)
@@ -279,9 +280,9 @@ def _key_of(value: Any, with_size: bool) -> Any:
     if isinstance(value, bool | int | float | str | None):
         return type(value).__name__, value
     if isinstance(value, tuple | list):
-        return type(value).__name__, tuple(_key_of(v, with_size) for v in value)
+        return type(value).__name__, tuple(input_key(v, with_size) for v in value)
     if isinstance(value, dict):
-        return "dict", tuple((k, _key_of(v, with_size)) for k, v in value.items())
+        return "dict", tuple((k, input_key(v, with_size)) for k, v in value.items())
     return type(value)
 
 

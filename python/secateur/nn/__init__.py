@@ -3,7 +3,8 @@
 from .masked import MaskedConv2d, MaskedLinear
 from .qat import QATConv2d, QATLinear
 from .quantized import Quantize, QuantizedConv2d, QuantizedLinear
-from .sparse import SparseConv2d, SparseLinear
+from .sparse_conv2d import SparseConv2d
+from .sparse_linear import SparseLinear
 from .threshold_relu import ThresholdReLU
 
 __all__ = [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks, ops
-from .._errors import Error
-from ..reference import rows_and_columns
+from .._base.errors import Error
+from ..ops.packing import rows_and_columns
 
 L = TypeVar("L", bound="_Masked")
 

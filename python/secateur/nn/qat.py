@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._int8_weights import from_bytes, settle, to_bytes
+from .int8_weights import from_bytes, settle, to_bytes
 from .quantized import check_scale, check_zero_point
 
 Q = TypeVar("Q", bound="_QATLayer")

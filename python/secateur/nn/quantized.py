@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._errors import Error
+from .._base.errors import Error
 
 #: Sums of integers below this are exact in float32.
 _EXACT = 2**24

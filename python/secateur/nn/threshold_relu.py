@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import ops
-
-from .._errors import Error
+from .. import ops
+from .._base.errors import Error
 
 
 def _checked_theta(theta: object, where: str) -> Tensor:

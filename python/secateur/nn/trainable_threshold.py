@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import Error
+from .._base.errors import Error
 from .threshold_relu import ThresholdReLU
 
 

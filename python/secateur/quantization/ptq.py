@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from .._errors import Error
-from .._judge import Judge, checked_budget, log
-from ._bias import correct_bias
-from ._build import Built, build
-from ._calibrate import Calibrated, calibrate
-from ._freeze import freeze, freeze_layer, trainable
-from ._grids import METHODS, Grid, Method
-from ._layers import Layer
-from ._report import Entry, QuantizationReport, report_of
+from .._base.errors import Error
+from .._base.judge import Judge, checked_budget, log
+from .build import Built
+from .calibrate import Calibrated, calibrate
+from .freeze import freeze
+from .frozen import checked_method, excluded, finished, frozen, reaches
+from .grids import METHODS, Method
+from .report import QuantizationReport
 
 
 def quantize(
@@ -100,38 +98,10 @@ def quantize(
     return result
 
 
-def reaches(accuracy: float, wanted: float) -> bool:
-    """Not below, but for the rounding of ``baseline - allowed``."""
-    return accuracy >= wanted - 1e-12
-
-
 def _methods(caller: str, calibration: Any, judged: bool) -> tuple[Method, ...]:
     if calibration == "auto":
         return METHODS if judged else METHODS[:1]
     return (checked_method(caller, calibration),)
-
-
-def checked_method(caller: str, calibration: Any) -> Method:
-    """``calibration``, or METHODS' first for "auto"."""
-    if calibration == "auto":
-        return METHODS[0]
-    if calibration not in METHODS:
-        raise Error(f'{caller}: calibration must be "auto", "min-max", "percentile" or "mse", got {calibration!r}')
-    return cast(Method, calibration)
-
-
-def excluded(caller: str, calibrated: Calibrated, exclude: Any) -> dict[str, str]:
-    """The layers that ``exclude`` names -> why they are in fp32."""
-    if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(isinstance(p, str) for p in exclude):
-        raise Error(f"{caller}: exclude must be a sequence of names or patterns, got {exclude!r}")
-    layers = calibrated.network.all_layers
-    unmatched = [p for p in exclude if not any(fnmatchcase(name, p) for name in layers)]
-    if unmatched:
-        raise Error(f"{caller}: exclude must match a layer, got {unmatched}")
-    found = {name: "excluded" for name in layers if any(fnmatchcase(name, p) for p in exclude)}
-    if all(name in found or layer.why for name, layer in layers.items()):
-        raise Error(f"{caller}: exclude must leave a layer that can be quantized, got {list(exclude)}")
-    return found
 
 
 def _most_accurate(
@@ -149,25 +119,3 @@ def _most_accurate(
         tried[method] = accuracy
     assert best is not None
     return *best, tried
-
-
-def frozen(calibrated: Calibrated, method: Method, fp32: Mapping[str, str]) -> Built:
-    """The quantized network, for inference."""
-
-    def layer(at: Layer, grid: Grid) -> nn.Module:
-        return freeze_layer(trainable(at.module, grid, method))
-
-    built = build(calibrated, method, fp32, layer)
-    weights = {name: at.module.weight for name, at in calibrated.network.all_layers.items() if name in built.made}
-    correct_bias(built.model, built.made, cast("dict[str, Tensor]", weights), calibrated.example)
-    return built
-
-
-def finished(calibrated: Calibrated, built: Built, method: str) -> nn.Module:
-    """The built model with its report."""
-    entries = [
-        Entry(name, getattr(layer.module, "weight", None), built.made.get(name), built.why.get(name, ""))
-        for name, layer in calibrated.network.all_layers.items()
-    ]
-    built.model.report = report_of(entries, method, calibrated.network.notes)  # type: ignore[assignment]
-    return built.model

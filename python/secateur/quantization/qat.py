@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from ..masks import attach
-from ._build import build
-from ._calibrate import calibrate
-from ._freeze import freeze_layer, trainable
-from ._grids import Grid
-from ._layers import Layer
-from ._report import Entry, report_of
-from .ptq import checked_method, excluded
+from .build import build
+from .calibrate import calibrate
+from .freeze import freeze_layer, trainable
+from .frozen import checked_method, excluded
+from .grids import Grid
+from .layers import Layer
+from .report import Entry, report_of
 
 
 def prepare_qat(

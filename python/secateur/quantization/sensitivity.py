@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-from .._errors import Error
-from .._judge import Judge, log
+from .._base.errors import Error
+from .._base.judge import Judge, log
 from ..report import Column, Report
-from ._build import Built
-from ._calibrate import Calibrated, calibrate
-from ._grids import Method
-from .ptq import checked_method, excluded, frozen, reaches
+from .build import Built
+from .calibrate import Calibrated, calibrate
+from .frozen import checked_method, excluded, frozen, reaches
+from .grids import Method
 
 COLUMNS = (
     Column("layer", "layer", "text"),

@@ -1,0 +1,54 @@
+"""What a module is beyond its class: hooks, the parametrizations of torch.nn.utils.prune, a forward of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def pruning_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of torch.nn.utils.prune, which compute ``weight`` as ``weight_orig * weight_mask`` in each forward."""
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+
+
+def why_not_replaceable(module: nn.Module) -> str:
+    """What a layer computes beyond its class's forward with its weight, which another in its place would not."""
+    if "forward" in vars(module):
+        return "its forward was replaced, and another layer in its place would lose that"
+    # spectral_norm and weight_norm of old are such hooks: they make the weight that the forward uses.
+    if len(module._forward_hooks) + len(module._forward_pre_hooks) > len(pruning_hooks(module)):
+        return "it has forward hooks, and another layer in its place would lose them"
+    return ""
+
+
+def with_current_weight(module: M) -> M:
+    """The layer with the weight that its next forward uses: after an optimizer's step, the attribute is an old one."""
+    pruners = pruning_hooks(module)
+    if pruners:
+        module = copy.copy(module)  # shallow: what the pruners set is set on the copy alone
+        for pruner in pruners:
+            pruner(module, ())
+    return module
+
+
+def hooks_of(module: nn.Module) -> bool:
+    """Whether forward hooks hang on a module (those of torch.nn.utils.prune aside, which only make its weight)."""
+    return len(module._forward_hooks) + len(module._forward_pre_hooks) > len(pruning_hooks(module))
+
+
+def keeps_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes what ``kind`` does, whatever its class."""
+    if not isinstance(module, kind) or "forward" in vars(module):
+        return False
+    names = [name for name in ("forward", "_conv_forward", "_check_input_dim") if hasattr(kind, name)]
+    return all(getattr(type(module), name) is getattr(kind, name) for name in names)
+
+
+def version_of(t: Tensor) -> int:
+    """How often a tensor was written in place (inference tensors do not count: they cannot be written outside)."""
+    return -1 if t.is_inference() else t._version

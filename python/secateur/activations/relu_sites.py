@@ -1,0 +1,235 @@
+"""Find every place of a model where a ReLU is computed, by a module or a function, and make each a module of its own.
+
+Modules are found by name. Functional calls are found by watching one forward pass, which tells *which* module's forward
+computes them; only those modules are then traced (torch.fx, their children as leaves). So control flow elsewhere does
+no harm, and the other modules keep their class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from .._base.signals import held_signals
+from ..graph.rewritten import RewrittenModule, as_graph_module
+from ..masks import masked_parameters
+from ..nn.threshold_relu import ThresholdReLU
+from .calibration import Calibrator
+
+#: what counts as a functional ReLU -> (upper clamp, works in place whatever its arguments)
+FUNCTIONS: dict[Callable[..., Any], tuple[float | None, bool]] = {
+    F.relu: (None, False),
+    torch.relu: (None, False),
+    torch.relu_: (None, True),
+    Tensor.relu: (None, False),
+    Tensor.relu_: (None, True),
+    F.relu6: (6.0, False),
+}
+_METHODS = {"relu": (None, False), "relu_": (None, True)}
+
+_DROPOUTS: dict[Callable[..., Any], type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+#: makes the module that replaces a ReLU: (name of the site, upper clamp, in place) -> module
+Make = Callable[[str, "float | None", bool], nn.Module]
+
+
+def relu_kind(module: nn.Module) -> tuple[float | None, bool] | None:
+    """(upper clamp, in place) of a module that computes a ReLU, None for any other."""
+    if isinstance(module, ThresholdReLU | Calibrator):
+        return module.max, module.inplace
+    if isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward:
+        return None, module.inplace
+    if isinstance(module, nn.ReLU6) and type(module).forward is nn.Hardtanh.forward:
+        return 6.0, module.inplace
+    return None
+
+
+@dataclass
+class Calls:
+    """What one call of a module's own forward was seen to do."""
+
+    functional: int = 0
+    modules: Counter[int] = field(default_factory=Counter)  # id of a ReLU module -> how often
+    given: tuple[str, ...] = ()  # the names of the arguments it was called with
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[Calls] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in FUNCTIONS and self.stack:
+            self.stack[-1].functional += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
+    """While open, note for each module what every call of its own forward does about ReLUs."""
+    seen: dict[nn.Module, list[Calls]] = {}
+    mode = _Watch()
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if mode.stack and relu_kind(module) is not None:
+            mode.stack[-1].modules[id(module)] += 1
+        try:
+            given = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        except (TypeError, ValueError):
+            given = ()
+        calls = Calls(given=given)
+        mode.stack.append(calls)
+        if relu_kind(module) is None:
+            seen.setdefault(module, []).append(calls)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        mode.stack.pop()
+
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with mode:
+            yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
+    """Whether replacing this module's children can't give every ReLU of its forward a threshold of its own."""
+    if any(c.functional for c in calls):
+        return True
+    # A Sequential that lists one ReLU twice has two names for it, which is enough.
+    return not isinstance(module, nn.Sequential) and any(n > 1 for c in calls for n in c.modules.values())
+
+
+class _OwnForward(fx.Tracer):
+    """Traces a module's own forward: every child is a leaf."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
+    """The graph of the module's own forward, for the arguments that it was seen to be called with."""
+    given = {c.given for c in calls}
+    if len(given) > 1:
+        raise NotImplementedError("it is called with different sets of arguments")
+    parameters = inspect.signature(module.forward).parameters.values()
+    absent = {
+        p.name: p.default
+        for p in parameters
+        if p.name not in next(iter(given), ()) and p.default is not inspect.Parameter.empty
+    }
+    graphs = []
+    was_training = module.training
+    try:
+        for module.training in (True, False):
+            with held_signals():
+                graphs.append(_OwnForward().trace(module, concrete_args=dict(absent) or None))
+    finally:
+        module.training = was_training
+    training, evaluating = graphs
+    if [(n.op, str(n.target)) for n in training.nodes] != [(n.op, str(n.target)) for n in evaluating.nodes]:
+        raise NotImplementedError("it computes something else while training")
+    for a, b in zip(training.nodes, evaluating.nodes, strict=True):
+        if str((a.args, a.kwargs)) != str((b.args, b.kwargs)):
+            _mark_dropout(b)
+    evaluating._tracer_cls = None  # so that pickle needs no class of ours to read the module back
+    return evaluating
+
+
+def _mark_dropout(node: fx.Node) -> None:
+    if node.target not in _DROPOUTS:
+        raise NotImplementedError(f"it passes self.training to {node.target}")
+    node.meta["follows_training"] = True
+
+
+def _free_name(module: nn.Module, wanted: str) -> str:
+    name, n = wanted, 0
+    while hasattr(module, name):
+        n += 1
+        name = f"{wanted}_{n}"
+    return name
+
+
+def _site_name(module: nn.Module, node: fx.Node) -> str:
+    """After the layer whose output the ReLU takes, where there is one: conv1_relu says more than relu_2."""
+    source = node.args[0] if node.args else node.kwargs.get("input")
+    if isinstance(source, fx.Node) and source.op == "call_module":
+        return _free_name(module, str(source.target).replace(".", "_") + "_relu")
+    return _free_name(module, "relu")
+
+
+def _relu_call(node: fx.Node) -> tuple[float | None, bool] | None:
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    if node.op != "call_function" or node.target not in FUNCTIONS:
+        return None
+    limit, inplace = FUNCTIONS[node.target]
+    return limit, inplace or bool(node.args[1] if len(node.args) > 1 else node.kwargs.get("inplace", False))
+
+
+def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> RewrittenModule:
+    """A module like this one (same children, parameters, buffers, class name) in which every ReLU call is a module.
+
+    ``path`` is the module's own name in the model, the prefix of the names that ``make`` is given.
+    Whatever keeps fx from tracing it is raised.
+    """
+    if masked_parameters(module):
+        # Its masks are kept by its class; a graph of the same name would let the pruned weights come back.
+        raise NotImplementedError("it is a pruned layer that computes its own ReLU")
+    graph = _trace(module, calls)
+    used: set[str] = set()
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            child = module.get_submodule(str(node.target))
+            kind = relu_kind(child)
+            if kind is None:
+                continue
+            if node.target not in used:
+                used.add(str(node.target))
+                continue
+            name = _free_name(module, str(node.target).replace(".", "_"))
+            module.add_module(name, make(f"{path}.{name}" if path else name, *kind))
+            node.target = name
+        elif (call := _relu_call(node)) is not None:
+            name = _site_name(module, node)
+            module.add_module(name, make(f"{path}.{name}" if path else name, *call))
+            source = node.args[0] if node.args else node.kwargs["input"]
+            node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
+        elif node.meta.get("follows_training"):
+            _swap_dropout(module, node)
+    return as_graph_module(module, graph)
+
+
+def _swap_dropout(module: nn.Module, node: fx.Node) -> None:
+    """F.dropout(x, p, training=self.training) -> nn.Dropout, which follows train() and eval() where a graph can't."""
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound.apply_defaults()
+    name = _free_name(module, "dropout")
+    layer = _DROPOUTS[node.target](bound.arguments["p"], bound.arguments["inplace"])  # type: ignore[index]
+    module.add_module(name, layer.train(module.training))
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (bound.arguments["input"],), {}

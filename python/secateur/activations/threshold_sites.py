@@ -1,0 +1,238 @@
+"""A copy of the model, calibrated, with a ThresholdReLU in place of every ReLU that can be replaced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+from .._base.batches import inputs_of
+from .._base.errors import Error
+from ..nn.threshold_relu import ThresholdReLU
+from ..nn.trainable_threshold import freeze_thresholds
+from .calibration import Calibrator, ChannelStatistics
+from .relu_sites import FUNCTIONS, needs_rewriting, relu_kind, rewrite, watch
+
+
+@dataclass
+class Placed:
+    """What :func:`place` gives: thresholds are 0 so far, and the model is in evaluation mode."""
+
+    model: nn.Module
+    sites: dict[str, ChannelStatistics]  # by the layer's name
+    layers: dict[str, ThresholdReLU]
+    loud: list[str]  # what a user should be warned about
+
+    def set(self, thetas: Mapping[str, Tensor]) -> None:
+        for name, theta in thetas.items():
+            self.layers[name].theta = theta.clone()
+
+    def zero(self) -> None:
+        """Plain ReLUs again."""
+        self.set({name: torch.zeros_like(layer.theta) for name, layer in self.layers.items()})
+
+
+def place(model: nn.Module, batches: Iterable[Any], exclude: Sequence[str], progress: bool, caller: str) -> Placed:
+    """Calibrate every ReLU on ``batches`` in one pass; errors are the ``caller``'s."""
+    if not isinstance(model, nn.Module):
+        raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(isinstance(p, str) for p in exclude):
+        raise Error(f"{caller}: exclude must be a sequence of names or patterns, got {exclude!r}")
+    if not isinstance(batches, Iterable):
+        raise Error(f"{caller}: batches must be an iterable of batches, got {type(batches).__name__}")
+    stream = inputs_of(model, batches, caller)
+    first = next(stream, None)
+    if first is None:
+        raise Error(f"{caller}: batches must hold at least one batch, got none")
+    if isinstance(batches, Tensor):
+        raise Error(f"{caller}: batches must be an iterable of batches, got one tensor: write [tensor]")
+
+    watched = _instrument(model, first, tuple(exclude), caller)
+    try:
+        length = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        length = None
+    # _instrument has shown the first batch to the calibrators already.
+    for batch in tqdm(stream, desc="calibrating", total=length, initial=1, disable=not progress, leave=False):
+        with torch.no_grad():
+            watched.model(batch)
+    placed = _swap(watched)
+    twins = dict(placed.model.named_modules())
+    for name, module in model.named_modules():
+        twin = twins.get(name)
+        if isinstance(module, ThresholdReLU) and isinstance(twin, ThresholdReLU) and name not in placed.layers:
+            twin.theta = module.theta.detach().clone()  # an excluded one stays as it is, thresholds and all
+    return placed
+
+
+@dataclass
+class _Watched:
+    """A copy of the model with a Calibrator at every ReLU."""
+
+    model: nn.Module
+    caller: str
+    found: int = 0
+    excluded: set[str] = field(default_factory=set)  # names that a pattern of ``exclude`` matched
+    unmatched: set[str] = field(default_factory=set)  # patterns that have matched nothing so far
+    missed: list[str] = field(default_factory=list)  # why some ReLUs can't be replaced
+
+
+def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], caller: str) -> _Watched:
+    """Find the ReLUs, put calibrators in their place, and run the first batch through them."""
+    problem = None
+    for trace in (True, False):
+        work = freeze_thresholds(copy.deepcopy(model).eval())
+        for module in work.modules():
+            if isinstance(module, ThresholdReLU):
+                module.theta = torch.zeros_like(module.theta)  # calibrate the network as it is without thresholds
+        with torch.no_grad(), watch(work) as seen:
+            expected = _first_run(work, first, caller)
+        watched = _Watched(work, caller, unmatched=set(exclude))
+        if problem is not None:
+            watched.missed.append(problem)
+        _replace_all(watched, seen, exclude, trace)
+        if watched.found == 0:
+            _refuse(watched, caller)
+        with torch.no_grad():
+            got = watched.model(first.clone())
+        if _same(expected, got):
+            if watched.unmatched:
+                raise Error(f"{caller}: exclude must match a ReLU, got {sorted(watched.unmatched)}")
+            return watched
+        problem = "tracing changed what the model computes, so functional ReLUs were left alone"
+    raise Error(f"{caller}: model must compute the same twice in evaluation mode, its outputs differ")
+
+
+def _first_run(model: nn.Module, batch: Tensor, caller: str) -> Any:
+    try:
+        return model(batch.clone())
+    except Error:
+        raise
+    except Exception as error:
+        got = f"{str(batch.dtype).removeprefix('torch.')} {list(batch.shape)}"
+        raise Error(
+            f"{caller}: batches must be what the model takes, got {got}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _refuse(watched: _Watched, caller: str) -> None:
+    if watched.excluded:
+        raise Error(f"{caller}: exclude must leave at least one ReLU, it matches all of them")
+    why = "; ".join(watched.missed)
+    raise Error(f"{caller}: model must compute a ReLU that can be replaced, found none" + (why and f" ({why})"))
+
+
+def _same(expected: Any, got: Any) -> bool:
+    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(got)
+    if len(a) != len(b):
+        return False
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor) != isinstance(y, Tensor):
+            return False
+        # The same operations on the same data; a little room for kernels that don't sum in a fixed order (CUDA).
+        if isinstance(x, Tensor) and not (
+            x.shape == y.shape and torch.allclose(x.float(), y.float(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        ):
+            return False
+    return True
+
+
+def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[str, ...], trace: bool) -> None:
+    def make(name: str, limit: float | None, inplace: bool) -> nn.Module:
+        patterns = {p for p in exclude if fnmatchcase(name, p)}
+        if patterns:
+            watched.unmatched -= patterns
+            watched.excluded.add(name)
+            return nn.ReLU(inplace) if limit is None else nn.ReLU6(inplace)
+        watched.found += 1
+        return Calibrator(name, limit, inplace, watched.caller)
+
+    work = watched.model
+    owners = {m: calls for m, calls in seen.items() if needs_rewriting(m, calls)}
+    paths = list(work.named_modules(remove_duplicate=False))
+    for path, module in paths:
+        if (kind := relu_kind(module)) is not None:
+            if any(fnmatchcase(path, p) for p in exclude) and isinstance(module, ThresholdReLU):
+                make(path, *kind)  # counts it as excluded; it stays as it is, thresholds and all
+                continue
+            watched.model = _put(watched.model, path, make(path, *kind))
+    # Deepest first: a parent is traced with its children as leaves, whatever has become of them.
+    rewritten: dict[nn.Module, nn.Module] = {}
+    for path, module in sorted(paths, key=lambda item: -item[0].count(".") if item[0] else 1):
+        if module not in owners:
+            continue
+        if module not in rewritten:
+            try:
+                if not trace:
+                    continue
+                rewritten[module] = rewrite(module, path, owners[module], make)
+            except Exception as reason:  # whatever a forward may raise when it is given proxies
+                watched.missed.append(_cannot(path, module, owners[module], reason))
+                rewritten[module] = module
+        watched.model = _put(watched.model, path, rewritten[module])
+    for path, module in paths:
+        if isinstance(module, torch.jit.ScriptModule):
+            watched.missed.append(f"{path!r} is scripted: ReLUs inside it can't be found")
+        elif module not in owners and _holds_function(module):
+            where = f"{path!r} ({type(module).__name__})"
+            watched.missed.append(f"{where} holds a functional ReLU that was not seen to run: it stays as it is")
+
+
+def _holds_function(module: nn.Module) -> bool:
+    """An attribute that is F.relu: nn.TransformerEncoderLayer's, whose fast path computes it where nobody can look."""
+    return any(value is function for value in vars(module).values() for function in FUNCTIONS)
+
+
+def _cannot(path: str, module: nn.Module, calls: list[Any], reason: Exception) -> str:
+    number = max(c.functional for c in calls)
+    what, remedy = "the several calls of one ReLU module", "they share one threshold"
+    if number:
+        what, remedy = f"{number} functional ReLU call{'s' if number > 1 else ''}", "make them nn.ReLU modules"
+    text = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    where = f"{path!r} ({type(module).__name__})" if path else type(module).__name__
+    return f"{what} in the forward of {where} could not be reached by tracing it ({text}): {remedy}"
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    if not path:
+        return module
+    parent, _, name = path.rpartition(".")
+    model.get_submodule(parent)._modules[name] = module
+    return model
+
+
+def _swap(watched: _Watched) -> Placed:
+    """ThresholdReLU, or what stood there, in place of the calibrators."""
+    found = {path: m for path, m in watched.model.named_modules() if isinstance(m, Calibrator)}
+    placed = Placed(watched.model, {}, {}, list(watched.missed))
+    replacement: dict[nn.Module, nn.Module] = {}
+    for path, site in found.items():
+        if site.mixed:
+            placed.loud.append(f"{path!r} is called with different numbers of channels: it stays a plain ReLU")
+        elif site.statistics is None or site.statistics.count == 0:
+            placed.loud.append(f"{path!r} never ran on the calibration data: it stays a plain ReLU")
+        else:
+            placed.sites[path] = site.statistics
+            theta = torch.zeros_like(site.statistics.mean, dtype=torch.float32)
+            placed.layers[path] = ThresholdReLU(theta, site.max, site.inplace)
+            replacement[site] = placed.layers[path]
+            continue
+        replacement[site] = nn.ReLU(site.inplace) if site.max is None else nn.ReLU6(site.inplace)
+    sequences = [path for path in placed.sites if found[path].sequences]
+    if sequences:
+        placed.loud.append(
+            f"3-d activations of {', '.join(sequences)}: the channel is dim 1, as in Conv1d's [N, C, L]; "
+            "where a Linear made them, [N, L, C], that is the position: exclude such layers"
+        )
+    for path, module in list(placed.model.named_modules(remove_duplicate=False)):
+        if module in replacement:
+            placed.model = _put(placed.model, path, replacement[module])
+    placed.model.eval()
+    return placed

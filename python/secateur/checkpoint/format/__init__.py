@@ -1,0 +1,1 @@
+"""The file format: containers, symbols, tensors. Knows no models."""

@@ -1,0 +1,74 @@
+"""Files of tensors by name, whoever wrote them: what they are, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .._base.errors import Error
+
+#: "torch": written by torch.save or torch.export.save; "safetensors": plain; "packed": written by secateur.save.
+Kind = Literal["torch", "safetensors", "packed"]
+
+
+def kind_of(path: Path, caller: str) -> Kind:
+    """What ``path`` is, by its first bytes and its metadata.
+
+    Raises:
+        Error: none of the three. OSError: it cannot be opened.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from .format.description import FORMAT
+
+    if not path.is_dir() and path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise Error(f"{caller}: {path} must be a file, but is a device or a pipe")
+    with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
+        if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
+            return "torch"
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return "packed" if (file.metadata() or {}).get("format") == FORMAT else "safetensors"
+    except SafetensorError as error:
+        raise Error(
+            f"{caller}: {path} must be a safetensors file or a torch state_dict, it is neither ({error})"
+        ) from None
+
+
+def torch_tensors(path: Path, caller: str) -> dict[str, Any]:
+    """The tensors of a torch.save'd state_dict, also of one inside a training script's checkpoint."""
+    import pickle
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as reason:
+        raise Error(
+            f"{caller}: {path} must be a state_dict of tensors (whole pickled models run code when they are opened): "
+            f"{str(reason).strip().splitlines()[0]}"
+        ) from reason
+    for key in ("state_dict", "model"):  # how training scripts wrap it
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise Error(f"{caller}: {path} must hold tensors by name, got {type(found).__name__}")
+    return tensors
+
+
+def tensors_of(path: Path, caller: str) -> dict[str, Any]:
+    """The tensors of a plain file, torch's or safetensors'.
+
+    Raises:
+        Error: neither, or a file of :func:`secateur.save`. OSError: it cannot be opened.
+    """
+    kind = kind_of(path, caller)
+    if kind == "packed":
+        raise Error(f"{caller}: {path} must be a plain checkpoint, but secateur.save wrote it: use secateur.load")
+    if kind == "torch":
+        return torch_tensors(path, caller)
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))

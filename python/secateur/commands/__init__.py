@@ -1,0 +1,1 @@
+"""The command line: ``secateur demo | bench | report``."""

@@ -1,0 +1,170 @@
+"""What the demo measures: zeros of activations, latencies side by side, bytes on disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ... import cpu
+from ..._base.errors import Error
+from ...nn import ThresholdReLU
+from .data import Split
+
+
+@torch.no_grad()
+def activation_zeros(model: nn.Module, split: Split) -> dict[str, dict[str, float]]:
+    """For each ThresholdReLU, and for ``"total"``: values, zeros, and the share of zeros in its output on ``split``."""
+    counts: dict[str, list[int]] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            have = counts.setdefault(name, [0, 0])
+            have[0] += output.numel()
+            have[1] += output.numel() - int(output.count_nonzero())
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, ThresholdReLU)]
+    try:
+        for images, _ in split.batches(250):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts["total"] = [sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())]
+    return {name: {"values": v, "zeros": z, "sparsity": z / v} for name, (v, z) in counts.items() if v}
+
+
+@torch.no_grad()
+def check_same(reference: nn.Module, other: nn.Module, split: Split) -> float:
+    """The largest relative difference between the outputs of two models that should compute the same.
+
+    Relative to the largest logit. One digit in a hundred may differ by more than 1e-4: where an activation lies within
+    rounding of its threshold, another order of summation puts it on the other side.
+
+    Raises:
+        Error: more differ.
+    """
+    a = torch.cat([reference(images) for images, _ in split.batches(64)])
+    b = torch.cat([other(images) for images, _ in split.batches(64)])
+    off = (a - b).abs().amax(1) / a.abs().max()  # [n]
+    if float((off > 1e-4).float().mean()) > 0.01 or not bool(torch.isfinite(b).all()):
+        raise Error(f"demo: the converted network must compute what the pruned one does, off by {float(off.max()):.2g}")
+    return float(off.max())
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    tenth = len(ordered) // 10
+    return {
+        "ms": 1e3 * statistics.median(ordered),
+        "ms_p10": 1e3 * ordered[tenth],
+        "ms_p90": 1e3 * ordered[-1 - tenth],
+        "runs": len(ordered),
+    }
+
+
+@torch.inference_mode()
+def side_by_side(models: Mapping[str, nn.Module], x: Tensor, seconds: float = 3.0) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each model on ``x``, one call of each in turn so that all see the same machine.
+
+    Every second round goes the other way round: whoever runs after the larger working set pays for its cache misses.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        for _ in range(5):
+            model(x)
+    end = time.perf_counter() + seconds
+    turn = list(models.items())
+    while time.perf_counter() < end or len(taken[turn[0][0]]) < 20:
+        for name, model in turn:
+            start = time.perf_counter()
+            model(x)
+            taken[name].append(time.perf_counter() - start)
+        turn.reverse()
+    return {name: _spread(t) for name, t in taken.items()}
+
+
+@torch.inference_mode()
+def layer_times(model: nn.Module, x: Tensor, names: list[str], runs: int = 30) -> dict[str, float]:
+    """Median milliseconds inside each of the named layers during a forward pass."""
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    started: dict[str, float] = {}
+    hooks = []
+    for name in names:
+        layer = model.get_submodule(name)
+
+        def before(module: nn.Module, args: Any, name: str = name) -> None:
+            started[name] = time.perf_counter()
+
+        def after(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            taken[name].append(time.perf_counter() - started[name])
+
+        hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    try:
+        for _ in range(runs):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: 1e3 * statistics.median(t) for name, t in taken.items() if t}
+
+
+def dense_bytes(model: nn.Module, path: Path) -> int:
+    """Write the plain state_dict as a safetensors file, and say how large it is."""
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
+    return path.stat().st_size
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine() -> dict[str, Any]:
+    """Where a figure comes from."""
+    from ... import __name__ as package
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a CPU that has no name there
+    return {
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": cpu.current_isa(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        package: _version(package),
+        "system": f"{platform.system()} {platform.release()}",
+        "command": " ".join(sys.argv),
+    }
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # used from a source tree that nobody installed
+        return "unknown"

@@ -1,0 +1,97 @@
+"""Layers with weights, and pools: what they are in the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from .convolution import conv2d_module
+from .linear import linear_module
+from .normalization import batch_norm_module
+from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, pair
+
+
+def max_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
+    if a.get("return_indices"):
+        raise Unsupported("it returns indices")
+    kernel = pair(ctx.number(a["kernel_size"]))
+    stride = ctx.number(a["stride"])
+    return Step(
+        "max_pool", node, [ctx.source(x, PLANES)], PLANES, kernel=kernel,
+        stride=pair(stride) if stride not in (None, (), []) else kernel,
+        padding=(*pair(ctx.number(a["padding"])), 0, 0), dilation=pair(ctx.number(a["dilation"])),
+        ceil_mode=bool(a["ceil_mode"]),
+    )  # fmt: skip
+
+
+def avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
+    source = ctx.source(x, PLANES)
+    kernel, padding = pair(ctx.number(a["kernel_size"])), pair(ctx.number(a["padding"]))
+    stride = ctx.number(a["stride"])
+    step = Step(
+        "avg_pool", node, [source], PLANES, kernel=kernel,
+        stride=pair(stride) if stride not in (None, (), []) else kernel, padding=(*padding, 0, 0),
+        ceil_mode=bool(a["ceil_mode"]), count_include_pad=bool(a["count_include_pad"]),
+        divisor=int(a["divisor_override"] or 0),
+    )  # fmt: skip
+    shape = ctx.meta(source[0]).shape
+    computed = isinstance(a["kernel_size"], fx.Node) or (
+        isinstance(a["kernel_size"], tuple | list) and any(isinstance(k, fx.Node) for k in a["kernel_size"])
+    )
+    if computed and shape is not None and shape[2:] == kernel and padding == (0, 0) and not step.divisor:
+        return Step("global_avg_pool", node, [source], ROWS4)
+    return step
+
+
+def adaptive_avg_pool(ctx: Context, node: fx.Node, x: Any, size: Any) -> Step:
+    source = ctx.source(x, PLANES, ROWS4)
+    height, width = (ctx.meta(source[0]).shape or ())[2:]
+    wanted = (size, size) if size is None or isinstance(size, int) else tuple(ctx.number(size))
+    target = tuple(have if want is None else want for want, have in zip(wanted, (height, width), strict=True))
+    if source[1] == ROWS4:
+        if target != (1, 1):
+            raise Unsupported("it enlarges a pooled map")
+        return Step("alias", node, [source], ROWS4)
+    if target == (1, 1) and None not in wanted:
+        return Step("global_avg_pool", node, [source], ROWS4)
+    ctx.size_bound = True
+    if target == (height, width):
+        return Step("alias", node, [source], PLANES)
+    if height % target[0] or width % target[1]:
+        raise Unsupported(f"{height}x{width} does not divide evenly into {target[0]}x{target[1]}")
+    kernel = (height // target[0], width // target[1])
+    return Step("avg_pool", node, [source], PLANES, kernel=kernel, stride=kernel)
+
+
+def mean(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
+    source = ctx.source(x, PLANES, ROWS4)
+    dims = ctx.number(a["dim"])
+    axes = {d % 4 for d in ((dims,) if isinstance(dims, int) else dims or ())}
+    if axes != {2, 3} or a["dtype"] is not None:
+        raise Unsupported("it is no mean over height and width")
+    out = ROWS4 if a["keepdim"] else ROWS
+    if source[1] == ROWS4:
+        return Step("alias", node, [source], out)
+    return Step("global_avg_pool", node, [source], out)
+
+
+def pad(ctx: Context, node: fx.Node, x: Any, sides: Any, mode: str, value: Any) -> Step:
+    """Zeros around an image, for a convolution to take over."""
+    source = ctx.source(x, PLANES)
+    numbers = ctx.number(sides)
+    if mode != "constant" or (value is not None and value != 0):
+        raise Unsupported(f"it pads by {mode if mode != 'constant' else value}")
+    if len(numbers) not in (2, 4) or min(numbers) < 0:
+        raise Unsupported(f"it pads by {list(numbers)}")
+    left, right, top, bottom = (*numbers, 0, 0)[:4]
+    return Step("pad", node, [source], PLANES, padding=(top, left, bottom, right))
+
+
+MODULES: dict[type[nn.Module], Any] = {
+    nn.Conv2d: conv2d_module,
+    nn.Linear: linear_module,
+    nn.BatchNorm2d: batch_norm_module,
+    nn.BatchNorm1d: batch_norm_module,
+    nn.SyncBatchNorm: batch_norm_module,
+}

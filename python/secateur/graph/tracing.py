@@ -1,0 +1,306 @@
+"""From a module to a graph of its operations, with what one run on the example shows of each of them.
+
+What torch.fx cannot trace (control flow on values, ``isinstance(x, Tensor)``, state that changes) is left as one
+operation of the graph, the smallest module that contains it; whether the graph computes what the module does is checked
+on the example, since a wrong branch taken while tracing raises nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils import _pytree as pytree
+
+from .._base.modules import hooks_of, keeps_forward
+from .._base.signals import held_signals
+from ..nn import (
+    MaskedConv2d,
+    MaskedLinear,
+    Quantize,
+    QuantizedConv2d,
+    QuantizedLinear,
+    SparseConv2d,
+    SparseLinear,
+    ThresholdReLU,
+)
+
+_QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
+_OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
+_BASES = (bool, int, float, str, type(None))
+#: Functions of constants that are constants themselves: computed once, while compiling.
+_PURE = {
+    "abs", "add", "contiguous", "div", "exp", "expand", "flatten", "float", "getitem", "log", "mul", "neg", "permute",
+    "pow", "reciprocal", "reshape", "rsqrt", "sigmoid", "softplus", "sqrt", "squeeze", "sub", "tanh", "to", "transpose",
+    "truediv", "unsqueeze", "view",
+}  # fmt: skip
+
+# While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
+_lock = threading.RLock()
+# A fork waits for it: what is patched meanwhile would stay so in the child.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class Untraceable(Exception):
+    """The module's own forward cannot be made a graph; the message says why."""
+
+
+@dataclass
+class Meta:
+    """What the example shows of a node's value."""
+
+    shape: tuple[int, ...] | None = None  # None: not one tensor
+    dtype: torch.dtype | None = None
+    device: str = ""
+    geometry: tuple[Any, ...] = ()  # where in its storage it lies
+    shares: list[fx.Node] = field(default_factory=list)  # inputs with which it shares memory
+    writes: list[fx.Node] = field(default_factory=list)  # inputs that it writes into
+    constant: Tensor | None = None
+    number: Any = None  # what is no tensor (sizes and what is computed from them)
+
+
+@dataclass
+class Traced:
+    """A module's forward as a graph, and the example's way through it."""
+
+    graph: fx.Graph
+    module: fx.GraphModule
+    meta: dict[fx.Node, Meta]
+    opaque: dict[str, str]  # target of a call_module node that is a graph of its own -> why
+    names: dict[fx.Node, str]
+
+
+def _is_torch(module: nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential):
+        return True
+    plain = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.ReLU)
+    return type(module) in _OURS or any(keeps_forward(module, kind) for kind in plain)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, opaque: set[nn.Module]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.failed: nn.Module | None = None
+        self._thread = threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self.opaque or _is_torch(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:  # another thread's model, running as it should
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = m
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
+    """What the forward's graph has fixed: arguments left to their defaults, numbers, strings."""
+    fixed: dict[str, Any] = {}
+    for i, p in enumerate(inspect.signature(module.forward).parameters.values()):
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise Untraceable("its forward takes any number of arguments")
+        if i >= len(args):
+            fixed[p.name] = p.default
+        elif isinstance(args[i], _BASES):
+            fixed[p.name] = args[i]
+    return fixed
+
+
+def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
+    """The graph of ``module(*args)``. Raises :class:`Untraceable`; what the module itself raises goes through."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Untraceable("it is TorchScript")
+    opaque = {m: "it has forward hooks" for m in module.modules() if m is not module and hooks_of(m)}
+    opaque = {m: why for m, why in opaque.items() if not isinstance(m, torch.jit.ScriptModule)}
+    fixed = absent_arguments(module, args)
+    before = set(vars(module))
+    try:
+        with _lock, held_signals():
+            graph = _trace(module, opaque, fixed)
+        for node in list(graph.nodes):  # "this argument has been specialized": the caller sees to that
+            if node.op == "placeholder" and not _is_given(node, args, graph):
+                _drop_asserts(graph, node)
+        traced = fx.GraphModule(module, graph)
+    finally:
+        for name in set(vars(module)) - before:  # fx keeps tensors made in the forward there
+            delattr(module, name)
+    examiner = _Examiner(traced)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state = torch.random.get_rng_state()
+        theirs, ours = _clones(args), _clones(args)  # what is written into them counts too
+        before_run = _versions(module)
+        expected = _own_forward(module)(*theirs)
+        if _versions(module) != before_run:
+            raise Untraceable("its forward writes into its own parameters or buffers")
+        torch.random.set_rng_state(state)
+        try:
+            got = _plain(examiner.run(*ours))
+        except Exception as error:
+            raise Untraceable(f"its graph does not run: {type(error).__name__}: {error}") from error
+    # fx takes `x += y` for `x = x + y`, so a write into x can be lost.
+    if not same(got, expected) or not same(ours, theirs):
+        raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
+    targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
+    return Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes})
+
+
+def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
+    while True:
+        tracer = _Tracer(set(opaque))
+        try:
+            return tracer.trace(module, concrete_args=fixed or None)
+        except Exception as error:
+            said = (str(error).splitlines() or [""])[0]
+            reason = f"torch.fx cannot trace it: {type(error).__name__}: {said}"
+            if tracer.failed is None or tracer.failed in opaque:
+                raise Untraceable(reason) from error
+            opaque[tracer.failed] = reason
+
+
+def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
+    place = [n for n in graph.nodes if n.op == "placeholder"].index(node)
+    return place < len(args) and not isinstance(args[place], _BASES)
+
+
+def _drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        for check in list(user.users):
+            if check.target is torch._assert:
+                graph.erase_node(check)
+        if not user.users:
+            graph.erase_node(user)
+
+
+def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward without the module's own hooks, which stay outside of its graph."""
+    forward: Callable[..., Any] = module.forward
+    return forward
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
+
+
+def _clones(args: Sequence[Any]) -> list[Any]:
+    """Copies, for the model may write over its input."""
+    return [pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, a) for a in args]
+
+
+def _plain(value: Any) -> Any:
+    """The graph's code returns lists and dicts where its output node holds immutable ones."""
+    if type(value) is immutable_list or type(value) is tuple or type(value) is list:
+        kind = tuple if type(value) is tuple else list
+        return kind(_plain(v) for v in value)
+    if type(value) is immutable_dict or type(value) is dict:
+        return {key: _plain(v) for key, v in value.items()}
+    return value
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether two results are alike: the same structure, tensors equal but for rounding (NaN equals NaN)."""
+    ours, our_form = pytree.tree_flatten(got)
+    theirs, their_form = pytree.tree_flatten(expected)
+    if len(ours) != len(theirs) or str(our_form) != str(their_form):
+        return False
+    return all(
+        close(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else _equal(a, b)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and (not isinstance(a, _BASES) or a == b)
+    except Exception:
+        return False
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal within what another order of float32 sums makes: 1e-3 of each value, 1e-4 of the largest."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    scale = float(finite.abs().amax()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    path = next(reversed(stack)) if stack else ""
+    return f"{path}.{node.name}" if path else node.name
+
+
+class _Examiner(fx.Interpreter):
+    """Runs the graph, and notes shapes, constants, what shares memory and what is written over."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.meta: dict[fx.Node, Meta] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = {node: _tensors(self.env[node]) for node in n.all_input_nodes}
+        versions = {node: [t._version for t in tensors] for node, tensors in inputs.items()}
+        result = super().run_node(n)
+        if n.op == "output":
+            return result
+        meta = self.meta[n] = _describe(result)
+        memory = {t.untyped_storage()._cdata for t in _tensors(result)}
+        for node, tensors in inputs.items():
+            if memory & {t.untyped_storage()._cdata for t in tensors}:
+                meta.shares.append(node)
+            if versions[node] != [t._version for t in tensors]:
+                meta.writes.append(node)
+        constants = [self.meta[node].constant is not None or _is_number(self.meta[node]) for node in inputs]
+        pure = str(getattr(n.target, "__name__", n.target)) in _PURE and n.op in ("call_function", "call_method")
+        known = any(self.meta[node].constant is not None for node in inputs)
+        if isinstance(result, Tensor) and (n.op == "get_attr" or (pure and known and all(constants))):
+            meta.constant = result.detach()
+        return result
+
+
+def _is_number(meta: Meta) -> bool:
+    return meta.shape is None and isinstance(meta.number, _BASES) and meta.number is not None
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [
+        t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.layout == torch.strided
+        and not t.is_inference()
+    ]  # fmt: skip
+
+
+def _describe(value: Any) -> Meta:
+    if isinstance(value, Tensor):
+        strided = value.layout == torch.strided
+        where = (value.storage_offset(), tuple(value.shape), value.stride(), value.dtype) if strided else ()
+        return Meta(tuple(value.shape), value.dtype, value.device.type if strided else "sparse", where)
+    simple = not _tensors(value)
+    return Meta(number=value if simple else None)
+
+
+__all__ = ["Meta", "Traced", "Untraceable", "close", "hooks_of", "keeps_forward", "same", "trace"]

@@ -1,0 +1,123 @@
+"""The masks of a whole model: taken from its zeros, from a state_dict, from another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .._base.errors import Error
+from ..ops.packing import rows_and_columns
+from .buffers import SUFFIX, attach, buffer_name, check_room, detach, get_mask
+from .weights import weights_of
+
+
+def adopt(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Take zeros that are there for pruned: every weight of a known layer that holds zeros gets a mask.
+
+    For a model whose zeros came from elsewhere (a stripped checkpoint, another library): from here on fine-tuning
+    leaves them zero, and pruning again takes its statistics from the survivors. A layer that has a mask keeps it.
+
+    Args:
+        model: changed in place. parameters: masks to use instead of the zeros, by state_dict key of the mask
+            (``"fc.weight_mask"``), for the parameters that these keys name alone: what
+            :func:`match_state_dict` calls.
+
+    Returns:
+        The model given.
+    """
+    for weight in weights_of(model, caller="adopt"):
+        if weight.problem is not None:
+            continue
+        value = weight.value
+        if parameters is not None:
+            given = parameters.get(buffer_name(weight.key))
+            if given is None:
+                continue
+            mask = given.detach().to(value.device, copy=True)
+        elif get_mask(weight.module, weight.parameter) is None and bool((value == 0).any()):
+            check_room(weight.module, weight.parameter, weight.label, "adopt")
+            mask = ops.mask_pack(value.detach() != 0)
+        else:
+            continue
+        for module, parameter in weight.places:
+            attach(module, parameter, mask)
+    return model
+
+
+def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
+    """Give ``model`` the masks that a pruned model's ``state_dict`` holds, so that it loads strictly.
+
+    A plain model has no ``*_mask`` buffers, and torch rightly calls the pruned state_dict's keys unexpected::
+
+        secateur.masks.match_state_dict(model, state).load_state_dict(state)
+
+    Raises:
+        Error: a mask in the state_dict that fits no weight of the model. Then the model is as it was.
+    """
+    found: dict[str, Tensor] = {}
+    weights = {buffer_name(weight.key): weight for weight in weights_of(model, caller="match_state_dict")}
+    for key, value in state_dict.items():
+        if not (key.endswith(SUFFIX) and isinstance(value, Tensor) and key[: -len(SUFFIX)] in state_dict):
+            continue
+        if key not in weights:
+            raise Error(f"match_state_dict: the state_dict's {key!r} must name a weight of the model, which has none")
+        weight = weights[key]
+        if weight.problem is not None:
+            raise Error(f"match_state_dict: {weight.label} cannot take a mask: {weight.problem}")
+        rows, columns = rows_and_columns(weight.value.shape)
+        if value.dtype != torch.uint8 or tuple(value.shape) != (rows, -(-columns // 8)):
+            raise Error(
+                f"match_state_dict: {key!r} must be a packed mask, uint8 [{rows}, {-(-columns // 8)}] for a weight of "
+                f"{list(weight.value.shape)}, got {value.dtype} {list(value.shape)}"
+            )
+        check_room(weight.module, weight.parameter, weight.label, "match_state_dict")
+        found[key] = value
+    return adopt(model, found)
+
+
+def broadcast(model: nn.Module, source: int = 0) -> nn.Module:
+    """Give every process the masks of one, and its masked weights: for a model that was pruned on one rank alone.
+
+    Every process of torch's default group calls it, before DistributedDataParallel or either FSDP wraps the model:
+    they take it that all processes have the same buffers, and fail in the transport where they have not.
+
+    Args:
+        model: the same architecture everywhere; changed in place, but not on ``source``. source: the rank that prunes.
+
+    Returns:
+        The model given.
+
+    Raises:
+        Error: no process group, or (on that rank) a mask that fits no weight of the model.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise Error("broadcast: torch.distributed must have a process group (init_process_group), but has none")
+    weights = {buffer_name(weight.key): weight for weight in weights_of(model, caller="broadcast")}
+    masked = [key for key, weight in weights.items() if get_mask(weight.module, weight.parameter) is not None]
+    sent: list[Any] = [masked]
+    dist.broadcast_object_list(sent, source)
+    found: dict[str, Tensor] = {}
+    for key in sent[0]:
+        if key not in weights:
+            raise Error(f"broadcast: rank {source}'s {key!r} must name a weight of the model, which has none here")
+        weight = weights[key]
+        rows, columns = rows_and_columns(weight.value.shape)
+        mask = get_mask(weight.module, weight.parameter) if dist.get_rank() == source else None
+        if mask is None:
+            mask = torch.empty(rows, -(-columns // 8), dtype=torch.uint8, device=weight.value.device)
+        found[key] = mask
+        dist.broadcast(mask, source)
+        dist.broadcast(weight.value.detach(), source)
+    if dist.get_rank() == source:
+        return model
+    for key in masked:
+        if key not in found:
+            for module, parameter in weights[key].places:
+                detach(module, parameter)
+    return adopt(model, found)

@@ -1,0 +1,144 @@
+"""A calibrated network with integer layers in it: which values become bytes is decided, and the modules are placed.
+
+What the layers are is for the caller to say (frozen ones, or such that train), so both networks are the same graph.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph.rewritten import RewrittenModule
+from ..masks import attach, strip
+from ..nn import Quantize, ThresholdReLU
+from .calibrate import Calibrated, attribute, put_between
+from .grids import Grid, Method
+from .layers import Layer
+from .places import Values
+
+#: makes the module of a layer, given the grid of its input
+MakeLayer = Callable[[Layer, Grid], nn.Module]
+
+
+@dataclass
+class Built:
+    model: nn.Module
+    made: dict[str, nn.Module] = field(default_factory=dict)  # the layers in int8, by name
+    why: dict[str, str] = field(default_factory=dict)  # of the layers in fp32
+
+
+def build(
+    calibrated: Calibrated, method: Method, fp32: Mapping[str, str], make_layer: MakeLayer, masked: bool = False
+) -> Built:
+    """The network with every layer in int8 but those that ``fp32`` names (name -> why). ``masked``: layers in fp32
+    keep their masks, for training."""
+    network = calibrated.network
+    why = {name: layer.why or fp32.get(name, "") for name, layer in network.all_layers.items()}
+    for name, observer in calibrated.inner.items():
+        if not why[name] and not observer.seen:
+            why[name] = "the batches never reach it"
+    built = Built(nn.Identity(), why={name: reason for name, reason in why.items() if reason})
+    memo: dict[int, Any] = {}  # what takes the place of the layers inside modules that stay modules
+    for name, layer in network.inner.items():
+        old = network.root.get_submodule(name)
+        if name not in built.why:
+            memo[id(old)] = built.made[name] = make_layer(layer, calibrated.inner[name].grid(method))
+        elif not layer.why:
+            memo[id(old)] = _real(layer, memo, masked)
+    if network.graph is None or network.values is None:
+        built.model = copy.deepcopy(network.root, memo)
+    else:
+        built.model = _with_graph(calibrated, network.graph, network.values, method, make_layer, masked, memo, built)
+    if not masked:
+        strip(built.model)
+    built.model.eval()
+    return built
+
+
+def _real(layer: Layer, memo: dict[int, Any], masked: bool) -> nn.Module:
+    """A copy of a layer that stays in fp32."""
+    module = copy.deepcopy(layer.module, memo)
+    if masked and not layer.why and layer.mask is not None:
+        attach(module, "weight", layer.mask.clone())
+    return module
+
+
+def _with_graph(
+    calibrated: Calibrated, given: fx.Graph, values: Values, method: Method, make_layer: MakeLayer, masked: bool,
+    memo: dict[int, Any], built: Built,
+) -> nn.Module:  # fmt: skip
+    network, grids = calibrated.network, calibrated.grids(method)
+    int8 = {node for node, layer in network.layers.items() if layer.name not in built.why}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(given, copies))
+    modules = dict(network.root.named_modules(remove_duplicate=False))
+    held: dict[str, Any] = {}
+    for node in given.nodes:
+        if node.op == "get_attr":
+            held[str(node.target)] = copy.deepcopy(attribute(network.root, str(node.target)), memo)
+        elif node in network.layers:
+            layer = network.layers[node]
+            copies[node].target = layer.name
+            if node in int8:
+                held[layer.name] = built.made[layer.name] = make_layer(
+                    layer, grids[values.roots(values.inputs[node][0])[0]]
+                )
+            else:
+                held[layer.name] = _real(layer, memo, masked)
+        elif node.op == "call_module":
+            held[str(node.target)] = copy.deepcopy(modules[str(node.target)], memo)
+    places = values.sites(int8)
+    names = _names(network.names, places, {layer.name for layer in network.layers.values()} | set(modules))
+    for node in places:
+        at, name, grid = copies[node], names[node], grids[node]
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        threshold = _threshold(module, values.meta[node].shape, grid)
+        theta = None if threshold is None else torch.round(threshold / grid.scale).clamp(0, 255).to(torch.uint8)
+        held[name] = Quantize(grid.scale, grid.zero_point, theta).to(calibrated.example.device)
+        if theta is not None:
+            at.target = name  # the thresholds are the Quantize's own
+            continue
+        with graph.inserting_after(at):
+            rounded = graph.call_module(name, (at,))
+        put_between(at, rounded)
+    used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    graph.lint()
+    result = RewrittenModule({name: held[name] for name in held if name in used}, graph, class_name=network.class_name)
+    result.__dict__["_graphmodule_cls_name"] = network.class_name  # read when it is unpickled
+    for key, value in network.attributes.items():
+        if not hasattr(result, key):
+            setattr(result, key, value)
+    return result
+
+
+def _threshold(module: nn.Module | None, shape: tuple[int, ...] | None, grid: Grid) -> Tensor | None:
+    """The thresholds ``[C]`` of a ThresholdReLU that a byte can hold; None: it has to stay a layer of its own.
+
+    It does where the value shares the grid of signed ones, and where a threshold lies above the largest byte.
+    """
+    if not isinstance(module, ThresholdReLU) or not shape or grid.zero_point != 0:
+        return None
+    channels = shape[1] if len(shape) > 2 else shape[-1]
+    theta = module.theta.detach().expand(channels) if module.theta.numel() == 1 else module.theta.detach()
+    return theta.clone() if bool((theta <= 255.5 * grid.scale).all()) else None
+
+
+def _names(given: Mapping[fx.Node, str], places: Collection[fx.Node], taken: set[str]) -> dict[fx.Node, str]:
+    """relu1 -> relu1_quantize: after what made the value, in the module that it belongs to."""
+    result: dict[fx.Node, str] = {}
+    used = set(taken)
+    for node in places:
+        wanted = name = f"{given.get(node, node.name)}_quantize"
+        n = 0
+        while name in used:
+            n += 1
+            name = f"{wanted}_{n}"
+        used.add(name)
+        result[node] = name
+    return result
