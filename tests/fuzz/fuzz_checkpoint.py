@@ -86,7 +86,7 @@ def write_seeds(folder: Path) -> list[nn.Module]:
     for i, model in enumerate(known):
         secateur.save(model, folder / f"model{i}")
         secateur.save(model, folder / f"shared{i}", share=True)
-    kept = HERE.parent / "data" / "version1.safetensors"
+    kept = HERE.parent / "checkpoint" / "data" / "version1.safetensors"
     if kept.exists():
         (folder / "version1").write_bytes(kept.read_bytes())
     return known

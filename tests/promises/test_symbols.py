@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from secateur._base.library import LIBRARY_DIR
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tool: str, *args: object) -> str:

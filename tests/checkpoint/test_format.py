@@ -14,7 +14,7 @@ from secateur.checkpoint.format import decode
 from secateur.checkpoint.format.description import Index
 from torch import nn
 
-TEXT = (Path(__file__).resolve().parents[1] / "FORMAT.md").read_text()
+TEXT = (Path(__file__).resolve().parents[2] / "FORMAT.md").read_text()
 
 
 def example() -> bytes:

@@ -14,9 +14,9 @@ import torch
 from cuda_cases import OPERATORS, Target, each_case, each_dtype, packing
 from secateur import ops  # noqa: F401  (the schemas, which the emulated operators share)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "csrc" / "cuda"
-SHIM = ROOT / "tests" / "cuda_shim"
+SHIM = ROOT / "tests" / "cuda" / "shim"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
 KERNELS = sorted(CUDA.glob("*.cu"))
 # As nvcc is told (-fmad=false): no a*b+c is fused.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks is run from the repository's root, not installed
 
 from benchmarks.engine import charts, contest, engines, networks, plans, quantizers, render, store  # noqa: E402
