@@ -82,13 +82,13 @@ test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
 	$(PYTEST) $(ARGS)
 
 bench: setup ## the operators and layers against their peers, side by side
-	$(py) -m pytest benchmarks $(ARGS)
+	$(py) -m pytest benchmarks/operators $(ARGS)
 
 peers: setup ## ONNX Runtime, OpenVINO and DeepSparse, for engine-bench
-	benchmarks/engine/peers
+	benchmarks/networks/peers
 
 engine-bench: setup ## whole networks against the peers that are here (ARGS="table --quick"; `make peers` first)
-	$(py) -m benchmarks.engine $(or $(ARGS),table)
+	$(py) -m benchmarks.networks $(or $(ARGS),table)
 
 # ---- the gates of CI ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 // What kernel bodies share: element types, groups of 8 elements (one mask byte), vector loads where they are aligned.
 //
 // Bodies are structs of arguments with a template member run(thread, shared). `thread` says where it is in the grid and
-// waits for its warp or block: device/launch.h gives the real one, tests/cuda_shim/launch.h an emulated one, so the
+// waits for its warp or block: device/launch.h gives the real one, tests/cuda/shim/launch.h an emulated one, so the
 // very same bodies run under g++, with sanitizers.
 #pragma once
 

@@ -1,5 +1,5 @@
 // The launchers: what the CUDA side offers to its fronts (ops/*.cpp). Raw pointers and plain integers only; no torch
-// and no CUDA header, so that the fronts need no nvcc and tests/cuda_shim can put an emulated grid behind the same
+// and no CUDA header, so that the fronts need no nvcc and tests/cuda/shim can put an emulated grid behind the same
 // names.
 //
 // All pointers are of the device, all launches go into the given queue, and nothing waits except read_row.

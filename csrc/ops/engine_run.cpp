@@ -1,8 +1,8 @@
 // A segment of a compiled network, in one call.
 #include <algorithm>
 
-#include "engine/run/run.h"
 #include "common.h"
+#include "engine/run/run.h"
 
 namespace secateur::ops {
 namespace {

@@ -1,5 +1,5 @@
-#include "cpu/dispatch.h"
 #include "common.h"
+#include "cpu/dispatch.h"
 
 namespace secateur::ops {
 namespace {

@@ -1,6 +1,6 @@
 // mask_pack, mask_unpack: bools to bits and back.
-#include "cpu/dispatch.h"
 #include "common.h"
+#include "cpu/dispatch.h"
 
 namespace secateur::ops {
 namespace {

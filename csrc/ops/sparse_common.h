@@ -4,8 +4,8 @@
 #include <memory>
 #include <optional>
 
-#include "formats/sparse_layer.h"
 #include "common.h"
+#include "formats/sparse_layer.h"
 
 namespace secateur::ops {
 

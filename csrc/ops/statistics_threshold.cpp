@@ -2,8 +2,8 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/dispatch.h"
 #include "common.h"
+#include "cpu/dispatch.h"
 
 namespace secateur::ops {
 namespace {

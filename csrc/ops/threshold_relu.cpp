@@ -1,8 +1,8 @@
 #include <cmath>
 #include <optional>
 
-#include "cpu/dispatch.h"
 #include "common.h"
+#include "cpu/dispatch.h"
 
 namespace secateur::ops {
 namespace {

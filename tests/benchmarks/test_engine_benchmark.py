@@ -1,4 +1,4 @@
-"""The harness of benchmarks/engine: it times what is right, says what is absent or wrong, and renders what it wrote."""
+"""The harness of benchmarks/networks: it times what is right, says what is absent or wrong, renders what it wrote."""
 
 import dataclasses
 import importlib.util
@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks is run from the repository's root, not installed
 
-from benchmarks.engine import charts, contest, engines, networks, plans, quantizers, render, store  # noqa: E402
+from benchmarks.networks import charts, contest, engines, networks, plans, quantizers, render, store  # noqa: E402
 
 LAYER = "conv-8-16-10-3"
 
@@ -205,7 +205,7 @@ def test_a_tool_that_fails_stops_its_own_engine_only(tmp_path, monkeypatch):
 
 def test_without_nncf_openvinos_int8_is_absent(monkeypatch):
     pytest.importorskip("openvino", reason="openvino is not installed")
-    from benchmarks.engine import adapters
+    from benchmarks.networks import adapters
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="make peers"):

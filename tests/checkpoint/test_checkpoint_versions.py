@@ -1,4 +1,4 @@
-"""Files of every version that was ever written load forever: tests/data keeps one of each, made by the code of its day.
+"""Files of every version that was ever written load forever: ``data`` keeps one of each, made by the code of its day.
 
 They are never made anew. The models that they hold are computed here from formulas, not from a random generator, whose
 numbers may change with torch.

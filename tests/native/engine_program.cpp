@@ -4,8 +4,8 @@
 #include <exception>
 #include <thread>
 
-#include "formats/sparse_layer.h"
 #include "engine_networks.h"
+#include "formats/sparse_layer.h"
 
 namespace secateur::test {
 namespace {

@@ -52,7 +52,7 @@ def test_the_list_of_operators_is_not_empty() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operator_has_samples(name: str) -> None:
-    assert SAMPLES.get(name), f"secateur::{name} has no samples: add some to tests/samples.py"
+    assert SAMPLES.get(name), f"secateur::{name} has no samples: add some to tests/support/samples.py"
 
 
 def test_no_samples_without_an_operator() -> None:

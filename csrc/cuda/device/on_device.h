@@ -2,8 +2,8 @@
 // include <on_device.h> by name: the library gets this file, the tests one for emulated kernels on CPU tensors.
 #pragma once
 
-#include "ops/common.h"
 #include "cuda/kernels.h"
+#include "ops/common.h"
 
 #include <torch/csrc/stable/accelerator.h>
 

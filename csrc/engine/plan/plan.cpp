@@ -7,13 +7,13 @@
 #include <mutex>
 #include <stdexcept>
 
-#include "engine/steps/int8/depthwise_step.h"
 #include "engine/layout/memory.h"
-#include "plan_builder.h"
-#include "engine/steps/planes_steps.h"
+#include "engine/steps/int8/depthwise_step.h"
 #include "engine/steps/int8/quad_steps.h"
 #include "engine/steps/int8/rows_bytes.h"
+#include "engine/steps/planes_steps.h"
 #include "engine/steps/rows_steps.h"
+#include "plan_builder.h"
 
 namespace secateur::engine {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <array>
 
+#include "engine/program/program.h"
 #include "engine/steps/conv/active_conv.h"
 #include "engine/steps/int8/block_conv.h"
-#include "engine/program/program.h"
 #include "engine/steps/step.h"
 
 namespace secateur::engine {

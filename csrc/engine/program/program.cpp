@@ -5,9 +5,9 @@
 #include <stdexcept>
 
 #include "cpu/dispatch.h"
-#include "registry.h"
-#include "integer_checks.h"
 #include "engine/plan/plan.h"
+#include "integer_checks.h"
+#include "registry.h"
 
 namespace secateur::engine {
 namespace {

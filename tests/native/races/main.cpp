@@ -3,8 +3,8 @@
 #include <cstdio>
 #include <exception>
 
-#include "cpu/dispatch.h"
 #include "../testing.h"
+#include "cpu/dispatch.h"
 
 using namespace secateur;
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "block_weights.h"
-#include "engine/steps/conv/conv_tiles.h"
 #include "engine/program/program.h"
+#include "engine/steps/conv/conv_tiles.h"
 #include "engine/steps/step.h"
 
 namespace secateur::engine {

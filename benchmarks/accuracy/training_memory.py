@@ -1,4 +1,6 @@
-"""Peak memory of a training step with ``ThresholdReLU`` beside ``nn.ReLU``: ``python benchmarks/training_memory.py``.
+"""Peak memory of a training step with ``ThresholdReLU`` beside ``nn.ReLU``.
+
+    python benchmarks/accuracy/training_memory.py
 
 The threshold-ReLU keeps one bit an element for its gradient where nn.ReLU keeps its output. Whether that shows depends
 on what follows: a convolution keeps its input, which is that same output, for its own gradient. One process a case,

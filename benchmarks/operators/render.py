@@ -1,4 +1,4 @@
-"""The tables of README.md from pytest-benchmark's JSON: ``python benchmarks/render.py .benchmarks/*/*.json``."""
+"""The tables of README.md from JSON: ``python benchmarks/operators/render.py .benchmarks/*/*.json``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A chart of the activations' zeros: ``python benchmarks/draw_activations.py JSON [OUT.svg]``.
+"""A chart of the activations' zeros: ``python benchmarks/operators/draw_activations.py JSON [OUT.svg]``.
 
-The JSON is what ``pytest benchmarks/bench_sparse_activations.py`` leaves in .benchmarks/. A line a chain of layers: how
-many times as fast as torch's dense layers, contiguous or channels_last, whichever is faster.
+The JSON is what ``pytest benchmarks/operators/bench_sparse_activations.py`` leaves in .benchmarks/. A line a
+chain of layers: how many times as fast as torch's dense layers, contiguous or channels_last, whichever is
+faster.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A process that holds one engine and obeys: one JSON object a line on standard input, one back on standard output.
 
-Run by contest.py as ``python -m benchmarks.engine.worker ADAPTER THREADS OPTIONS``, in the engine's own environment.
+Run by contest.py as ``python -m benchmarks.networks.worker ADAPTER THREADS OPTIONS``, in the engine's own environment.
 Whatever the engine itself prints goes to standard error.
 """
 
