@@ -31,16 +31,11 @@ from ..nn import (
     SparseLinear,
     ThresholdReLU,
 )
+from . import operators
 
 _QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
 _OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
 _BASES = (bool, int, float, str, type(None))
-#: Functions of constants that are constants themselves: computed once, while compiling.
-_PURE = {
-    "abs", "add", "contiguous", "div", "exp", "expand", "flatten", "float", "getitem", "log", "mul", "neg", "permute",
-    "pow", "reciprocal", "reshape", "rsqrt", "sigmoid", "softplus", "sqrt", "squeeze", "sub", "tanh", "to", "transpose",
-    "truediv", "unsqueeze", "view",
-}  # fmt: skip
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
 _lock = threading.RLock()
@@ -276,9 +271,10 @@ class _Examiner(fx.Interpreter):
             if versions[node] != [t._version for t in tensors]:
                 meta.writes.append(node)
         constants = [self.meta[node].constant is not None or _is_number(self.meta[node]) for node in inputs]
-        pure = str(getattr(n.target, "__name__", n.target)) in _PURE and n.op in ("call_function", "call_method")
+        called = operators.of(n)
+        folds = called is not None and called.folds and not operators.in_place(n)
         known = any(self.meta[node].constant is not None for node in inputs)
-        if isinstance(result, Tensor) and (n.op == "get_attr" or (pure and known and all(constants))):
+        if isinstance(result, Tensor) and (n.op == "get_attr" or (folds and known and all(constants))):
             meta.constant = result.detach()
         return result
 
