@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ... import cpu
 from ..._base.errors import Error
+from ...checkpoint.tensor_files import write_plain
 from ...nn import ThresholdReLU
 from .data import Split
 
@@ -123,7 +123,7 @@ def layer_times(model: nn.Module, x: Tensor, names: list[str], runs: int = 30) -
 
 def dense_bytes(model: nn.Module, path: Path) -> int:
     """Write the plain state_dict as a safetensors file, and say how large it is."""
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
+    write_plain(path, model.state_dict())
     return path.stat().st_size
 
 
