@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .._base import timing
 from .._base.errors import Error
 from .._base.tensors import clones
 from ..report import Report
@@ -75,14 +76,8 @@ def profile(fast: Any, example_input: Any) -> Report:
 # ---- times ----
 
 
-def _median_ms(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    run()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * statistics.median(times)
+def _median_ms(run: Callable[[], Any]) -> float:
+    return 1e3 * timing.medians([run], ROUNDS)[0]
 
 
 class _Timed(fx.Interpreter):
