@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .. import masks
 from ..masks.weights import Weight, unwrapped, weights_of
 from ..nn.quantized import QuantizedConv2d, QuantizedLinear
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape, rows_and_columns
 from ..report import WEIGHT_COLUMNS, Report
 from .targets import Task
 
@@ -41,7 +42,7 @@ def sparsity(model: nn.Module) -> Report:
 def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
     """Bytes of a bit mask and the values that are kept; never more than dense, which is then what is stored."""
     rows, columns = rows_and_columns(shape)
-    return min(rows * columns * itemsize, rows * -(-columns // 8) + kept * itemsize)
+    return min(rows * columns * itemsize, math.prod(mask_shape(shape)) + kept * itemsize)
 
 
 def row_of(weight: Weight, task: Task | None = None) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from .. import masks, ops
+from .._base.checks import names_of
 from .._base.errors import Error
 from ..masks.optimizer_hooks import clear_state
 from ..masks.weights import Entry, Weight, take_over
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape
 from ..report import WEIGHT_COLUMNS, Report
 from . import patterns
 from .counting import row_of, total_of
 from .criteria import Criterion, Decision, Field, Magnitude, MeanStd, Random, decide
 from .patterns import Pattern
-from .targets import Override, Task, names_of, plan
+from .targets import Override, Task, plan
 
 
 def prune(
@@ -177,10 +178,10 @@ def _alive(weight: Weight) -> Tensor | None:
     if mask is None:
         return None
     value = weight.value
-    rows, columns = rows_and_columns(value.shape)
-    if tuple(mask.shape) != (rows, -(-columns // 8)):
+    fitting = mask_shape(value.shape)
+    if tuple(mask.shape) != fitting:
         raise Error(
-            f"prune: the mask of {weight.label} must be [{rows}, {-(-columns // 8)}] to fit its weight "
+            f"prune: the mask of {weight.label} must be {list(fitting)} to fit its weight "
             f"{list(value.shape)}, got {list(mask.shape)}"
         )
     return ops.mask_unpack(mask.to(value.device), value.shape)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import masks
+from .._base.checks import names_of
 from .._base.errors import Error
 from ..masks.weights import Entry, Weight, check_entries, match, matches, unknown_weights, weights_of
 from . import patterns
@@ -155,7 +156,3 @@ def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criteri
     _check_rule(rule, "a criterion in overrides")
     _check_pair(rule, pattern)
     return rule, pattern
-
-
-def names_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
