@@ -29,7 +29,7 @@ class Verdict:
 
     target: Target
     gone: int  # weights that were zero before
-    step: int  # the most weights that go together
+    step: int  # how closely a share of zeros can be hit
     notes: tuple[str, ...]
     mask: Tensor | None = None  # packed; None: ``fused`` makes it
     theta: Tensor | None = None
@@ -197,7 +197,9 @@ def _checked(target: Target, look: _Look, view: WeightView, decision: Decision) 
     theta = None if decision.theta is None else _theta(target, decision.theta)
     if not isinstance(decision.k, float | int | None):
         raise _bad(target, f"k must be a number or None, got {decision.k!r:.80}")
-    return Verdict(target, look.gone, view.largest, look.notes, mask, theta, decision.k, values, bias)
+    # Where rows are decided one by one, each rounds its share.
+    step = view.largest * (view.shape[0] if target.criterion.scope == "row" else 1)
+    return Verdict(target, look.gone, step, look.notes, mask, theta, decision.k, values, bias)
 
 
 def _keep(target: Target, view: WeightView, keep: Any, masked: bool) -> Tensor:
@@ -205,8 +207,8 @@ def _keep(target: Target, view: WeightView, keep: Any, masked: bool) -> Tensor:
         raise _bad(target, f"keep must be a bool tensor {list(view.shape)}, got {type(keep).__name__}")
     if keep.dtype != torch.bool or keep.shape != view.shape:
         raise _bad(target, f"keep must be bool {list(view.shape)}, got {_form(keep)}")
-    keep = keep.to(target.weight.value.device)
-    return keep & view.alive if masked else keep
+    own: Tensor = keep.to(target.weight.value.device)
+    return own & view.alive if masked else own
 
 
 def _numbers(target: Target, what: str, values: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ pass. Gram matrices of all layers are in memory together: F * F * 8 bytes a grou
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .._base.batches import inputs_of
 from .._base.errors import Error
+from .._base.signals import held_signals, keeps_grad_mode
 from ..masks.weights import Weight, unwrapped
 from .criteria import Inputs
 
@@ -72,6 +74,7 @@ def check(weights: Sequence[Weight], needs: Sequence[str]) -> None:
         )
 
 
+@keeps_grad_mode
 def collect(model: nn.Module, weights: Sequence[Weight], needs: Sequence[str], data: Any) -> list[Inputs]:
     """Run ``data`` through the model, and return what each weight's inputs added up to.
 
@@ -96,18 +99,28 @@ def collect(model: nn.Module, weights: Sequence[Weight], needs: Sequence[str], d
                 hooks.append(module.register_forward_pre_hook(_watcher(into), with_kwargs=True))
         for module, _ in flags:
             module.training = False
-        with torch.no_grad():
+        with torch.no_grad(), _eager(model):
             for batch in inputs_of(model, data, "prune"):
                 _run(model, batch)
                 batches += 1
     finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in flags:
-            module.training = training
+        with held_signals():
+            for hook in hooks:
+                hook.remove()
+            for module, training in flags:
+                module.training = training
     if batches == 0:
         raise Error("prune: data must hold at least one batch, got none (an iterator that was used up, perhaps)")
     return [into.result() for into in sums]
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """Parts that torch.compile compiled run uncompiled: compiled code does not look for hooks that came later."""
+    compiled = any(
+        getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+        for module in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _run(model: nn.Module, batch: Tensor) -> None:

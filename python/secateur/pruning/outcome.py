@@ -19,7 +19,7 @@ class Pruned:
     mask: Tensor  # packed
     zeros: int
     gone: int  # zeros before
-    step: int  # the most weights that go together
+    step: int  # how closely a share of zeros can be hit
     k: float | None
     notes: tuple[str, ...]
 
@@ -63,7 +63,7 @@ def outcome(pruned: Sequence[Pruned]) -> list[str]:
 
 
 def _missed(pruned: Sequence[Pruned]) -> list[str]:
-    """Layers whose share of zeros is further from the criterion's than one block."""
+    """Layers whose share of zeros is further from the criterion's than it must be."""
     missed: dict[str, list[str]] = {}  # by the reason
     for one in pruned:
         criterion = one.target.criterion

@@ -82,7 +82,8 @@ class WeightView:
     def weight(self) -> Tensor:
         """A copy of the weights [J, C, T], in float32 or float64; pruned ones are 0."""
         wide = torch.float64 if self._stored.dtype == torch.float64 else torch.float32
-        return self._neurons.to(wide, copy=True)
+        weight = self._neurons.to(wide, copy=True)
+        return weight if self._alive is None else weight.masked_fill_(~self._alive, 0.0)
 
     @property
     def bias(self) -> Tensor | None:
