@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from secateur import Criterion, Error, Magnitude, MeanStd, Random
 from secateur.masks.layout import Layout
 from secateur.pruning import WeightView
+from secateur.pruning.criteria.patterns import Pattern, parse
 from secateur.pruning.criteria.ranking import Field, counted, lowest, statistics
-from secateur.pruning.patterns import Pattern, parse
 
 ONE = Pattern(1)
 

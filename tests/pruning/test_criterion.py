@@ -15,7 +15,7 @@ import secateur
 import torch
 from secateur import Criterion, CubicSchedule, Error, GradualPruner, Magnitude, MeanStd, masks
 from secateur.pruning import Decision, WeightView, drop_lowest
-from secateur.pruning.patterns import Pattern
+from secateur.pruning.criteria.patterns import Pattern
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -410,3 +410,36 @@ def test_criteria_that_make_no_thresholds_are_refused_for_activations() -> None:
     for criterion in (Wanda(0.5), Wanda):
         with pytest.raises(Error, match="prune_activations: criterion must be MeanStd or Magnitude, got"):
             secateur.prune_activations(model, [normal(3, 4)], criterion, progress=False)
+
+
+def test_a_subclass_that_decides_is_asked() -> None:
+    """Not the in-place operator of MeanStd, which knows nothing of it."""
+
+    class Careful(MeanStd):
+        def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
+            return [Decision(view.weight.abs() > 0.1) for view in pool]
+
+    layer = nn.Linear(8, 8)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-0.2, 0.21, 64).reshape(8, 8))
+    expected = layer.weight.abs() > 0.1
+    secateur.prune(layer, Careful(-1.0))
+    assert torch.equal(layer.weight != 0, expected)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (lambda v: [v.weight * torch.nan], r"scores of weight must be finite floats \[4, 6, 1\], got NaN or Inf"),
+        (lambda v: [v.weight[0]], r"scores of weight must be finite floats .*, got torch.float32 \[6, 1\]"),
+        (lambda v: [0.5], "scores of weight must be finite floats .*, got float"),
+        (lambda v: [], "scores must be one a weight, got 0 for 1"),
+    ],
+)
+def test_bad_scores_are_named(scores: Callable[[WeightView], Any], message: str) -> None:
+    class Scored(Criterion):
+        def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
+            return drop_lowest(pool, scores(pool[0]), 0.5)
+
+    with pytest.raises(Error, match=f"drop_lowest: {message}"):
+        secateur.prune(nn.Linear(6, 4), Scored())

@@ -160,7 +160,9 @@ def _fused(pool: Sequence[Target], looks: Sequence[_Look]) -> Callable[[Tensor],
     target = pool[0]
     if target.pooled or looks[0].alive is not None or target.pattern.block != 1 or target.weight.layout.groups:
         return None
-    return target.criterion.fused()
+    order = type(target.criterion).__mro__
+    by = {name: next(i for i, one in enumerate(order) if name in vars(one)) for name in ("decide", "fused")}
+    return target.criterion.fused() if by["fused"] <= by["decide"] else None
 
 
 def bias_of(weight: Weight) -> nn.Parameter | None:

@@ -12,10 +12,9 @@ from .. import masks
 from .._base.checks import checked_number
 from .._base.errors import Error
 from ..masks.weights import Entry, Weight, check_entries, match, matches, unknown_weights, weights_of
-from . import patterns
-from .criteria import Criterion
+from .criteria import Criterion, patterns
 from .criteria.base import NEEDS, SCOPES, share_of
-from .patterns import Pattern
+from .criteria.patterns import Pattern
 
 #: What an override may say of the layers that its key names.
 Override = Criterion | str | tuple[Criterion, str] | None

@@ -17,8 +17,7 @@ from torch.optim.optimizer import Optimizer
 from .._base.checks import checked_number
 from .._base.errors import Error
 from ..masks.weights import Entry, check_entries
-from ..pruning import patterns
-from ..pruning.criteria import Criterion
+from ..pruning.criteria import Criterion, patterns
 from ..pruning.criteria.base import share_of
 from ..pruning.decide import check_data
 from ..pruning.prune import prune_quietly

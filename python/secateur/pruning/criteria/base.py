@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from ..._base.checks import checked_number
 from ..._base.errors import Error
-from ..patterns import Pattern
+from .patterns import Pattern
 from .ranking import Chosen, counted
 from .view import Decision, WeightView
 
@@ -109,7 +111,8 @@ class Criterion:
         """Optional: an operator that decides and writes a weight in place, in one pass.
 
         It is used in place of :meth:`decide` for single weights of a layer without a mask whose neurons are dim 0. It
-        must not fail on finite weights, for it runs when other layers have been written.
+        must not fail on finite weights, for it runs when other layers have been written. A subclass that defines
+        :meth:`decide` anew leaves its parent's ``fused`` behind.
         """
         return None
 
@@ -151,7 +154,20 @@ def drop_lowest(pool: Sequence[WeightView], scores: Sequence[Tensor], sparsity: 
 
     Args:
         pool: the weights. scores: one [J, C, T] a weight, float. sparsity: 0 to 1, of all weights of the pool.
+
+    Raises:
+        Error: scores that are not finite or of another shape; sparsity out of range.
     """
+    checked_number("drop_lowest", "sparsity", sparsity, 0, 1)
+    if len(scores) != len(pool):
+        raise Error(f"drop_lowest: scores must be one a weight, got {len(scores)} for {len(pool)}")
+    for view, score in zip(pool, scores, strict=True):
+        where = f"drop_lowest: scores of {view.label} must be finite floats {list(view.shape)}, got"
+        if not isinstance(score, Tensor) or not score.dtype.is_floating_point or score.shape != view.shape:
+            got = f"{score.dtype} {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise Error(f"{where} {got}")
+        if not bool(torch.isfinite(score).all()):
+            raise Error(f"{where} NaN or Inf")
     fields = [view.blocks(score) for view, score in zip(pool, scores, strict=True)]
     return decisions(pool, counted(fields, [field.score for field in fields], sparsity))
 

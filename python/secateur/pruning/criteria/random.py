@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
-from ..patterns import Pattern
 from .base import TIES_MISS, Criterion, decisions
+from .patterns import Pattern
 from .ranking import Chosen, Field, counted
 from .view import Decision, WeightView
 

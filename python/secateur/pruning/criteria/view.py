@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._base.errors import Error
 from ...masks.layout import Layout
-from ..patterns import Pattern
+from .patterns import Pattern
 from .ranking import Field
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._base.errors import Error
+from ..._base.errors import Error
 
 
 @dataclass(frozen=True)
