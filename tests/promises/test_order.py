@@ -33,6 +33,7 @@ ROOMS = (
     "activations",
     "pt2e.py",
     "pruning",
+    "pruning/criteria",
     "graph",
     "nn",
     "masks",
