@@ -29,6 +29,7 @@ constexpr Test tests[] = {
     {"mask_apply", test_mask_apply},
     {"mask_bits", test_mask_bits},
     {"quad_pairs", test_quad_pairs},
+    {"random_planner", test_random_planner},
     {"sparse_conv2d", test_sparse_conv2d},
     {"sparse_dot", test_sparse_dot},
     {"sparse_tile", test_sparse_tile},

@@ -202,8 +202,9 @@ void Plan::make_steps(Kernels asked_for) {
     Steps& steps = planes || from_planes || in_image_[r.op] ? image_steps_ : batch_steps_;
     switch (op->kind) {
       case OpKind::kConv: {
-        if (any_kernel && r.other < 0 && fits_depthwise(*op, quads_)) {
-          image_steps_.push_back(make_quad_depthwise(shop, *op, r.x, r.y));
+        if (any_kernel && r.other < 0 && fits_depthwise(*op, quads_) &&
+            !(random_ && random_->draws(program_, *op, sizes_, 1).below(2))) {
+          image_steps_.push_back(make_quad_depthwise(shop, *op, r.x, r.y, random_ ? kAtRandom : ""));
           break;
         }
         if (op->bytes) {
@@ -371,6 +372,7 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
       conv->pack(known->second);
   }
   for (BlockConvStep* conv : block_convs_) conv->pack(conv->likeliest());
+  if (random_) return choose_at_random(budget > 0, example, kernels, active);
   const int64_t lists_at = planes_floats_;
   if (budget > 0 && !(convs_.empty() && block_convs_.empty())) {
     int64_t scratch = scratch_floats(1), form = 0;
@@ -409,6 +411,51 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
     }
   }
   place_lists();
+}
+
+// Kernels that a test asks for stay what they are, at other sizes too; the rest is drawn. Where an example comes, it
+// goes through, so that reports know the zeros it brought.
+void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
+                            std::map<const Op*, ActiveChoice>& active) {
+  for (ActiveConvStep* conv : convs_) {
+    Draws draws = random_->draws(program_, conv->op(), sizes_);
+    ConvStep& planes = conv->planes();
+    const bool dense = !planes.sparse_fits() || draws.below(2);
+    planes.pack(draws.one_of(planes.all_candidates(dense)));
+    planes.set_measured(0, 0, kAtRandom);
+    if (active.count(&conv->op())) continue;  // was asked for
+    const auto lists = conv->all_candidates();
+    ActiveChoice choice;
+    if (!lists.empty() && kernels != Kernels::kPlanes && (kernels == Kernels::kActive || draws.below(3) == 0)) {
+      choice = draws.one_of(lists);
+      // Denser images take the planes, in the middle of a batch, too.
+      choice.most_dense = kernels == Kernels::kActive ? 1 : draws.one_of<double>({0.3, 0.6, 1, 1});
+    }
+    conv->pack(choice);
+    conv->set_measured(-1, 0, conv->active() ? kAtRandom : "");
+    if (kernels == Kernels::kPlanes || kernels == Kernels::kActive) active[&conv->op()] = choice;
+  }
+  for (BlockConvStep* conv : block_convs_) {
+    Draws draws = random_->draws(program_, conv->op(), sizes_);
+    const bool squares =
+        conv->has_squares() && kernels != Kernels::kBlocks && (kernels == Kernels::kSquares || draws.below(2));
+    conv->pack(draws.one_of(conv->all_candidates(squares)));
+    conv->set_why(kAtRandom);
+  }
+  place_lists();
+  if (!zeros_wanted || example.empty()) return;
+  const Buffer memory(arena_floats_ + scratch_floats(1));
+  std::fill_n(memory.data(), arena_floats_, 0.0f);
+  const Worker worker{memory.data(), memory.data() + arena_floats_};
+  ExampleCall call(*this, example);
+  size_t at = 0;
+  for (const auto& step : image_steps_) {
+    if (at < convs_.size() && step.get() == convs_[at]) {
+      ActiveConvStep& conv = *convs_[at++];
+      conv.set_measured(conv.input_zeros(worker.arena), 0, conv.active() ? kAtRandom : "");
+    }
+    step->run_all(call.call, worker, 0, 1);
+  }
 }
 
 // Behind the planes. Lists live from the step that writes them, the layer before where that can, to the one that reads.

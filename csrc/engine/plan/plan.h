@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "engine/plan/random_planner.h"
 #include "engine/program/program.h"
 #include "engine/steps/conv/active_conv.h"
 #include "engine/steps/int8/block_conv.h"
@@ -41,6 +42,8 @@ class Plan {
   double measure(const Step& step, const Worker& worker, double limit) const;
   void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
   void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
+  void choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
+                        std::map<const Op*, ActiveChoice>& active);
   void place_lists();
   void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 
@@ -48,6 +51,7 @@ class Plan {
   const cpu::EngineKernels& kernels_;
   const cpu::QuadKernels& quads_;
   std::vector<std::array<int64_t, 2>> sizes_;
+  const std::optional<RandomPlanner> random_ = RandomPlanner::from_environment();  // in place of measuring
 
   // What the builder decided: operations over stores, in order.
   enum class RecordKind { kPack, kUnpack, kRepack, kCopy, kOp };

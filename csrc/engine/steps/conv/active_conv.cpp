@@ -64,6 +64,15 @@ std::vector<ActiveChoice> ActiveConvStep::candidates() const {
   return all;
 }
 
+std::vector<ActiveChoice> ActiveConvStep::all_candidates() const {
+  const int64_t channels = up(stores_[x_].channels, kLanes);
+  std::vector<ActiveChoice> all;
+  for (int sums = 1; sums <= cpu::kActiveSums; ++sums)
+    for (int64_t group : {16, 32, 64, 128, 256})
+      if (const ActiveChoice c{group, sums, 1}; group <= channels && fits(c)) all.push_back(c);
+  return all;
+}
+
 void ActiveConvStep::pack(const ActiveChoice& choice) {
   choice_ = choice;
   weights_.clear();

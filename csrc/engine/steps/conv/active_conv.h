@@ -40,6 +40,7 @@ class ActiveConvStep : public FramedStep {
 
   // Choices worth measuring; none where lists cannot serve this layer.
   std::vector<ActiveChoice> candidates() const;
+  std::vector<ActiveChoice> all_candidates() const;  // that lists can serve at all
   bool fits(const ActiveChoice&) const;
   void pack(const ActiveChoice& choice);
   const ActiveChoice& choice() const { return choice_; }

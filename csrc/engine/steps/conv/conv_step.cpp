@@ -72,10 +72,16 @@ double ConvStep::predict(const ConvChoice& c) const {
 }
 
 std::vector<ConvChoice> ConvStep::candidates(bool dense) const {
+  std::vector<std::pair<double, ConvChoice>> all;
+  for (const ConvChoice& choice : all_candidates(dense)) all.emplace_back(predict(choice), choice);
+  return worth_timing(std::move(all), 8);
+}
+
+std::vector<ConvChoice> ConvStep::all_candidates(bool dense) const {
   const auto& w = op_.window;
   const int step = w.stride[1] == 2 ? 1 : 0;
   const bool any_step = w.stride[1] > 2;
-  std::vector<std::pair<double, ConvChoice>> all;
+  std::vector<ConvChoice> all;
   const int64_t channels = group_channels();
   for (int r = 1; r <= std::min<int64_t>(rows_, cpu::kTileRows); ++r)
     for (int c = 1; c <= std::min<int64_t>(columns_, r == 1 && !dense ? cpu::kTileLine : cpu::kTileColumns); ++c) {
@@ -86,12 +92,9 @@ std::vector<ConvChoice> ConvStep::candidates(bool dense) const {
       for (int64_t n : {4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256, 512})
         if (n < channels) chunks.push_back(n);
       chunks.push_back(channels);
-      for (int64_t n : chunks) {
-        ConvChoice choice{dense, r, c, n, false};
-        all.emplace_back(predict(choice), choice);
-      }
+      for (int64_t n : chunks) all.push_back({dense, r, c, n, false});
     }
-  return worth_timing(std::move(all), 8);
+  return all;
 }
 
 void ConvStep::pack(const ConvChoice& choice) {
@@ -102,13 +105,20 @@ void ConvStep::pack(const ConvChoice& choice) {
   else pack_sparse();
 }
 
+Range ConvStep::reach() const {
+  Range r{0, 0};
+  for (int64_t t = 0; t < op_.window.kernel[0] * op_.window.kernel[1]; ++t)
+    r.begin = std::min(r.begin, tap_offset(t)), r.end = std::max(r.end, tap_offset(t));
+  return r;
+}
+
+bool ConvStep::sparse_fits() const { return reach().end - reach().begin <= kMaxOffset; }
+
 void ConvStep::pack_sparse() {
   const Weights& weights = *op_.weights;
   const int64_t k = weights.neurons(), taps = op_.window.kernel[0] * op_.window.kernel[1], cg = group_channels();
   const int64_t plane = stores_[x_].layout.plane(), kg = k / op_.groups;
-  int64_t lowest = 0, highest = 0;
-  for (int64_t t = 0; t < taps; ++t)
-    lowest = std::min(lowest, tap_offset(t)), highest = std::max(highest, tap_offset(t));
+  const auto [lowest, highest] = reach();
   const int64_t room = kMaxOffset - (highest - lowest);  // for the step from a chunk's first channel to its last
   if (room < 0) throw std::length_error("engine: " + op_.name + ": the image is too large for 16-bit offsets");
   const int64_t fit = room / plane + 1;  // channels that 16 bits reach

@@ -29,8 +29,10 @@ class ConvStep : public Step {
   // Whether the frame is left for a step of its own, since no task has a whole channel.
   bool leaves_frame() const { return choice_.by_tile; }
 
-  // Choices worth measuring, the likeliest first.
+  // Choices worth measuring, the likeliest first; and all that there are.
   std::vector<ConvChoice> candidates(bool dense) const;
+  std::vector<ConvChoice> all_candidates(bool dense) const;
+  bool sparse_fits() const;  // 16 bits hold the offsets of one channel
   bool dense_is_worth_trying() const;
   bool sparse_is_worth_trying() const;
   void pack(const ConvChoice& choice);
@@ -41,6 +43,7 @@ class ConvStep : public Step {
  private:
   int64_t group_channels() const { return op_.weights->per_neuron() / (op_.window.kernel[0] * op_.window.kernel[1]); }
   int64_t tap_offset(int64_t tap) const;  // vectors
+  Range reach() const;                    // the lowest offset and the highest, 0 among them
   void pack_sparse();
   void pack_dense();
   cpu::Ahead ahead(const Worker&, const Tile&, int64_t chunk, int64_t rows) const;

@@ -84,21 +84,26 @@ BlockChoice BlockConvStep::likeliest() const {
 }
 
 std::vector<BlockChoice> BlockConvStep::candidates(bool squares) const {
+  std::vector<std::pair<double, BlockChoice>> all;
+  for (const BlockChoice& choice : all_candidates(squares)) all.emplace_back(predict(choice), choice);
+  return worth_timing(std::move(all), 10);
+}
+
+std::vector<BlockChoice> BlockConvStep::all_candidates(bool squares) const {
   const auto& w = op_.window;
   const int step = w.stride[1] == 2 ? 1 : 0;
   const bool any_step = w.stride[1] > 2;
-  std::vector<std::pair<double, BlockChoice>> all;
+  std::vector<BlockChoice> all;
   for (int r = 1; r <= std::min<int64_t>(rows_, cpu::kTileRows); ++r)
     for (int c = 1; c <= std::min<int64_t>(columns_, r == 1 && !squares ? cpu::kTileLine : cpu::kTileColumns); ++c) {
       if (any_step && c > 1) continue;
       if (squares ? quads_.square_planes[step][r][c] == nullptr : quads_.block_planes[step][r][c] == nullptr) continue;
       for (int64_t n : {2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512}) {
-        const BlockChoice choice{squares, r, c, std::min(n, input_quads_)};
-        all.emplace_back(predict(choice), choice);
+        all.push_back({squares, r, c, std::min(n, input_quads_)});
         if (n >= input_quads_) break;
       }
     }
-  return worth_timing(std::move(all), 10);
+  return all;
 }
 
 void BlockConvStep::pack(const BlockChoice& choice) {
@@ -220,6 +225,7 @@ StepReport BlockConvStep::report() const {
     std::snprintf(text + at, sizeof text - static_cast<size_t>(at), "; %s measured faster",
                   choice_.squares ? "four channels at once" : "one channel at a time");
   r.why = text;
+  if (!why_.empty()) r.why += "; " + why_;
   r.zeros = op_.bytes->zeros();
   r.chunk = choice_.chunk;
   r.ms = choice_.squares ? squares_ms_ : blocks_ms_;

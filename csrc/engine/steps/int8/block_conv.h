@@ -28,13 +28,16 @@ class BlockConvStep : public FramedStep {
   StepReport report() const override;
   bool leaves_frame() const override { return by_tile_; }
 
-  // Choices worth measuring, the likeliest first.
+  const Op& op() const { return op_; }
+  // Choices worth measuring, the likeliest first; and all that there are.
   std::vector<BlockChoice> candidates(bool squares) const;
+  std::vector<BlockChoice> all_candidates(bool squares) const;
   BlockChoice likeliest() const;
   bool has_squares() const { return squares_ > 0; }
   bool squares_are_worth_trying() const;
   void pack(const BlockChoice& choice);
   void set_measured(double blocks_ms, double squares_ms);
+  void set_why(std::string why) { why_ = std::move(why); }
   int64_t largest_scratch() const;  // floats, of any candidate
 
  private:
@@ -63,6 +66,7 @@ class BlockConvStep : public FramedStep {
   SquareStream squares_of_;
   cpu::QuadEnd end_;
   double blocks_ms_ = 0, squares_ms_ = 0;
+  std::string why_;
 };
 
 }  // namespace secateur::engine

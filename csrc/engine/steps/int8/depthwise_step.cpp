@@ -11,8 +11,8 @@ namespace {
 // Taps at which the four channels of a quad have no weight are left out.
 class QuadDepthwise : public ChannelStep {
  public:
-  QuadDepthwise(const Workshop& shop, const Op& op, int x, int y)
-      : ChannelStep(shop, op.name, "conv2d", y), op_(op), x_(x), y_(y), end_(op.end.view(op, 0)) {
+  QuadDepthwise(const Workshop& shop, const Op& op, int x, int y, std::string why)
+      : ChannelStep(shop, op.name, "conv2d", y), op_(op), x_(x), y_(y), why_(std::move(why)), end_(op.end.view(op, 0)) {
     const std::vector<int32_t> floats = window_taps(op.window, store(x).layout);
     const auto taps = static_cast<int64_t>(floats.size());
     std::vector<int16_t> dense(static_cast<size_t>(taps * 4));  // of a quad: [tap][channel]
@@ -41,6 +41,7 @@ class QuadDepthwise : public ChannelStep {
     r.kernel = "int8 depthwise";
     r.zeros = op_.bytes->zeros();
     r.why = "quantized: a channel at a time";
+    if (!why_.empty()) r.why += "; " + why_;
     return r;
   }
 
@@ -71,6 +72,7 @@ class QuadDepthwise : public ChannelStep {
  private:
   const Op& op_;
   int x_, y_;
+  std::string why_;
   cpu::QuadEnd end_;
   std::vector<int64_t> begin_{0};  // by quad: its first two of taps
   std::vector<int32_t> taps_;      // [two of taps][2], bytes
@@ -84,8 +86,8 @@ bool fits_depthwise(const Op& op, const cpu::QuadKernels& quads) {
          op.bytes->per_neuron() == op.window.kernel[0] * op.window.kernel[1];
 }
 
-std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, const Op& op, int x, int y) {
-  return std::make_unique<QuadDepthwise>(shop, op, x, y);
+std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, const Op& op, int x, int y, std::string why) {
+  return std::make_unique<QuadDepthwise>(shop, op, x, y, std::move(why));
 }
 
 }  // namespace secateur::engine
