@@ -34,6 +34,7 @@ constexpr Test tests[] = {
     {"sparse_dot", test_sparse_dot},
     {"sparse_tile", test_sparse_tile},
     {"statistics_threshold", test_statistics_threshold},
+    {"streams", test_streams},
     {"threshold_relu", test_threshold_relu},
 };
 

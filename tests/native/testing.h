@@ -107,6 +107,7 @@ void test_sparse_dot(const Kernels& kernels);
 void test_sparse_tile(const Kernels& kernels);
 void test_random_planner(const Kernels& kernels);
 void test_statistics_threshold(const Kernels& kernels);
+void test_streams(const Kernels& kernels);
 void test_threshold_relu(const Kernels& kernels);
 
 // ---- templates ------------------------------------------------------------------------------------------------------

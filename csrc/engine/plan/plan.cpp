@@ -1,12 +1,11 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <map>
 #include <mutex>
 #include <stdexcept>
 
+#include "clock.h"
 #include "engine/layout/memory.h"
 #include "engine/steps/int8/depthwise_step.h"
 #include "engine/steps/int8/quad_steps.h"
@@ -20,8 +19,6 @@ namespace {
 
 constexpr int64_t kMostVectors = INT32_MAX / (kLanes * 4);  // of a plane: its bytes are counted in 32 bits
 constexpr int64_t kMostFloats = int64_t{1} << 40;           // of a value: more than there is; sums stay within 63 bits
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // The frame of a step whose tasks are parts of planes: after all of them, channel by channel. On one thread the step
 // writes it itself.
@@ -79,33 +76,6 @@ double load_bound_rate(const cpu::EngineKernels& k) {
 }
 
 }  // namespace
-
-// One image through the steps of a plan, with memory for all values that are no planes.
-struct Plan::ExampleCall {
-  Call call;
-  std::vector<std::vector<float>> memory;
-
-  ExampleCall(const Plan& plan, const std::vector<const float*>& example) {
-    if (example.empty()) return;
-    const auto& values = plan.program_.values();
-    call.batch = 1;
-    call.inputs = example;
-    call.rows.assign(values.size(), nullptr);
-    auto room = [&](int64_t floats) {
-      memory.emplace_back(static_cast<size_t>(floats));
-      return memory.back().data();
-    };
-    for (size_t v = 0; v < values.size(); ++v)
-      if (values[v].kind == ValueKind::kRows) call.rows[v] = room(plan.features_[v]);
-    const auto& inputs = plan.program_.inputs();
-    for (size_t i = 0; i < inputs.size(); ++i)
-      if (float* to = call.rows[inputs[i]]) std::copy_n(example[i], plan.features_[inputs[i]], to);
-    for (int v : plan.program_.outputs()) {
-      const auto [c, h, w] = plan.shapes_[v];
-      call.outputs.push_back(values[v].kind == ValueKind::kRows ? call.rows[v] : room(c * h * w));
-    }
-  }
-};
 
 Plan::Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
            const cpu::QuadKernels& quads, Kernels asked_for)
@@ -264,198 +234,6 @@ int64_t Plan::scratch_floats(int64_t batch) const {
   for (const auto& step : image_steps_) n = std::max(n, step->scratch_floats(1));
   for (const auto& step : batch_steps_) n = std::max(n, step->scratch_floats(batch));
   return n;
-}
-
-double Plan::measure(const Step& step, const Worker& worker, double limit) const {
-  const Call call;
-  double best = 1e30;
-  const double begin = now();
-  for (int i = 0; i < 5; ++i) {
-    const double t = now();
-    step.run_all(call, worker, 0, 1);
-    const double end = now();
-    if (i > 0 || end - t > limit) best = std::min(best, end - t);  // the first call warms up
-    if (end - begin > limit) break;
-  }
-  return best;
-}
-
-void Plan::choose_planes(ConvStep& conv, const Worker& worker, double budget) const {
-  double best[2] = {1e30, 1e30};
-  ConvChoice choice[2];
-  for (int dense = 0; dense < 2; ++dense) {
-    if (dense ? !conv.dense_is_worth_trying() : !conv.sparse_is_worth_trying()) continue;
-    const auto candidates = conv.candidates(dense);
-    const double limit = budget / static_cast<double>(2 * candidates.size());
-    const double until = now() + budget / 2;
-    for (const ConvChoice& c : candidates) {
-      if (now() > until && best[dense] < 1e30) break;
-      conv.pack(c);
-      const double t = measure(conv, worker, limit);
-      // Those that the cost model prefers come first and keep their place in a tie.
-      if (t < best[dense] * 0.98) best[dense] = t, choice[dense] = c;
-    }
-  }
-  const bool dense = best[1] < best[0];
-  conv.pack(choice[dense]);
-  conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0,
-                    best[0] >= 1e30   ? "nearly no zeros"
-                    : best[1] >= 1e30 ? "zeros"
-                    : dense           ? "dense measured faster"
-                                      : "sparse measured faster");
-}
-
-void Plan::choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) const {
-  double best[2] = {1e30, 1e30};
-  BlockChoice choice[2];
-  const bool asked_for = kernels == Kernels::kSquares && conv.has_squares();
-  const bool tried[2] = {!asked_for, asked_for || (kernels != Kernels::kBlocks && conv.squares_are_worth_trying())};
-  for (int squares = 0; squares < 2; ++squares) {
-    if (!tried[squares]) continue;
-    const auto candidates = conv.candidates(squares);
-    const double share = tried[!squares] ? budget / 2 : budget, until = now() + share;
-    for (const BlockChoice& c : candidates) {
-      if (now() > until && best[squares] < 1e30) break;
-      conv.pack(c);
-      const double t = measure(conv, worker, share / static_cast<double>(candidates.size()));
-      if (t < best[squares] * 0.98) best[squares] = t, choice[squares] = c;
-    }
-  }
-  conv.pack(choice[best[1] < best[0]]);
-  conv.set_measured(best[0] < 1e30 ? best[0] * 1e3 : 0, best[1] < 1e30 ? best[1] * 1e3 : 0);
-}
-
-// The arena holds what the example brought here.
-void Plan::choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const {
-  const double zeros = conv.input_zeros(worker.arena), planes_ms = conv.planes().report().ms;
-  conv.set_measured(zeros, 0, "");
-  const auto candidates = conv.candidates();
-  if (candidates.empty()) return;
-  if (kernels == Kernels::kActive) {
-    const auto i = static_cast<size_t>(std::find(convs_.begin(), convs_.end(), &conv) - convs_.begin());
-    ActiveChoice c = candidates[i % candidates.size()];
-    c.most_dense = 1;
-    conv.pack(c);
-    conv.set_measured(zeros, 0, "asked for");
-    return;
-  }
-  // An active nonzero costs about what a nonzero weight costs, both more than what dense layers multiply.
-  const double left = conv.planes().report().kernel == "sparse" ? 1.5 * (1 - conv.op().weights->zeros()) : 0.6;
-  if (kernels == Kernels::kPlanes || 1 - zeros > left || planes_ms <= 0) return;
-  double best = 1e30;
-  ActiveChoice choice;
-  const double until = now() + budget;
-  for (const ActiveChoice& c : candidates) {
-    if (now() > until && best < 1e30) break;
-    conv.pack(c);
-    const double t = 1e3 * measure(conv, worker, budget / static_cast<double>(candidates.size()));
-    if (t < best * 0.98) best = t, choice = c;
-  }
-  const bool pays = best < 0.95 * planes_ms;
-  // Time grows with the nonzeros, from a fixed part on: where the line from 0 through this point meets the planes' time
-  // lists still pay.
-  choice.most_dense = std::min(1.0, (1 - zeros) * planes_ms / best);
-  conv.pack(pays ? choice : ActiveChoice{});
-  char why[160];
-  std::snprintf(why, sizeof why, "%.0f %% zeros come in: %.2fx as fast as %s", 100 * zeros, planes_ms / best,
-                conv.planes().report().kernel.c_str());
-  conv.set_measured(zeros, best, why);
-}
-
-void Plan::choose(double budget, const std::vector<const float*>& example, Kernels kernels,
-                  std::map<const Op*, ActiveChoice>& active) {
-  const double begin = now();
-  for (ActiveConvStep* conv : convs_) {
-    ConvStep& planes = conv->planes();
-    planes.pack(planes.candidates(!planes.sparse_is_worth_trying()).front());
-    if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
-      conv->pack(known->second);
-  }
-  for (BlockConvStep* conv : block_convs_) conv->pack(conv->likeliest());
-  if (random_) return choose_at_random(budget > 0, example, kernels, active);
-  const int64_t lists_at = planes_floats_;
-  if (budget > 0 && !(convs_.empty() && block_convs_.empty())) {
-    int64_t scratch = scratch_floats(1), form = 0;
-    for (const BlockConvStep* conv : block_convs_) scratch = std::max(scratch, conv->largest_scratch());
-    for (ActiveConvStep* conv : convs_) {
-      scratch = std::max(scratch, conv->largest_scratch());
-      if (!example.empty()) form = std::max(form, conv->largest_form());
-      conv->place(lists_at);
-    }
-    const Buffer memory(lists_at + form + scratch);
-    std::fill(memory.data(), memory.data() + lists_at + form, 0.5f);
-    const Worker worker{memory.data(), memory.data() + lists_at + form};
-    ExampleCall call(*this, example);
-    size_t at = 0, at_blocks = 0;
-    const auto share = [&] {
-      const size_t left = convs_.size() - at + block_convs_.size() - at_blocks + 1;
-      return std::max(budget - (now() - begin), 0.0) / static_cast<double>(left);
-    };
-    for (const auto& step : image_steps_) {
-      const bool is_conv = at < convs_.size() && step.get() == convs_[at];
-      if (at_blocks < block_convs_.size() && step.get() == block_convs_[at_blocks]) {
-        ++at_blocks;
-        choose_blocks(*block_convs_[at_blocks - 1], worker, share(), kernels);
-      }
-      if (is_conv) {
-        ActiveConvStep& conv = *convs_[at++];
-        const double left = share();
-        conv.pack({});
-        choose_planes(conv.planes(), worker, left * 2 / 3);
-        if (!example.empty()) {
-          choose_active(conv, worker, left / 3, kernels);
-          active[&conv.op()] = conv.choice();
-        }
-      }
-      if (!example.empty()) step->run_all(call.call, worker, 0, 1);
-    }
-  }
-  place_lists();
-}
-
-// Kernels that a test asks for stay what they are, at other sizes too; the rest is drawn. Where an example comes, it
-// goes through, so that reports know the zeros it brought.
-void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
-                            std::map<const Op*, ActiveChoice>& active) {
-  for (ActiveConvStep* conv : convs_) {
-    Draws draws = random_->draws(program_, conv->op(), sizes_);
-    ConvStep& planes = conv->planes();
-    const bool dense = !planes.sparse_fits() || draws.below(2);
-    planes.pack(draws.one_of(planes.all_candidates(dense)));
-    planes.set_measured(0, 0, kAtRandom);
-    if (active.count(&conv->op())) continue;  // was asked for
-    const auto lists = conv->all_candidates();
-    ActiveChoice choice;
-    if (!lists.empty() && kernels != Kernels::kPlanes && (kernels == Kernels::kActive || draws.below(3) == 0)) {
-      choice = draws.one_of(lists);
-      // Denser images take the planes, in the middle of a batch, too.
-      choice.most_dense = kernels == Kernels::kActive ? 1 : draws.one_of<double>({0.3, 0.6, 1, 1});
-    }
-    conv->pack(choice);
-    conv->set_measured(-1, 0, conv->active() ? kAtRandom : "");
-    if (kernels == Kernels::kPlanes || kernels == Kernels::kActive) active[&conv->op()] = choice;
-  }
-  for (BlockConvStep* conv : block_convs_) {
-    Draws draws = random_->draws(program_, conv->op(), sizes_);
-    const bool squares =
-        conv->has_squares() && kernels != Kernels::kBlocks && (kernels == Kernels::kSquares || draws.below(2));
-    conv->pack(draws.one_of(conv->all_candidates(squares)));
-    conv->set_why(kAtRandom);
-  }
-  place_lists();
-  if (!zeros_wanted || example.empty()) return;
-  const Buffer memory(arena_floats_ + scratch_floats(1));
-  std::fill_n(memory.data(), arena_floats_, 0.0f);
-  const Worker worker{memory.data(), memory.data() + arena_floats_};
-  ExampleCall call(*this, example);
-  size_t at = 0;
-  for (const auto& step : image_steps_) {
-    if (at < convs_.size() && step.get() == convs_[at]) {
-      ActiveConvStep& conv = *convs_[at++];
-      conv.set_measured(conv.input_zeros(worker.arena), 0, conv.active() ? kAtRandom : "");
-    }
-    step->run_all(call.call, worker, 0, 1);
-  }
 }
 
 // Behind the planes. Lists live from the step that writes them, the layer before where that can, to the one that reads.

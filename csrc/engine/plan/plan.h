@@ -27,6 +27,7 @@ class Plan {
   // Steps of one image, then those of the whole batch.
   const Steps& image_steps() const { return image_steps_; }
   const Steps& batch_steps() const { return batch_steps_; }
+  const Program& program() const { return program_; }
   int64_t arena_floats() const { return arena_floats_; }
   int64_t scratch_floats(int64_t batch) const;
   // F of a rows value, [C, H, W] of planes.
@@ -36,16 +37,13 @@ class Plan {
 
  private:
   friend class PlanBuilder;
-  struct ExampleCall;
   void make_steps(Kernels asked_for);
   void place_stores();
-  double measure(const Step& step, const Worker& worker, double limit) const;
-  void choose_planes(ConvStep& conv, const Worker& worker, double budget) const;
-  void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
+  void choose_by_time(double until, const std::vector<const float*>& example, Kernels kernels,
+                      std::map<const Op*, ActiveChoice>& active);
   void choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
                         std::map<const Op*, ActiveChoice>& active);
   void place_lists();
-  void choose_active(ActiveConvStep& conv, const Worker& worker, double budget, Kernels kernels) const;
 
   const Program& program_;
   const cpu::EngineKernels& kernels_;

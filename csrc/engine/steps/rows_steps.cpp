@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "stream.h"
+
 namespace secateur::engine {
 namespace {
 
@@ -13,6 +15,24 @@ constexpr int64_t kLaneImages = 4;
 constexpr int64_t kTileImages = 4 * kLanes;  // in one pass
 constexpr int64_t kMostWidth = cpu::kActiveVectorSums * kLanes;
 constexpr double kMostActive = 0.7;  // share of nonzeros up to which sparse weights are better taken by input
+
+// Weights of output channels over the inputs; see pack_stream. Tasks find a channel's row by its number.
+struct RowWeights {
+  using Row = cpu::SparseRow;
+  using Weight = float;
+  static constexpr int kWeights = 1;
+  static constexpr bool kKeepsEmptyRows = true;
+
+  template <class F>
+  void for_each(int64_t row, F&& f) const {
+    weights.for_each(row, [&](int64_t i, float w) { f(i, 0, &w); });
+  }
+  int64_t first_plane(int64_t) const { return 0; }
+  Row row(int64_t row, int64_t) const { return {static_cast<int32_t>(row), static_cast<int32_t>(row), 0, 0, 0}; }
+  static void add(Row&, const float*) {}
+
+  const Weights& weights;
+};
 
 class Linear : public Step {
  public:
@@ -92,17 +112,8 @@ class Linear : public Step {
   void pack_sparse() {
     chunks_ = std::max<int64_t>((channels() + kReach - 1) / kReach, 1);
     set_bounds(1);
-    for (int64_t c = 0; c < chunks_; ++c)
-      for (int64_t k = 0; k < neurons(); ++k) {
-        const uint32_t begin = static_cast<uint32_t>(offsets_.size());
-        op_.weights->for_each(k, [&](int64_t i, float w) {
-          if (i / kReach != c) return;
-          offsets_.push_back(static_cast<uint16_t>(i - c * kReach));
-          weights_.push_back(w);
-        });
-        rows_.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k), begin,
-                         static_cast<uint32_t>(offsets_.size()) - begin, c * kReach});
-      }
+    RowWeights weights{*op_.weights};
+    stream_ = pack_stream(weights, {0, neurons()}, {kReach, chunks_, 1, {0}, 0});
     pack_columns();
   }
 
@@ -138,8 +149,8 @@ class Linear : public Step {
       kernels_.active.columns({values, index, count, c.start.data(), c.rows.data(), c.weights.data(), sums});
     } else {
       for (int64_t c = 0; c < chunks_; ++c)
-        kernels_.sparse_vector({rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(),
-                                weights_.data(), x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
+        kernels_.sparse_vector({stream_.rows.data() + c * neurons() + k.begin, k.end - k.begin, stream_.offsets.data(),
+                                stream_.weights.data(), x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
       return;
     }
     const cpu::Activation activation = op_.activation.view();
@@ -184,8 +195,8 @@ class Linear : public Step {
       for (int64_t c = 0; c < chunks_; ++c) {
         o.first = c == 0;
         o.last = c + 1 == chunks_;
-        kernels_.sparse_planes[0][rows][1](
-            {rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(), weights_.data(), in, in_row, o});
+        kernels_.sparse_planes[0][rows][1]({stream_.rows.data() + c * neurons() + k.begin, k.end - k.begin,
+                                            stream_.offsets.data(), stream_.weights.data(), in, in_row, o});
       }
     }
     for (int64_t i = k.begin; i < k.end; ++i)
@@ -198,9 +209,8 @@ class Linear : public Step {
   int64_t max_rows_ = 1;
   int64_t chunks_ = 1;
   std::vector<int64_t> bounds_;
-  std::vector<cpu::SparseRow> rows_;
-  std::vector<uint16_t> offsets_;
-  std::vector<float> weights_;
+  Stream<cpu::SparseRow, float> stream_;  // sparse
+  std::vector<float> weights_;            // dense, as kernels for images in the lanes read them
   int sums_ = 1;
   std::vector<float> by_input_;  // dense: [block of output channels][inputs][sums * 16]
   struct Columns {

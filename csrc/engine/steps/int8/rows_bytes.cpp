@@ -19,10 +19,10 @@ class BlockLinear : public Step {
       : Step(op.name), op_(op), kernels_(kernels), quads_(quads) {
     const int64_t input_quads = whole_quads(channels());
     chunks_ = std::max<int64_t>((input_quads + kReach - 1) / kReach, 1);
-    parts_ = block_parts(*op.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()));
+    parts_ = equal_parts(*op.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()), 4);
     BlockShape shape;
     shape.pairs = quads.pairs;
-    stream_ = block_stream(*op.bytes, shape, parts_, std::min(input_quads, kReach), chunks_, 1, {0}, 0);
+    stream_ = block_stream(*op.bytes, shape, parts_, {std::min(input_quads, kReach), chunks_, 1, {0}, 0});
     while (max_rows_ < kTileRows && quads.block_planes[0][max_rows_ + 1][1]) ++max_rows_;
     end_ = op.end.view(op, 0);
   }
