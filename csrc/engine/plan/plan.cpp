@@ -173,7 +173,7 @@ void Plan::make_steps(Kernels asked_for) {
     switch (op->kind) {
       case OpKind::kConv: {
         if (any_kernel && r.other < 0 && fits_depthwise(*op, quads_) &&
-            !(random_ && random_->draws(program_, *op, sizes_, 1).below(2))) {
+            !(random_ && random_->draws(op->name, {op->neurons(), stores_[r.x].layout.height}).below(2))) {
           image_steps_.push_back(make_quad_depthwise(shop, *op, r.x, r.y, random_ ? kAtRandom : ""));
           break;
         }

@@ -3,7 +3,6 @@
 #include <charconv>
 #include <cstdlib>
 #include <stdexcept>
-#include <string>
 #include <string_view>
 
 namespace secateur::engine {
@@ -39,16 +38,11 @@ std::optional<RandomPlanner> RandomPlanner::from_environment() {
                               std::string(text) + "\"");
 }
 
-Draws RandomPlanner::draws(const Program& program, const Op& op, const std::vector<std::array<int64_t, 2>>& sizes,
-                           uint64_t salt) const {
+Draws RandomPlanner::draws(const std::string& layer, const std::vector<int64_t>& numbers) const {
   uint64_t state = mixed(seed_ + 1);
   const auto add = [&](uint64_t part) { state = mixed(state * 31 + part + 1); };
-  add(salt);
-  add(static_cast<uint64_t>(&op - program.ops().data()));
-  for (unsigned char letter : op.name) add(letter);
-  for (int64_t n : {op.neurons(), op.per_neuron(), op.groups}) add(static_cast<uint64_t>(n));
-  add(static_cast<uint64_t>(op.bytes ? op.bytes->nonzeros() : op.weights->nonzeros()));
-  for (const auto& [height, width] : sizes) add(static_cast<uint64_t>(height)), add(static_cast<uint64_t>(width));
+  for (unsigned char letter : layer) add(letter);
+  for (int64_t n : numbers) add(static_cast<uint64_t>(n));
   return Draws(state);
 }
 

@@ -5,12 +5,10 @@
 // depends on the seed and on the layer alone, so a failure comes back with its seed.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
-
-#include "engine/program/program.h"
 
 namespace secateur::engine {
 
@@ -36,9 +34,8 @@ class RandomPlanner {
   // What SECATEUR_PLANNER asks for; nothing where it is unset or empty. Anything else than the two forms throws.
   static std::optional<RandomPlanner> from_environment();
 
-  // sizes: of the program's images. salt: draws for another question about the same layer.
-  Draws draws(const Program& program, const Op& op, const std::vector<std::array<int64_t, 2>>& sizes,
-              uint64_t salt = 0) const;
+  // numbers: what tells a layer from others of its name.
+  Draws draws(const std::string& layer, const std::vector<int64_t>& numbers) const;
 
  private:
   uint64_t seed_;

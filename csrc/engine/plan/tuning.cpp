@@ -185,7 +185,7 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
 void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
                             std::map<const Op*, ActiveChoice>& active) {
   for (ActiveConvStep* conv : convs_) {
-    Draws draws = random_->draws(program_, conv->op(), sizes_);
+    Draws draws = random_->draws(conv->name(), conv->planes().size());
     ConvStep& planes = conv->planes();
     const bool dense = !planes.can_serve(false) || draws.below(2);
     planes.pack(draws.one_of(planes.all_candidates(dense)));
@@ -203,7 +203,7 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
     if (kernels == Kernels::kPlanes || kernels == Kernels::kActive) active[&conv->op()] = choice;
   }
   for (BlockConvStep* conv : block_convs_) {
-    Draws draws = random_->draws(program_, conv->op(), sizes_);
+    Draws draws = random_->draws(conv->name(), conv->size());
     const bool squares =
         conv->can_serve(true) && kernels != Kernels::kBlocks && (kernels == Kernels::kSquares || draws.below(2));
     conv->pack(draws.one_of(conv->all_candidates(squares)));

@@ -46,6 +46,8 @@ class TiledConv : public FramedStep {
   const ConvChoice& choice() const { return choice_; }
   // How long each form takes at its best; 0: not measured.
   void set_measured(double sparse_ms, double dense_ms) { sparse_ms_ = sparse_ms, dense_ms_ = dense_ms; }
+  // Output channels, input planes of a group, rows and columns of output vectors.
+  std::vector<int64_t> size() const { return {neurons_, depth_, rows_, columns_}; }
   double ms() const { return choice_.dense ? dense_ms_ : sparse_ms_; }
   void set_why(std::string why) { why_ = std::move(why); }  // in place of what was measured
 

@@ -14,7 +14,6 @@ class BlockConvStep : public TiledConv {
 
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
-  const Op& op() const { return op_; }
 
   bool can_serve(bool squares) const override { return !squares || squares_ > 0; }
   // Squares multiply the zeros of blocks that their neighbours fill, too.
