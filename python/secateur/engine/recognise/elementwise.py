@@ -62,13 +62,13 @@ MODULES: dict[type[nn.Module], Callable[[Any], Act]] = {
 }
 
 
-def activation_of(module: nn.Module) -> Act | None:
-    if type(module) is ThresholdReLU:
-        return _threshold(module)
+def module_step(ctx: Context, node: fx.Node, module: Any) -> Step | None:
+    """The step of a module that works elementwise; None of another one."""
+    act = _threshold(module) if type(module) is ThresholdReLU else None
     for kind, make in MODULES.items():
-        if keeps_forward(module, kind):
-            return make(module)
-    return None
+        if act is None and keeps_forward(module, kind):
+            act = make(module)
+    return None if act is None else activation(ctx, node, bind(node, "input")["input"], act)
 
 
 def _clamp(ctx: Context, node: fx.Node, lo: Any, hi: Any) -> Act:

@@ -126,9 +126,9 @@ def _module_step(ctx: Context, node: fx.Node, module: Any) -> Step:
         raise Unsupported("its forward was replaced")
     if isinstance(module, _DROPOUTS) and any(keeps_forward(module, kind) for kind in _DROPOUTS):
         return _alias(ctx, node, node.args[0])
-    act = elementwise.activation_of(module)
-    if act is not None:
-        return elementwise.activation(ctx, node, bind(node, "input")["input"], act)
+    step = elementwise.module_step(ctx, node, module)
+    if step is not None:
+        return step
     name = type(module).__name__
     if name in ("MaskedConv2d", "SparseConv2d", "MaskedLinear", "SparseLinear") and _is_ours(module):
         handler = conv2d_module if name.endswith("Conv2d") else linear_module
