@@ -14,19 +14,6 @@
 namespace secateur::cpu {
 namespace {
 
-const Kernels* table_of(Isa isa) {
-  switch (isa) {
-    case Isa::kScalar: return &kernels_scalar;
-#if defined(__x86_64__)
-    case Isa::kAvx2: return &kernels_avx2;
-    case Isa::kAvx512: return &kernels_avx512;
-#elif defined(__aarch64__)
-    case Isa::kNeon: return &kernels_neon;
-#endif
-    default: return nullptr;
-  }
-}
-
 #if defined(__x86_64__)
 // Asked of the CPU itself: clang's __builtin_cpu_supports does not know "f16c" before clang 15.
 bool cpu_has_avx_vnni() {
@@ -37,12 +24,56 @@ bool cpu_has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+         __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && cpu_has_f16c();
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512_vnni() { return __builtin_cpu_supports("avx512vnni"); }
+#elif defined(__aarch64__) && defined(__linux__)
+bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+#elif defined(__aarch64__)
+bool has_dotprod() { return false; }
 #endif
+bool always() { return true; }
+bool never() { return false; }
+
+// All that is known of an instruction set, in the order of Isa: later ones are better. What this build lacks has no
+// kernels.
+struct Row {
+  const char* name;
+  bool (*available)();
+  const Kernels* kernels;
+  const QuadKernels* quads;
+  bool (*dot_available)();  // where `available` holds
+  const QuadKernels* dots;  // with a product of four bytes
+};
+constexpr Row kRows[] = {
+    {"scalar", always, &kernels_scalar, &quads_scalar, never, nullptr},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, &kernels_avx2, &quads_avx2, cpu_has_avx_vnni, &quads_avx2_vnni},
+    {"avx512", has_avx512, &kernels_avx512, &quads_avx512, has_avx512_vnni, &quads_avx512_vnni},
+#else
+    {"avx2", never, nullptr, nullptr, never, nullptr},
+    {"avx512", never, nullptr, nullptr, never, nullptr},
+#endif
+#if defined(__aarch64__)
+    {"neon", always, &kernels_neon, &quads_neon, has_dotprod, &quads_neon_dot},
+#else
+    {"neon", never, nullptr, nullptr, never, nullptr},
+#endif
+};
+static_assert(sizeof kRows / sizeof kRows[0] == kIsaCount);
+
+const Row& row_of(Isa isa) { return kRows[static_cast<int>(isa)]; }
 
 Isa best_isa() {
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2, Isa::kNeon})
-    if (isa_available(isa)) return isa;
-  return Isa::kScalar;
+  int best = kIsaCount - 1;
+  while (!kRows[best].available()) --best;
+  return static_cast<Isa>(best);
 }
 
 std::atomic<int> forced{-1};
@@ -50,27 +81,8 @@ std::atomic<bool> dot{true};
 
 }  // namespace
 
-const char* isa_name(Isa isa) {
-  constexpr const char* names[kIsaCount] = {"scalar", "avx2", "avx512", "neon"};
-  return names[static_cast<int>(isa)];
-}
-
-bool isa_available(Isa isa) {
-  switch (isa) {
-    case Isa::kScalar: return true;
-#if defined(__x86_64__)
-    case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-             __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") && cpu_has_f16c();
-    case Isa::kAvx512:
-      return isa_available(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#elif defined(__aarch64__)
-    case Isa::kNeon: return true;
-#endif
-    default: return false;
-  }
-}
+const char* isa_name(Isa isa) { return row_of(isa).name; }
+bool isa_available(Isa isa) { return row_of(isa).available(); }
 
 Isa current_isa() {
   static const Isa best = best_isa();
@@ -81,34 +93,17 @@ Isa current_isa() {
 void force_isa(Isa isa) { forced.store(static_cast<int>(isa), std::memory_order_relaxed); }
 void reset_isa() { forced.store(-1, std::memory_order_relaxed); }
 
-const Kernels& kernels() { return *table_of(current_isa()); }
+const Kernels& kernels() { return *row_of(current_isa()).kernels; }
 
-bool dot_available(Isa isa) {
-  if (!isa_available(isa)) return false;
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return __builtin_cpu_supports("avx512vnni");
-  if (isa == Isa::kAvx2) return cpu_has_avx_vnni();
-#elif defined(__aarch64__) && defined(__linux__)
-  if (isa == Isa::kNeon) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-#endif
-  return false;
-}
+bool dot_available(Isa isa) { return isa_available(isa) && row_of(isa).dot_available(); }
 
 void allow_dot(bool allowed) { dot.store(allowed, std::memory_order_relaxed); }
 bool dot_allowed() { return dot.load(std::memory_order_relaxed); }
 
 const QuadKernels& quad_kernels() {
   const Isa isa = current_isa();
-  [[maybe_unused]] const bool with_dot = dot_allowed() && dot_available(isa);
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::kAvx2: return with_dot ? quads_avx2_vnni : quads_avx2;
-    case Isa::kAvx512: return with_dot ? quads_avx512_vnni : quads_avx512;
-#elif defined(__aarch64__)
-    case Isa::kNeon: return with_dot ? quads_neon_dot : quads_neon;
-#endif
-    default: return quads_scalar;
-  }
+  const Row& row = row_of(isa);
+  return dot_allowed() && dot_available(isa) ? *row.dots : *row.quads;
 }
 
 }  // namespace secateur::cpu

@@ -19,6 +19,7 @@ struct Test {
 // One row for each operator, in a file of its own name.
 constexpr Test tests[] = {
     {"engine_program", test_engine_program},  // how threads meet: the others are one kernel each
+    {"engine_data", test_engine_data},        // programs as data
     {"engine_dense", test_engine_dense},
     {"engine_linear", test_engine_linear},
     {"engine_active", test_engine_active},
@@ -29,10 +30,12 @@ constexpr Test tests[] = {
     {"mask_apply", test_mask_apply},
     {"mask_bits", test_mask_bits},
     {"quad_pairs", test_quad_pairs},
+    {"random_planner", test_random_planner},
     {"sparse_conv2d", test_sparse_conv2d},
     {"sparse_dot", test_sparse_dot},
     {"sparse_tile", test_sparse_tile},
     {"statistics_threshold", test_statistics_threshold},
+    {"streams", test_streams},
     {"threshold_relu", test_threshold_relu},
 };
 

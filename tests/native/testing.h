@@ -92,6 +92,7 @@ std::vector<T> inputs(Random& random, int64_t n, bool with_nonfinite);
 // One test = one operator on one instruction set.
 void test_dispatch();
 void test_engine_program(const Kernels& kernels);
+void test_engine_data(const Kernels& kernels);
 void test_engine_dense(const Kernels& kernels);
 void test_engine_linear(const Kernels& kernels);
 void test_engine_active(const Kernels& kernels);
@@ -105,7 +106,9 @@ void test_quad_pairs(const Kernels& kernels);
 void test_sparse_conv2d(const Kernels& kernels);
 void test_sparse_dot(const Kernels& kernels);
 void test_sparse_tile(const Kernels& kernels);
+void test_random_planner(const Kernels& kernels);
 void test_statistics_threshold(const Kernels& kernels);
+void test_streams(const Kernels& kernels);
 void test_threshold_relu(const Kernels& kernels);
 
 // ---- templates ------------------------------------------------------------------------------------------------------

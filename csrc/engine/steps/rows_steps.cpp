@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "stream.h"
+
 namespace secateur::engine {
 namespace {
 
@@ -14,10 +16,33 @@ constexpr int64_t kTileImages = 4 * kLanes;  // in one pass
 constexpr int64_t kMostWidth = cpu::kActiveVectorSums * kLanes;
 constexpr double kMostActive = 0.7;  // share of nonzeros up to which sparse weights are better taken by input
 
+// Weights of output channels over the inputs; see pack_stream. Tasks find a channel's row by its number.
+struct RowWeights {
+  using Row = cpu::SparseRow;
+  using Weight = float;
+  static constexpr int kWeights = 1;
+  static constexpr bool kKeepsEmptyRows = true;
+
+  template <class F>
+  void for_each(int64_t row, F&& f) const {
+    weights.for_each(row, [&](int64_t i, float w) { f(i, 0, &w); });
+  }
+  int64_t first_plane(int64_t) const { return 0; }
+  Row row(int64_t row, int64_t) const { return {static_cast<int32_t>(row), static_cast<int32_t>(row), 0, 0, 0}; }
+  static void add(Row&, const float*) {}
+
+  const Weights& weights;
+};
+
 class Linear : public Step {
  public:
   Linear(const Op& op, const cpu::EngineKernels& kernels)
-      : Step(op.name), op_(op), kernels_(kernels), dense_(op.weights->zeros() < 0.6) {
+      : Step(op.name),
+        x_(op.inputs[0]),
+        y_(op.output),
+        op_(op.as<LinearAttributes>()),
+        kernels_(kernels),
+        dense_(op_.weights->zeros() < 0.6) {
     if (dense_) pack_dense();
     else pack_sparse();
     while (max_rows_ < kTileImages / kLanes && (dense_ ? kernels.dense_planes[0][max_rows_ + 1][1] != nullptr
@@ -32,8 +57,8 @@ class Linear : public Step {
   }
 
   void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const override {
-    const float* x = call.rows[op_.inputs[0]] + image * channels();
-    float* y = call.rows[op_.output] + image * neurons();
+    const float* x = call.rows[x_] + image * channels();
+    float* y = call.rows[y_] + image * neurons();
     const Range k{bounds_[task], bounds_[task + 1]};
     if (count < kLaneImages) {
       for (int64_t n = 0; n < count; ++n) run_vector(worker.scratch, x + n * channels(), y + n * neurons(), k, task);
@@ -92,17 +117,8 @@ class Linear : public Step {
   void pack_sparse() {
     chunks_ = std::max<int64_t>((channels() + kReach - 1) / kReach, 1);
     set_bounds(1);
-    for (int64_t c = 0; c < chunks_; ++c)
-      for (int64_t k = 0; k < neurons(); ++k) {
-        const uint32_t begin = static_cast<uint32_t>(offsets_.size());
-        op_.weights->for_each(k, [&](int64_t i, float w) {
-          if (i / kReach != c) return;
-          offsets_.push_back(static_cast<uint16_t>(i - c * kReach));
-          weights_.push_back(w);
-        });
-        rows_.push_back({static_cast<int32_t>(k), static_cast<int32_t>(k), begin,
-                         static_cast<uint32_t>(offsets_.size()) - begin, c * kReach});
-      }
+    RowWeights weights{*op_.weights};
+    stream_ = pack_stream(weights, {0, neurons()}, {kReach, chunks_, 1, {0}, 0});
     pack_columns();
   }
 
@@ -138,8 +154,8 @@ class Linear : public Step {
       kernels_.active.columns({values, index, count, c.start.data(), c.rows.data(), c.weights.data(), sums});
     } else {
       for (int64_t c = 0; c < chunks_; ++c)
-        kernels_.sparse_vector({rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(),
-                                weights_.data(), x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
+        kernels_.sparse_vector({stream_.rows.data() + c * neurons() + k.begin, k.end - k.begin, stream_.offsets.data(),
+                                stream_.weights.data(), x, bias(), y, op_.activation.view(), c == 0, c + 1 == chunks_});
       return;
     }
     const cpu::Activation activation = op_.activation.view();
@@ -184,23 +200,23 @@ class Linear : public Step {
       for (int64_t c = 0; c < chunks_; ++c) {
         o.first = c == 0;
         o.last = c + 1 == chunks_;
-        kernels_.sparse_planes[0][rows][1](
-            {rows_.data() + c * neurons() + k.begin, k.end - k.begin, offsets_.data(), weights_.data(), in, in_row, o});
+        kernels_.sparse_planes[0][rows][1]({stream_.rows.data() + c * neurons() + k.begin, k.end - k.begin,
+                                            stream_.offsets.data(), stream_.weights.data(), in, in_row, o});
       }
     }
     for (int64_t i = k.begin; i < k.end; ++i)
       for (int64_t n = 0; n < images; ++n) y[n * neurons() + i] = out[n / kLanes * out_row + i * kLanes + n % kLanes];
   }
 
-  const Op& op_;
+  int x_, y_;  // values
+  const LinearAttributes& op_;
   const cpu::EngineKernels& kernels_;
   bool dense_;
   int64_t max_rows_ = 1;
   int64_t chunks_ = 1;
   std::vector<int64_t> bounds_;
-  std::vector<cpu::SparseRow> rows_;
-  std::vector<uint16_t> offsets_;
-  std::vector<float> weights_;
+  Stream<cpu::SparseRow, float> stream_;  // sparse
+  std::vector<float> weights_;            // dense, as kernels for images in the lanes read them
   int sums_ = 1;
   std::vector<float> by_input_;  // dense: [block of output channels][inputs][sums * 16]
   struct Columns {
@@ -214,18 +230,18 @@ class Linear : public Step {
 class RowsMap : public Step {
  public:
   RowsMap(const Op& op, int64_t features, const cpu::EngineKernels& kernels)
-      : Step(op.name), op_(op), features_(features), kernels_(kernels) {}
+      : Step(op.name), op_(op), map_(op.as<MapAttributes>()), features_(features), kernels_(kernels) {}
   void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
     // A feature is a channel of its own, so the kernel sees vectors of one float each where scale, shift or theta
     // differ between features; plain activations and joins run over whole rows.
-    const bool per_feature = !op_.scale.empty() || !op_.shift.empty() || !op_.activation.theta.empty();
+    const bool per_feature = !map_.scale.empty() || !map_.shift.empty() || !map_.activation.theta.empty();
     const float* a = call.rows[op_.inputs[0]] + image * features_;
     const float* b = op_.inputs.size() > 1 ? call.rows[op_.inputs[1]] + image * features_ : nullptr;
     float* y = call.rows[op_.output] + image * features_;
     cpu::MapRow row{};
     row.count = 1;
-    row.join = op_.join;
-    row.activation = op_.activation.view();
+    row.join = map_.join;
+    row.activation = map_.activation.view();
     row.scale = 1;
     alignas(64) float va[kLanes], vb[kLanes], vy[kLanes];
     row.a = va;
@@ -240,8 +256,8 @@ class RowsMap : public Step {
       if (b) std::copy_n(b + i, n, vb);
       if (per_feature) {
         row.channel = f;
-        row.scale = op_.scale.empty() ? 1.0f : op_.scale[f];
-        row.shift = op_.shift.empty() ? 0.0f : op_.shift[f];
+        row.scale = map_.scale.empty() ? 1.0f : map_.scale[f];
+        row.shift = map_.shift.empty() ? 0.0f : map_.shift[f];
       }
       kernels_.map_row(row);
       std::copy_n(vy, n, y + i);
@@ -258,6 +274,7 @@ class RowsMap : public Step {
 
  private:
   const Op& op_;
+  const MapAttributes& map_;
   int64_t features_;
   const cpu::EngineKernels& kernels_;
 };

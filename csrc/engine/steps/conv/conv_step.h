@@ -1,73 +1,58 @@
-// A convolution between two stores: which kernel, which tile, which chunk of input channels; packed accordingly.
+// A convolution of floats: sparse weights as streams of nonzeros, dense ones in blocks of output channels.
 #pragma once
 
-#include "conv_tiles.h"
-#include "engine/program/program.h"
-#include "engine/steps/step.h"
+#include "engine/steps/stream.h"
+#include "tiled_conv.h"
 
 namespace secateur::engine {
 
-struct ConvChoice {
-  bool dense = false;
-  int rows = 1, columns = 1;  // of a tile, vectors
-  int64_t chunk = 0;          // input channels (of a group) whose planes a tile reads at a time
-  bool by_tile = false;       // how threads share the work: by tiles, or by output channels
+// A weight for itself; see pack_stream.
+struct Nonzeros {
+  using Row = cpu::SparseRow;
+  using Weight = float;
+  static constexpr int kWeights = 1;
+  static constexpr bool kKeepsEmptyRows = false;
+
+  template <class F>
+  void for_each(int64_t row, F&& f) const {
+    weights.for_each(row, [&](int64_t i, float w) { f(i / taps, i % taps, &w); });
+  }
+  int64_t first_plane(int64_t row) const { return row / (weights.neurons() / groups) * (weights.per_neuron() / taps); }
+  Row row(int64_t row, int64_t) const { return {static_cast<int32_t>(row), static_cast<int32_t>(row), 0, 0, 0}; }
+  static void add(Row&, const float*) {}
+
+  const Weights& weights;
+  int64_t taps, groups;
 };
 
-class ConvStep : public Step {
+class ConvStep : public TiledConv {
  public:
-  // The stores outlive the step; residual may be null.
-  ConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-           const cpu::EngineKernels& kernels);
+  ConvStep(const std::string& name, const ConvAttributes& conv, const std::vector<Store>& stores, int x, int y,
+           int residual, const cpu::EngineKernels& kernels);
 
-  int64_t tasks() const override;
-  void run(const Call&, const Worker&, int64_t image, int64_t count, int64_t task) const override;
-  void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
-
-  // Whether the frame is left for a step of its own, since no task has a whole channel.
-  bool leaves_frame() const { return choice_.by_tile; }
-
-  // Choices worth measuring, the likeliest first.
-  std::vector<ConvChoice> candidates(bool dense) const;
-  bool dense_is_worth_trying() const;
-  bool sparse_is_worth_trying() const;
-  void pack(const ConvChoice& choice);
-  void set_measured(double sparse_ms, double dense_ms, std::string why);
-  double predict(const ConvChoice& choice) const;  // cycles, roughly
-  int64_t largest_scratch() const;                 // floats, of any candidate
+  bool can_serve(bool dense) const override { return dense || offsets_fit(); }
+  bool is_worth_trying(bool dense) const override;
+  ConvChoice likeliest() const override { return candidates(!is_worth_trying(false)).front(); }
+  int64_t largest_scratch() const override;
 
  private:
-  int64_t group_channels() const { return op_.weights->per_neuron() / (op_.window.kernel[0] * op_.window.kernel[1]); }
-  int64_t tap_offset(int64_t tap) const;  // vectors
-  void pack_sparse();
+  void add_cycles(const ConvChoice& choice, const TileCost& tile, double& cycles) const override;
+  bool has_kernel(bool dense, int rows, int columns) const override;
+  std::vector<int64_t> chunk_sizes() const override;
+  void pack_weights() override;
   void pack_dense();
   cpu::Ahead ahead(const Worker&, const Tile&, int64_t chunk, int64_t rows) const;
-  void run_range(const Worker&, Range tiles, Range parts) const;
+  void run_range(const Worker&, Range tiles, Range parts) const override;
+  const char* why() const;
 
-  const Op& op_;
-  const std::vector<Store>& stores_;
-  int x_, y_, residual_;
-  const cpu::EngineKernels& kernels_;
-  bool line_;               // the block is one line of vectors: 1x1 kernels between stores without frames
-  int64_t rows_, columns_;  // of output vectors
-
-  ConvChoice choice_;
-  std::vector<Tile> tiles_;
-  std::vector<int64_t> parts_;  // output channels: part i is [parts_[i], parts_[i + 1])
-  int64_t chunks_ = 1;
-  // sparse: rows of chunk c, part p: [row_at_[c * parts + p], row_at_[c * parts + p + 1])
-  std::vector<cpu::SparseRow> sparse_rows_;
-  std::vector<int64_t> row_at_;
-  std::vector<uint16_t> offsets_;
-  std::vector<float> weights_;
+  const ConvAttributes& op_;
+  Stream<cpu::SparseRow, float> stream_;  // sparse
   // dense
+  std::vector<float> weights_;
   std::vector<int32_t> taps_;
   int64_t block_floats_ = 0;
-
-  double sparse_ms_ = 0, dense_ms_ = 0;
-  std::string why_ = "cost model";
 };
 
 }  // namespace secateur::engine

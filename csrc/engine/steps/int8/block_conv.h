@@ -1,68 +1,41 @@
-// A convolution of bytes between two stores of quads (cpu/quads.h): tiles, chunks and parts as conv_step.h has them.
-// Sparse weights as blocks; dense ones, and depthwise ones, as squares, where that measures faster.
+// A convolution of bytes between two stores of quads (cpu/quads.h): sparse weights as blocks; dense ones, and depthwise
+// ones, as squares, where that measures faster.
 #pragma once
 
 #include "block_weights.h"
-#include "engine/program/program.h"
-#include "engine/steps/conv/conv_tiles.h"
-#include "engine/steps/step.h"
+#include "engine/steps/conv/tiled_conv.h"
 
 namespace secateur::engine {
 
-struct BlockChoice {
-  bool squares = false;       // four output channels at a time
-  int rows = 1, columns = 1;  // of a tile, vectors
-  int64_t chunk = 0;          // input quads (of a group) that a tile reads at a time
-};
-
-class BlockConvStep : public FramedStep {
+class BlockConvStep : public TiledConv {
  public:
-  // The stores outlive the step; residual may be null.
-  BlockConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads);
+  BlockConvStep(const std::string& name, const Int8ConvAttributes& conv, const std::vector<Store>& stores, int x, int y,
+                int residual, const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads);
 
-  int64_t tasks() const override;
-  void run(const Call&, const Worker&, int64_t image, int64_t count, int64_t task) const override;
-  void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
-  bool leaves_frame() const override { return by_tile_; }
 
-  // Choices worth measuring, the likeliest first.
-  std::vector<BlockChoice> candidates(bool squares) const;
-  BlockChoice likeliest() const;
-  bool has_squares() const { return squares_ > 0; }
-  bool squares_are_worth_trying() const;
-  void pack(const BlockChoice& choice);
-  void set_measured(double blocks_ms, double squares_ms);
-  int64_t largest_scratch() const;  // floats, of any candidate
+  bool can_serve(bool squares) const override { return !squares || squares_ > 0; }
+  // Squares multiply the zeros of blocks that their neighbours fill, too.
+  bool is_worth_trying(bool squares) const override { return !squares || (squares_ > 0 && 4 * squares_ < 2 * blocks_); }
+  ConvChoice likeliest() const override;
+  int64_t largest_scratch() const override;
 
  private:
-  int64_t tap_offset(int64_t tap) const;  // vectors
-  double predict(const BlockChoice& choice) const;
-  void run_range(const Worker&, Range tiles, Range parts) const;
+  void add_cycles(const ConvChoice& choice, const TileCost& tile, double& cycles) const override;
+  bool has_kernel(bool squares, int rows, int columns) const override;
+  std::vector<int64_t> chunk_sizes() const override;
+  void pack_weights() override;
+  void run_range(const Worker&, Range tiles, Range parts) const override;
 
-  const Op& op_;
-  const std::vector<Store>& stores_;
-  int x_, y_, residual_;
-  const cpu::EngineKernels& kernels_;
+  const Int8ConvAttributes& op_;
   const cpu::QuadKernels& quads_;
   BlockShape shape_;
-  int64_t input_quads_;
   int64_t whole_blocks_, blocks_;  // that are not zero, and as they are written: some as two
   int64_t squares_;                // 0: there are none
-  bool line_;                      // the block is one line of vectors: 1x1 kernels between stores without frames
-  int64_t rows_, columns_;         // of output vectors
-
-  BlockChoice choice_;
-  bool by_tile_ = false;  // how threads share the work: by tiles, or by output channels
-  std::vector<Tile> tiles_;
-  std::vector<int64_t> parts_;
-  int64_t chunks_ = 1;
-  BlockStream stream_;  // one of them is empty
+  BlockStream stream_;             // one of them is empty
   SquareStream squares_of_;
   cpu::QuadEnd end_;
-  double blocks_ms_ = 0, squares_ms_ = 0;
 };
 
 }  // namespace secateur::engine

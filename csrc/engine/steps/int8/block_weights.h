@@ -5,7 +5,9 @@
 
 #include "cpu/quad_pairs.h"
 #include "cpu/quads.h"
+#include "engine/layout/quads.h"
 #include "engine/program/weights.h"
+#include "engine/steps/stream.h"
 
 namespace secateur::engine {
 
@@ -52,41 +54,30 @@ void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuro
 // How many there are, in all.
 int64_t count_blocks(const ByteWeights& w, const BlockShape& shape);
 
-inline int64_t whole_quads(int64_t channels) { return (channels + 3) / 4; }
+using BlockStream = Stream<cpu::BlockRow, uint32_t>;
+using SquareStream = Stream<cpu::SquareRow, uint32_t>;  // a row for each output quad; weights [square][4]
 
-struct BlockStream {
-  std::vector<cpu::BlockRow> rows;  // chunk by chunk, part by part
-  std::vector<int64_t> row_at;      // rows of chunk c, part p: [row_at[c * parts + p], row_at[c * parts + p + 1])
-  std::vector<uint16_t> offsets;
-  std::vector<uint32_t> weights;
-};
-
-// parts: bounds of output channels, multiples of four but for the last. chunk: quads. plane: vectors from a quad to the
-// next; tap_offset[t]: vectors, at least `lowest`. Rows of the last chunk are complete quads.
+// parts: bounds of output channels, multiples of four but for the last. Rows come in fours: the channels of a quad.
 BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
-                         int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
-                         int64_t lowest);
-
-struct SquareStream {
-  std::vector<cpu::SquareRow> rows;  // as BlockStream's, a row for each output quad
-  std::vector<int64_t> row_at;
-  std::vector<uint16_t> offsets;
-  std::vector<uint32_t> weights;  // [square][4]
-};
+                         const Chunks& chunks);
 
 // Whether the four output channels of each quad read the same input quads.
 bool squares_exist(const ByteWeights& w, const BlockShape& shape);
 int64_t count_squares(const ByteWeights& w, const BlockShape& shape);
 // As block_stream; squares must exist.
 SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
-                           int64_t chunk, int64_t chunks, int64_t plane, const std::vector<int64_t>& tap_offset,
-                           int64_t lowest);
+                           const Chunks& chunks);
 
 // Reorders `count` entries, an offset and `blocks` blocks each, such that the first 2 * n fit together two by two,
 // block by block (quad_pairs.h); returns n. Nearly in order still: entries move within windows.
 uint32_t by_twos(uint16_t* offsets, uint32_t* weights, uint32_t count, int blocks);
 
-// Bounds of at most `parts` parts of equal work, of whole quads of output channels.
-std::vector<int64_t> block_parts(const ByteWeights& w, int64_t parts);
+// Of whole rows of a stream.
+template <class Entries, class Row>
+void pair_up(Stream<Row, uint32_t>& s) {
+  for (Row& row : s.rows)
+    row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * Entries::kWeights,
+                       row.count, Entries::kWeights);
+}
 
 }  // namespace secateur::engine
