@@ -15,6 +15,7 @@ Kernels kernels_named(const std::string& name) {
   static constexpr std::pair<const char*, Kernels> names[] = {{"fastest", Kernels::kFastest},
                                                               {"planes", Kernels::kPlanes},
                                                               {"active", Kernels::kActive},
+                                                              {"active if sparse", Kernels::kActiveIfSparse},
                                                               {"blocks", Kernels::kBlocks},
                                                               {"squares", Kernels::kSquares}};
   for (const auto& [known, kernels] : names)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import secateur
 import torch
 from secateur import Error, MeanStd
 from secateur._base import timing
+from secateur._base.timing import interleave
 from secateur.nn import SparseConv2d, SparseLinear, ThresholdReLU
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
@@ -228,24 +230,39 @@ def test_saves_and_loads_packed(pruned: nn.Sequential, tmp_path: Any) -> None:
 
 def test_interleave_takes_turns_and_counts() -> None:
     calls: list[str] = []
-    times = timing.interleave([lambda: calls.append("a"), lambda: calls.append("b")], rounds=4)
+    times = interleave([lambda: calls.append("a"), lambda: calls.append("b")], rounds=4)
     assert [len(each) for each in times] == [4, 4]
     assert all(t > 0 for each in times for t in each)
     assert {"a", "b"} == set(calls)
 
 
-def test_interleave_stops_where_it_is_clear_who_is_faster() -> None:
-    slow, fast = (lambda: time.sleep(0.12)), (lambda: None)
-    assert [len(each) for each in timing.interleave([fast, slow], rounds=3, until_clear=True)] == [1, 1]
-    assert [len(each) for each in timing.interleave([slow, slow], rounds=3, until_clear=True)] == [3, 3]
-    assert [len(each) for each in timing.interleave([fast, slow], rounds=3)] == [3, 3]
+def test_interleave_stops_where_it_is_clear_who_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(seconds: float) -> Any:
+        def run() -> None:
+            nonlocal now
+            now += seconds
+
+        return run
+
+    def rounds(*seconds: float, **more: Any) -> list[int]:
+        return [len(each) for each in interleave([takes(s) for s in seconds], rounds=3, **more)]
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert rounds(0.01, 0.12, until_clear=True) == [1, 1]
+    assert rounds(0.12, 0.12, until_clear=True) == [3, 3]
+    assert rounds(0.05, 0.12, until_clear=True) == [3, 3]  # not three times as long
+    assert rounds(0.01, 0.09, until_clear=True) == [3, 3]  # over in a moment: worth a second measurement
+    assert rounds(0.01, 0.12) == [3, 3]
+    assert interleave([takes(0.5), takes(0.25)], rounds=3) == [[0.5] * 3, [0.25] * 3]
 
 
 def test_interleave_prepares_every_call_outside_of_the_clock() -> None:
     said: list[str] = []
     slow = lambda: (time.sleep(0.02), said.append("ready"))  # noqa: E731
     calls = [lambda: said.append("a"), lambda: said.append("b")]
-    (first, second) = timing.interleave(calls, rounds=3, prepare=[slow, None])
+    (first, second) = interleave(calls, rounds=3, prepare=[slow, None])
     assert max(first) < 0.01
     assert said.count("ready") == said.count("a") == 5  # two to warm up; never twice a turn
     assert all(after == "a" for before, after in itertools.pairwise(said) if before == "ready")
@@ -255,8 +272,8 @@ def test_interleave_prepares_every_call_outside_of_the_clock() -> None:
 
 def test_interleave_gives_slow_ones_fewer_turns_and_everybody_the_least() -> None:
     calls = [lambda: time.sleep(0.005), lambda: None]
-    assert [len(each) for each in timing.interleave(calls, rounds=9, slow_s=0.004)] == [3, 9]
-    assert [len(each) for each in timing.interleave(calls, rounds=9, budget_s=0.0, least=5)] == [5, 5]
+    assert [len(each) for each in interleave(calls, rounds=9, slow_s=0.004)] == [3, 9]
+    assert [len(each) for each in interleave(calls, rounds=9, budget_s=0.0, least=5)] == [5, 5]
 
 
 @pytest.mark.usefixtures("sparse_wins")

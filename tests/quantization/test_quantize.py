@@ -12,6 +12,7 @@ import pytest
 import secateur
 import torch
 import torch.nn.functional as F
+from compiling import INT8_KERNELS
 from secateur.nn import Quantize, QuantizedConv2d, QuantizedLinear, ThresholdReLU
 from secateur.nn.int8_weights import best_shares, from_bytes, to_bytes
 from torch import Tensor, nn
@@ -155,16 +156,17 @@ def test_agrees_with_fp32_and_compiles(make: Any, shape: tuple[int, ...], layers
         assert torch.equal(got, fast)
 
 
+@pytest.mark.usefixtures("engine_wins")
 def test_bytes_stay_bytes_in_the_engine() -> None:
     x = torch.randn(IMAGES)
     q = secateur.quantize(settled(Residual(), x), [x], progress=False)
     fast = secateur.compile(q, x, budget=0.3)
-    if not any(row["kernel"] == "int8" for row in fast.report):
-        pytest.skip("torch was faster on this machine just now")
     for report in (fast.report, secateur.profile(fast, x)):
         kinds = [row["kind"] for row in report]
         assert kinds.count("quantize") == 1  # the input's alone: others end the layer before
-        assert [row["kernel"] for row in report if row["kind"] in ("conv2d", "linear")] == ["int8"] * 4
+        kernels = [row["kernel"] for row in report if row["kind"] in ("conv2d", "linear")]
+        assert len(kernels) == 4
+        assert set(kernels) <= INT8_KERNELS
 
 
 def test_zeros_stay_exactly_zero() -> None:
@@ -361,6 +363,7 @@ def test_a_compiled_or_converted_model_is_what_it_was_made_from() -> None:
             assert torch.equal(secateur.quantize(made, [x], progress=False)(x), wanted)
 
 
+@pytest.mark.usefixtures("engine_wins")
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet"])
 def test_networks_of_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision.models")

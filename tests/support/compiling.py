@@ -12,6 +12,9 @@ from secateur._base import timing
 from secateur.engine import CompiledModel
 from torch import Tensor, nn
 
+#: What the engine calls its kernels of bytes. Which one a layer gets, its zeros and the clock decide.
+INT8_KERNELS = {"int8", "int8 dense", "int8 depthwise"}
+
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, engine: float, plain: float) -> None:
     monkeypatch.setattr(timing, "interleave", lambda forms, *_, **__: [[engine * 1e-3], [plain * 1e-3]])

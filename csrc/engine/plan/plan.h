@@ -13,8 +13,9 @@
 
 namespace secateur::engine {
 
-// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve.
-enum class Kernels { kFastest, kPlanes, kActive, kBlocks, kSquares };
+// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve. kActiveIfSparse is
+// kActive for images at most a quarter of which is not zero; the others are convolved on planes.
+enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kSquares };
 
 class Plan {
  public:

@@ -95,6 +95,9 @@ void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Ker
   choose_form(conv, !squares_alone, squares, worker, squares && !squares_alone ? budget / 2 : budget);
 }
 
+bool asks_for_lists(Kernels kernels) { return kernels == Kernels::kActive || kernels == Kernels::kActiveIfSparse; }
+double most_dense_of(Kernels kernels) { return kernels == Kernels::kActive ? 1 : 0.25; }
+
 // Lists of the input's nonzeros, or planes as they were chosen before. The arena holds what the example brought here.
 void choose_active(ActiveConvStep& conv, size_t number, const Worker& worker, double budget, Kernels kernels) {
   const ConvStep& planes = conv.planes();
@@ -102,9 +105,9 @@ void choose_active(ActiveConvStep& conv, size_t number, const Worker& worker, do
   conv.set_measured(zeros, 0, "");
   const auto candidates = conv.candidates();
   if (candidates.empty()) return;
-  if (kernels == Kernels::kActive) {
+  if (asks_for_lists(kernels)) {
     ActiveChoice c = candidates[number % candidates.size()];
-    c.most_dense = 1;
+    c.most_dense = most_dense_of(kernels);
     conv.pack(c);
     conv.set_measured(zeros, 0, "asked for");
     return;
@@ -193,14 +196,15 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
     if (active.count(&conv->op())) continue;  // was asked for
     const auto lists = conv->all_candidates();
     ActiveChoice choice;
-    if (!lists.empty() && kernels != Kernels::kPlanes && (kernels == Kernels::kActive || draws.below(3) == 0)) {
+    if (!lists.empty() && kernels != Kernels::kPlanes && (asks_for_lists(kernels) || draws.below(3) == 0)) {
       choice = draws.one_of(lists);
       // Denser images take the planes, in the middle of a batch, too.
-      choice.most_dense = kernels == Kernels::kActive ? 1 : draws.one_of<double>({0.3, 0.6, 1, 1});
+      choice.most_dense =
+          asks_for_lists(kernels) ? most_dense_of(kernels) : draws.one_of<double>({0.3, 0.6, 1, 1});
     }
     conv->pack(choice);
     conv->set_measured(-1, 0, conv->active() ? kAtRandom : "");
-    if (kernels == Kernels::kPlanes || kernels == Kernels::kActive) active[&conv->op()] = choice;
+    if (kernels == Kernels::kPlanes || asks_for_lists(kernels)) active[&conv->op()] = choice;
   }
   for (BlockConvStep* conv : block_convs_) {
     Draws draws = random_->draws(conv->name(), conv->size());
