@@ -2,7 +2,7 @@
 # package itself. They need Python 3.10-3.13, a C++20 compiler and PyPI, nothing else.
 #
 #   make demo                        prune a CNN on real digits, run it, print the table (report in out/demo)
-#   make test                        the Python tests
+#   make test                        the Python tests but the slowest, which `make slow-test` runs
 #   make lint types native-test ...  the gates of CI, one at a time (`make help` lists them)
 #
 #   PYTHON=python3.12                another interpreter for .venv
@@ -19,6 +19,7 @@ TORCH ?= torch torchvision
 OUT ?= out/demo
 ARGS ?=
 FUZZ_SECONDS ?= 60
+SEEDS ?= 1 2
 
 py := $(VENV)/bin/python
 # Test files side by side (tests/conftest.py says how many). Their threads must not spin for one another.
@@ -34,7 +35,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test bench peers engine-bench lint types format native-test sanitize tsan fuzz emulated neon werror cuda \
+.PHONY: help setup demo test slow-test random-planner bench peers engine-bench lint types format native-test sanitize tsan fuzz emulated neon werror cuda \
   abi other-torch pythons sdist check clean distclean
 
 help: ## this list
@@ -79,7 +80,10 @@ demo: setup ## prune the tutorial's CNN on real digits and run it faster (ARGS="
 	$(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
 
 test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+slow-test: setup ## the Python tests that compile C++ or start a benchmark's processes
+	$(PYTEST) -m slow $(ARGS)
 
 bench: setup ## the operators and layers against their peers, side by side
 	$(py) -m pytest benchmarks/operators $(ARGS)
@@ -152,6 +156,16 @@ neon: $(VENV)/.made-tools ## the same cross-compiled for AArch64, under qemu-use
 	cmake -S tests/native -B build/neon -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake
 	cmake --build build/neon
 	qemu-aarch64 build/neon/test_kernels
+
+# What compiles or converts models: whichever kernels are taken, these tests must pass. (Not those of random graphs: the
+# plain-torch twin runs them.)
+planned_tests = tests/engine --ignore tests/engine/test_engine_graphs.py tests/quantization tests/nn/test_convert.py \
+  tests/nn/test_sparse_layers.py tests/promises/test_numerics.py tests/promises/test_concurrency.py \
+  $(addprefix tests/checkpoint/test_checkpoint_models.py::,test_compiled test_compiled_and_quantized)
+
+random-planner: setup ## the engine's tests with kernels chosen at random instead of by the clock (SEEDS="1 2")
+	@for seed in $(SEEDS); do echo "==> SECATEUR_PLANNER=random:$$seed"; \
+	  SECATEUR_PLANNER=random:$$seed $(PYTEST) -q $(planned_tests) $(ARGS); done
 
 abi: $(VENV)/.made-lint ## the built library uses torch's stable ABI only, minimum 2.10
 	$(py) .ci/abi.py

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,27 @@ def engine_wins(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     if "real_clock" in request.fixturenames:
         return
     monkeypatch.setattr(secateur._base.timing, "interleave", lambda forms, *_, **__: [[1.0], [2.0]])
+
+
+#: Under SECATEUR_PLANNER=random:SEED the C++ planner draws among the legal kernels (csrc/engine/plan/random_planner.h).
+#: Then nothing is timed in Python either: engine or torch, sparse or dense, one kernel or another is drawn.
+PLANNER = os.environ.get("SECATEUR_PLANNER", "")
+
+
+@pytest.fixture(autouse=True)
+def _chosen_at_random(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if not PLANNER:
+        return
+    draw = random.Random(f"{PLANNER} {request.node.nodeid}").random
+
+    def interleave(contenders: Sequence[Callable[[], object]], *_: Any, **more: Any) -> list[list[float]]:
+        for run, ready in zip(contenders, more.get("prepare") or [None] * len(contenders), strict=True):
+            if ready is not None:
+                ready()
+            run()  # once: a contender that fails must fail here, as it does by the clock
+        return [[1e-3 + draw()] for _ in contenders]
+
+    monkeypatch.setattr(secateur._base.timing, "interleave", interleave)
 
 
 @pytest.fixture(autouse=True)

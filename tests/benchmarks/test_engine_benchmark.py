@@ -17,6 +17,8 @@ from benchmarks.networks import charts, contest, engines, networks, plans, quant
 
 LAYER = "conv-8-16-10-3"
 
+pytestmark = pytest.mark.slow  # its engines are processes
+
 
 def result(network="resnet50", batch=1, zeros=0.9, **ms):
     """A case as the contest gives it, with these medians."""
