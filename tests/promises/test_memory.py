@@ -58,13 +58,13 @@ def test_images_of_every_size_take_no_memory(fast: Any) -> None:
                 fast(X[:, :, :h, :w])
             layer(torch.randn(h, 384))
 
-    for _ in range(4):  # the allocator settles: 8, 6, 3, 1 MB a round were measured, then less and less
+    for _ in range(3):  # the allocator settles: 8, 6, 3, 1 MB a round were measured, then less and less
         all_sizes()
     before = resident()
-    for _ in range(3):
+    for _ in range(2):
         all_sizes()
-    # 100 sizes three times; a plan of this network has 80 kB of weights, so plans that stay would take 24 MB.
-    assert resident() - before < 10_000_000
+    # 100 sizes twice; a plan of this network has 80 kB of weights, so plans that stay would take 16 MB.
+    assert resident() - before < 8_000_000
 
 
 @pytest.mark.usefixtures("one_thread", "engine_wins")
@@ -131,49 +131,56 @@ def test_no_memory_in_refresh_leaves_the_compiled_model(fast: Any, monkeypatch: 
 
 
 LIMITED = """
-import hashlib, resource, sys, warnings, torch, secateur
+import hashlib, resource, warnings, torch, secateur
 from torch import nn
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(3000, 3000), nn.ReLU(), nn.Linear(3000, 3000)).eval()  # 36 MB each
+model = nn.Sequential(nn.Linear(2000, 2000), nn.ReLU(), nn.Linear(2000, 2000)).eval()  # 16 MB each
 secateur.prune(model, secateur.MeanStd(sparsity=0.5))
-x = torch.randn(1, 3000)
+x = torch.randn(1, 2000)
 small = nn.Sequential(nn.Linear(30, 30), nn.ReLU()).eval()
 secateur.compile(small, x[:, :30], budget=0.1), secateur.convert(small, x[:, :30])  # what is imported late
-make = {
+functions = {
     "compile": lambda: secateur.compile(model, x, budget=0.3),
     "convert": lambda: secateur.convert(model, x),
-}[sys.argv[1]]
+}
 digest = lambda t: (t.data_ptr(), hashlib.sha1(t.numpy(force=True)).hexdigest())
 state = lambda: [(name, digest(t)) for name, t in model.state_dict().items()]
-before, failures = state(), 0
+before = state()
 unlimited = resource.getrlimit(resource.RLIMIT_AS)
-for more in (5, 20, 40, 60, 80, 120, 160):
-    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + more * 2**20, unlimited[1]))
-    try:
-        made = make()
-    except (MemoryError, RuntimeError, secateur.Error) as error:
-        assert any(word in str(error) + repr(error) for word in ("memory", "MemoryError", "bad_alloc")), repr(error)
-        failures += 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, unlimited)
-    made = None
-    assert state() == before
-    assert not model[0]._forward_hooks
-assert failures
-with torch.no_grad():
-    torch.testing.assert_close(make()(x), model(x), rtol=1e-3, atol=1e-4)
-print("failed", failures, "times")
+for name, make in functions.items():
+    failures = 0
+    for more in (3, 9, 18, 27, 36, 54, 72):
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + more * 2**20, unlimited[1]))
+        try:
+            made = make()
+        except (MemoryError, RuntimeError, secateur.Error) as error:
+            assert any(word in str(error) + repr(error) for word in ("memory", "MemoryError", "bad_alloc")), repr(error)
+            failures += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        made = None
+        assert state() == before
+        assert not model[0]._forward_hooks
+    assert failures
+    with torch.no_grad():
+        torch.testing.assert_close(make()(x), model(x), rtol=1e-3, atol=1e-4)
+    print(name, "failed", failures, "times", flush=True)
 """
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_limit_on_memory(function: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, function], capture_output=True, text=True, timeout=300,
+@pytest.fixture(scope="module")
+def limited() -> subprocess.CompletedProcess[str]:
+    """One process for both functions."""
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=300,
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("failed")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_limit_on_memory(limited: subprocess.CompletedProcess[str], function: str) -> None:
+    assert f"{function} failed" in limited.stdout, limited.stderr
+    assert limited.returncode == 0 or function == "compile", limited.stderr

