@@ -12,12 +12,10 @@ using namespace secateur::engine;
 namespace {
 
 Kernels kernels_named(const std::string& name) {
-  static constexpr std::pair<const char*, Kernels> names[] = {{"fastest", Kernels::kFastest},
-                                                              {"planes", Kernels::kPlanes},
-                                                              {"active", Kernels::kActive},
-                                                              {"active if sparse", Kernels::kActiveIfSparse},
-                                                              {"blocks", Kernels::kBlocks},
-                                                              {"squares", Kernels::kSquares}};
+  static constexpr std::pair<const char*, Kernels> names[] = {
+      {"fastest", Kernels::kFastest}, {"planes", Kernels::kPlanes},
+      {"active", Kernels::kActive},   {"active if sparse", Kernels::kActiveIfSparse},
+      {"blocks", Kernels::kBlocks},   {"squares", Kernels::kSquares}};
   for (const auto& [known, kernels] : names)
     if (name == known) return kernels;
   throw py::value_error("engine: no kernels are named \"" + name + "\"");

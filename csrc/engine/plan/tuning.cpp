@@ -199,8 +199,7 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
     if (!lists.empty() && kernels != Kernels::kPlanes && (asks_for_lists(kernels) || draws.below(3) == 0)) {
       choice = draws.one_of(lists);
       // Denser images take the planes, in the middle of a batch, too.
-      choice.most_dense =
-          asks_for_lists(kernels) ? most_dense_of(kernels) : draws.one_of<double>({0.3, 0.6, 1, 1});
+      choice.most_dense = asks_for_lists(kernels) ? most_dense_of(kernels) : draws.one_of<double>({0.3, 0.6, 1, 1});
     }
     conv->pack(choice);
     conv->set_measured(-1, 0, conv->active() ? kAtRandom : "");
