@@ -35,4 +35,4 @@ def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     program = engine(lambda p, x: p.conv2d(x, weight, None, (1, 1), (0,) * 4, (1, 1), 1, -1, NONE, "conv"), [x])
     monkeypatch.setenv("SECATEUR_PLANNER", "fast")
     with pytest.raises(ValueError, match='SECATEUR_PLANNER must be "random" or "random:SEED", got "fast"'):
-        program.prepare(1, sizes([x]), 0.0)
+        program.prepare(sizes([x]), 0.0)

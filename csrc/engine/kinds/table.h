@@ -4,7 +4,9 @@
 #include <span>
 #include <string_view>
 
+#include "engine/plan/plan_builder.h"
 #include "engine/plan/planned_kind.h"
+#include "engine/plan/step_maker.h"
 
 namespace secateur::engine {
 

@@ -17,21 +17,21 @@ Plan::Plan(const Program& program, const std::vector<std::array<int64_t, 2>>& si
   shapes_ = std::move(made.shapes);
   place_stores(made.records);
   planes_floats_ = arena_floats_ = (arena_floats_ + kLanes - 1) / kLanes * kLanes;
-  StepMaker steps(*this, made, asked_for);
+  StepMaker steps(program, made, {stores_, kernels, quads}, features_, random_, asked_for, made_);
   for (const Record& record : made.records) steps.make(record);
 }
 
 int64_t Plan::scratch_floats(int64_t batch) const {
   int64_t n = 0;
-  for (const auto& step : image_steps_) n = std::max(n, step->scratch_floats(1));
-  for (const auto& step : batch_steps_) n = std::max(n, step->scratch_floats(batch));
+  for (const auto& step : made_.image) n = std::max(n, step->scratch_floats(1));
+  for (const auto& step : made_.batch) n = std::max(n, step->scratch_floats(batch));
   return n;
 }
 
 std::vector<StepReport> Plan::report() const {
   std::vector<StepReport> all;
-  for (const auto& step : image_steps_) all.push_back(step->report());
-  for (const auto& step : batch_steps_) all.push_back(step->report());
+  for (const auto& step : made_.image) all.push_back(step->report());
+  for (const auto& step : made_.batch) all.push_back(step->report());
   const double rate = load_bound_rate(kernels_);
   for (StepReport& r : all) r.floor_ms = r.multiply_adds / rate;
   return all;

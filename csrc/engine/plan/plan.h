@@ -10,12 +10,9 @@
 #include "engine/steps/step.h"
 #include "random_planner.h"
 #include "records.h"
+#include "step_maker.h"
 
 namespace secateur::engine {
-
-// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve. kActiveIfSparse is
-// kActive for images at most a quarter of which is not zero; the others are convolved on planes.
-enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kSquares };
 
 class Plan {
  public:
@@ -31,8 +28,8 @@ class Plan {
               std::map<const ConvAttributes*, ActiveChoice>& active);
 
   // Steps of one image, then those of the whole batch.
-  const Steps& image_steps() const { return image_steps_; }
-  const Steps& batch_steps() const { return batch_steps_; }
+  const Steps& image_steps() const { return made_.image; }
+  const Steps& batch_steps() const { return made_.batch; }
   const Program& program() const { return program_; }
   int64_t arena_floats() const { return arena_floats_; }
   int64_t scratch_floats(int64_t batch) const;
@@ -42,7 +39,6 @@ class Plan {
   std::vector<StepReport> report() const;
 
  private:
-  friend class StepMaker;
   void place_stores(const std::vector<Record>& records);
   void choose_by_time(double until, const std::vector<const float*>& example, Kernels kernels,
                       std::map<const ConvAttributes*, ActiveChoice>& active);
@@ -59,9 +55,9 @@ class Plan {
   std::vector<int64_t> features_;
   std::vector<std::array<int64_t, 3>> shapes_;
 
-  Steps image_steps_, batch_steps_;
-  std::vector<ActiveConvStep*> convs_;
-  std::vector<BlockConvStep*> block_convs_;
+  MadeSteps made_;
+  std::vector<ActiveConvStep*>& convs_ = made_.convs;
+  std::vector<BlockConvStep*>& block_convs_ = made_.block_convs;
   int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes, then the lists
 };
 

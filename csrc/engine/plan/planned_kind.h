@@ -1,11 +1,13 @@
 // The whole row of a kind: what a program knows of it (program/kind.h), and how a plan is made of it.
 #pragma once
 
-#include "engine/program/kind.h"
-#include "plan_builder.h"
-#include "step_maker.h"
+#include "engine/program/program.h"
 
 namespace secateur::engine {
+
+class PlanBuilder;
+class StepMaker;
+struct Record;
 
 struct PlannedKind : Kind {
   // For an image size: what comes out of the operation, and its record.

@@ -8,8 +8,8 @@
 namespace secateur::engine {
 
 void StepMaker::make(const Record& r) {
-  steps_ = &plan_.image_steps_;
-  const Op* op = r.op >= 0 ? &plan_.program_.ops()[r.op] : nullptr;
+  steps_ = &made_.image;
+  const Op* op = r.op >= 0 ? &program_.ops()[r.op] : nullptr;
   const std::string name = op ? op->name : "input";
   switch (r.kind) {
     case RecordKind::kPack: return add_framed(make_pack(shop_, "input", r.port, r.y), r.y);
@@ -20,25 +20,24 @@ void StepMaker::make(const Record& r) {
                                : make_copy(shop_, name, r.x, r.y, r.first, {}));
     case RecordKind::kOp: break;
   }
-  if (!value(op->output).planes() && !value(op->inputs[0]).planes() && !records_.in_image[r.op])
-    steps_ = &plan_.batch_steps_;
+  if (!value(op->output).planes() && !value(op->inputs[0]).planes() && !records_.in_image[r.op]) steps_ = &made_.batch;
   planned(*op).make(*this, *op, r);
 }
 
 void StepMaker::add_framed(std::unique_ptr<FramedStep> step, int y) {
-  auto frame = std::make_unique<FrameStep>(*step, plan_.stores_[y], plan_.kernels_);
+  auto frame = std::make_unique<FrameStep>(*step, shop_.stores[y], shop_.kernels);
   add(std::move(step));
   add(std::move(frame));
 }
 
 void StepMaker::add_conv(std::unique_ptr<ActiveConvStep> conv, int y) {
-  plan_.convs_.push_back(conv.get());
+  made_.convs.push_back(conv.get());
   add(std::make_unique<ActiveListStep>(*conv));
   add_framed(std::move(conv), y);
 }
 
 void StepMaker::add_conv(std::unique_ptr<BlockConvStep> conv, int y) {
-  plan_.block_convs_.push_back(conv.get());
+  made_.block_convs.push_back(conv.get());
   add_framed(std::move(conv), y);
 }
 

@@ -3,14 +3,36 @@
 
 #include <memory>
 
-#include "plan.h"
+#include "engine/program/program.h"
+#include "engine/steps/conv/active_conv.h"
+#include "engine/steps/int8/block_conv.h"
+#include "random_planner.h"
+#include "records.h"
 
 namespace secateur::engine {
 
+// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve. kActiveIfSparse is
+// kActive for images at most a quarter of which is not zero; the others are convolved on planes.
+enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kSquares };
+
+struct MadeSteps {
+  Steps image, batch;                  // of one image, then of the whole batch
+  std::vector<ActiveConvStep*> convs;  // among them: a plan chooses how these work
+  std::vector<BlockConvStep*> block_convs;
+};
+
 class StepMaker {
  public:
-  StepMaker(Plan& plan, const Records& records, Kernels asked_for)
-      : plan_(plan), records_(records), asked_for_(asked_for), shop_{plan.stores_, plan.kernels_, plan.quads_} {}
+  // All of it outlives the steps but for the records.
+  StepMaker(const Program& program, const Records& records, const Workshop& shop, const std::vector<int64_t>& features,
+            const std::optional<RandomPlanner>& random, Kernels asked_for, MadeSteps& made)
+      : program_(program),
+        records_(records),
+        shop_(shop),
+        features_(features),
+        random_(random),
+        asked_for_(asked_for),
+        made_(made) {}
   void make(const Record& record);
 
   // ---- for the kinds ----
@@ -18,10 +40,10 @@ class StepMaker {
   const Workshop& shop() const { return shop_; }
   Kernels asked_for() const { return asked_for_; }
   // Where a test wants choices at random.
-  const std::optional<RandomPlanner>& random() const { return plan_.random_; }
-  const Value& value(int v) const { return plan_.program_.values()[v]; }
-  bool is_bytes(int store) const { return store >= 0 && plan_.stores_[store].bytes; }
-  int64_t features(int v) const { return plan_.features_[v]; }
+  const std::optional<RandomPlanner>& random() const { return random_; }
+  const Value& value(int v) const { return program_.values()[v]; }
+  bool is_bytes(int store) const { return store >= 0 && shop_.stores[store].bytes; }
+  int64_t features(int v) const { return features_[v]; }
 
   // A step of one image; of rows that no planes depend on, of the whole batch.
   void add(std::unique_ptr<Step> step) { steps_->push_back(std::move(step)); }
@@ -32,11 +54,14 @@ class StepMaker {
   void add_conv(std::unique_ptr<BlockConvStep> conv, int y);
 
  private:
-  Plan& plan_;
+  const Program& program_;
   const Records& records_;
+  const Workshop shop_;
+  const std::vector<int64_t>& features_;
+  const std::optional<RandomPlanner>& random_;
   Kernels asked_for_;
-  Workshop shop_;
-  Steps* steps_ = nullptr;
+  MadeSteps& made_;
+  Steps* steps_ = nullptr;  // where those of the record at hand go
 };
 
 }  // namespace secateur::engine

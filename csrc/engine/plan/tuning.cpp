@@ -163,7 +163,7 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
     const size_t left = convs_.size() - at + block_convs_.size() - at_blocks + 1;
     return std::max(until - now(), 0.0) / static_cast<double>(left);
   };
-  for (const auto& step : image_steps_) {
+  for (const auto& step : made_.image) {
     const bool is_conv = at < convs_.size() && step.get() == convs_[at];
     if (at_blocks < block_convs_.size() && step.get() == block_convs_[at_blocks]) {
       ++at_blocks;
@@ -219,7 +219,7 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
   const Worker worker{memory.data(), memory.data() + arena_floats_};
   ExampleCall call(*this, example);
   size_t at = 0;
-  for (const auto& step : image_steps_) {
+  for (const auto& step : made_.image) {
     if (at < convs_.size() && step.get() == convs_[at]) {
       ActiveConvStep& conv = *convs_[at++];
       conv.set_measured(conv.input_zeros(worker.arena), 0, conv.active() ? kAtRandom : "");
