@@ -2,6 +2,9 @@
 
 Run by contest.py as ``python -m benchmarks.networks.worker ADAPTER THREADS OPTIONS``, in the engine's own environment.
 Whatever the engine itself prints goes to standard error.
+
+It has a clock of its own: secateur, whose timer the other benchmarks use, is not installed in every engine's
+environment, and here a turn is one process's, between those of others.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from ..realtime import realtime
 from . import adapters
 
 #: A turn begins with untimed calls, for at least this long: threads wake up, caches fill with what is the engine's.
@@ -41,25 +45,6 @@ def memory(key: str) -> float:
 def forget_peak() -> None:
     with suppress(OSError):  # where it cannot be forgotten, the peak of the loading stays in
         Path("/proc/self/clear_refs").write_text("5")
-
-
-@contextmanager
-def realtime(wanted: bool) -> Iterator[None]:
-    """Every thread of this process before all others, on a machine that has other work (Linux, needs the right to)."""
-    if not wanted:
-        yield
-        return
-
-    def schedule(policy: int, priority: int) -> None:
-        for thread in os.listdir("/proc/self/task"):
-            with suppress(ProcessLookupError):  # it ended meanwhile
-                os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
-
-    schedule(os.SCHED_FIFO, 10)
-    try:
-        yield
-    finally:
-        schedule(os.SCHED_OTHER, 0)
 
 
 def _sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:

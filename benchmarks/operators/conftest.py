@@ -1,24 +1,27 @@
 """One fixture for the whole folder: ``contest`` runs named contenders in turn and reports medians, spread and ratios.
 
 pytest-benchmark times one function until it is done, then the next: a clock that drifts, or a neighbour who wakes up,
-then decides the ratio. Here a round runs every contender once, in random order, and ratios come from the medians.
+then decides the ratio. Here the package's own timer gives every contender a turn in each round, and ratios come from
+the medians; pytest-benchmark keeps the JSON.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-import random
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from secateur._base import timing
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is run from the repository's root, not installed
+
+from benchmarks.realtime import realtime
 
 THREADS = 2
 SLOW = 0.2  # seconds: what takes longer runs in every fourth round only
@@ -53,33 +56,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--realtime", action="store_true", help="time under SCHED_FIFO: for a busy machine (Linux)")
 
 
-@contextmanager
-def _realtime(wanted: bool) -> Iterator[None]:
-    """Every thread of this process before all others: two threads that meet at a barrier otherwise wait for a slice
-    of whoever holds the second core, and medians count slices."""
-    if not wanted:
-        yield
-        return
-
-    def schedule(policy: int, priority: int) -> None:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
-
-    schedule(os.SCHED_FIFO, 10)
-    try:
-        yield
-    finally:
-        schedule(os.SCHED_OTHER, 0)
-
-
-def _time(contender: Contender) -> float:
-    if contender.prepare is not None:
-        contender.prepare()
-    start = time.perf_counter()
-    contender.call()
-    return time.perf_counter() - start
-
-
 @pytest.fixture
 def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
     """contest(contenders, goals=[...], rounds=30, skipped={name: reason}): validate, warm up, run in turn, report."""
@@ -94,22 +70,16 @@ def contest(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., dic
         for contender in contenders.values():
             if contender.check is not None:
                 contender.check()
-        warm = {name: min(_time(contender) for _ in range(2)) for name, contender in contenders.items()}
+        calls = [contender.call for contender in contenders.values()]
+        prepare = [contender.prepare for contender in contenders.values()]
+        taken: list[list[float]] = []
 
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        order = list(contenders)
-        shuffle = random.Random(0).shuffle
-        round_number = itertools.count()
+        def turns() -> None:
+            taken.extend(timing.interleave(calls, rounds, prepare=prepare, slow_s=SLOW))
 
-        def one_round() -> None:
-            now = next(round_number)
-            shuffle(order)
-            for name in order:
-                if warm[name] < SLOW or now % 4 == 0:
-                    seconds[name].append(_time(contenders[name]))
-
-        with _realtime(request.config.getoption("--realtime")):
-            benchmark.pedantic(one_round, rounds=rounds, iterations=1, warmup_rounds=0)
+        with realtime(request.config.getoption("--realtime")):
+            benchmark.pedantic(turns, rounds=1, iterations=1, warmup_rounds=0)
+        seconds = dict(zip(contenders, taken, strict=True))
 
         rows = {}
         for name, times in seconds.items():

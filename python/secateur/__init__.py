@@ -9,7 +9,7 @@ from .masks import strip
 from .nn.conversion import convert
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning.counting import sparsity
-from .pruning.criteria import Magnitude, MeanStd, Random
+from .pruning.criteria import Criterion, Magnitude, MeanStd, Random
 from .pruning.prune import prune
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
@@ -19,6 +19,7 @@ from .training.gradual import CubicSchedule, GradualPruner
 
 __all__ = [
     "ActivationSparsityLoss",
+    "Criterion",
     "CubicSchedule",
     "DistillationLoss",
     "Error",

@@ -18,10 +18,10 @@ from torch.utils import _pytree as pytree
 
 from ._base.errors import Error
 from .graph import aten as functions
+from .graph.operators import CONV2D, DROPOUT, LINEAR, MAX_POOL2D
 from .nn.quantized import Quantize, QuantizedConv2d, QuantizedLinear
 
 _OPS = "quantized_decomposed."
-_LAYERS = ("aten.conv2d.default", "aten.linear.default")
 #: ``model.meta[FP32]``: names of quantized operations that could not be mapped -> why; they compute as they did.
 FP32 = "secateur.fp32"
 
@@ -115,7 +115,7 @@ class _Translation:
             self._quantize(node)
         elif name.startswith(_OPS + "dequantize_per_tensor") and node.args[0] in self.quantized:
             self._dequantize(node)
-        elif name in _LAYERS:
+        elif _is_layer(node):
             self._layer(node)
         else:
             self._other(node)
@@ -158,11 +158,11 @@ class _Translation:
             self.env[node] = self.graph.create_node(node.op, node.target, args, kwargs, name=node.name)
             return
         made = self.env[node] = functions.emit(self.graph, node, args, kwargs)
-        if made.target in functions.KEEP_GRID:
+        if functions.keeps_grid(made):
             grids = {self.grids.get(read) for read in made.all_input_nodes}
             if len(grids) == 1 and (grid := grids.pop()) is not None:
                 self.grids[made] = grid
-        if functions.name_of(node) == "aten.dropout.default" and functions.bind(node)["train"] is False:
+        if functions.operator_of(node) is DROPOUT and functions.bind(node)["train"] is False:
             self.env[node] = args[0]
         if functions.writes(node):
             self._written(node)
@@ -292,7 +292,7 @@ class _Translation:
         shown = node.meta.get("val")
         try:
             made: QuantizedConv2d | QuantizedLinear
-            if functions.name_of(node) == "aten.linear.default":
+            if functions.operator_of(node) is LINEAR:
                 made = QuantizedLinear(*held)
             elif isinstance(shown, Tensor) and shown.dim() != 4:
                 raise _Unfit("its input is one image without a batch")
@@ -324,11 +324,16 @@ class _Translation:
         self.graph.output(values)
 
 
+def _is_layer(node: fx.Node) -> bool:
+    """A convolution or linear layer with its padding in numbers, which ATen's other overload gives as a word."""
+    return functions.operator_of(node) in (CONV2D, LINEAR) and functions.name_of(node).endswith(".default")
+
+
 def _is_lone_max_pool(node: Any) -> bool:
     """A max pool in the exported graph that nobody else reads, nor its input."""
     return (
         isinstance(node, fx.Node)
-        and functions.name_of(node) == "aten.max_pool2d.default"
+        and functions.operator_of(node) is MAX_POOL2D
         and len(node.users) == 1
         and len(node.all_input_nodes[0].users) == 1
     )

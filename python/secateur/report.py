@@ -154,6 +154,26 @@ class Report:
     def __repr__(self) -> str:
         return str(self)
 
+    def __rich__(self) -> Any:
+        """What rich prints: the table, its total set off by a rule, and the notes."""
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        cells = self._cells()  # as Text, for in a string rich takes brackets for its own
+        total = [""] * len(self.columns) if self.total is None else cells.pop()
+        table = Table(
+            title=Text(self.title), title_justify="left", title_style="bold", pad_edge=False,
+            box=box.SIMPLE_HEAD if self.total is None else box.SIMPLE, show_footer=self.total is not None,
+        )  # fmt: skip
+        for column, value in zip(self.columns, total, strict=True):
+            side: Literal["left", "right"] = "left" if column.left else "right"
+            table.add_column(Text(column.title), Text(value), justify=side, no_wrap=not column.left)
+        for values in cells:
+            table.add_row(*map(Text, values))
+        return Group(table, *(Text(f"  {note}", style="dim") for note in self.notes))
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -90,3 +91,17 @@ def test_html_escapes() -> None:
     report = Report("<t>", [Column("layer", kind="text")], [{"layer": "<a&b>"}])
     assert "&lt;a&amp;b&gt;" in report._repr_html_()
     assert "<t>" not in report._repr_html_()
+
+
+def test_rich_prints_what_the_table_says() -> None:
+    console = pytest.importorskip("rich.console").Console(width=100, record=True, file=io.StringIO())
+    columns = [Column("layer", kind="text"), Column("n", "weights", "count")]
+    rows = [{"layer": "conv [bold]", "n": 1234}, {"layer": "fc", "n": 7}]
+    console.print(Report("a [title]", columns, rows, ["see [1]"], {"layer": "total", "n": 1241}))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    words = [line for line in lines if line and not set(line[0]) <= {"─", "╶", "╴"}]
+    assert words[:3] == [["a", "[title]"], ["layer", "weights"], ["conv", "[bold]", "1,234"]]
+    assert words[3:] == [["fc", "7"], ["total", "1,241"], ["see", "[1]"]]
+    rules = [i for i, line in enumerate(lines) if line and set(line[0]) <= {"─", "╶", "╴"}]
+    assert len(rules) == 2  # under the headings, and over the total
+    assert lines[rules[1] + 1][0] == "total"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import time
 from typing import Any
@@ -238,6 +239,24 @@ def test_interleave_stops_where_it_is_clear_who_is_faster() -> None:
     assert [len(each) for each in timing.interleave([fast, slow], rounds=3, until_clear=True)] == [1, 1]
     assert [len(each) for each in timing.interleave([slow, slow], rounds=3, until_clear=True)] == [3, 3]
     assert [len(each) for each in timing.interleave([fast, slow], rounds=3)] == [3, 3]
+
+
+def test_interleave_prepares_every_call_outside_of_the_clock() -> None:
+    said: list[str] = []
+    slow = lambda: (time.sleep(0.02), said.append("ready"))  # noqa: E731
+    calls = [lambda: said.append("a"), lambda: said.append("b")]
+    (first, second) = timing.interleave(calls, rounds=3, prepare=[slow, None])
+    assert max(first) < 0.01
+    assert said.count("ready") == said.count("a") == 5  # two to warm up; never twice a turn
+    assert all(after == "a" for before, after in itertools.pairwise(said) if before == "ready")
+    assert said.count("b") > 5
+    assert len(second) == 3
+
+
+def test_interleave_gives_slow_ones_fewer_turns_and_everybody_the_least() -> None:
+    calls = [lambda: time.sleep(0.005), lambda: None]
+    assert [len(each) for each in timing.interleave(calls, rounds=9, slow_s=0.004)] == [3, 9]
+    assert [len(each) for each in timing.interleave(calls, rounds=9, budget_s=0.0, least=5)] == [5, 5]
 
 
 @pytest.mark.usefixtures("sparse_wins")

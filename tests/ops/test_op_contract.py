@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import SAMPLES, Sample
 from secateur import Error, ops
-from secateur.ops import reference
+from secateur.ops import calls, reference
 from tensors import same_bits
 from torch import Tensor
 
@@ -114,6 +114,51 @@ def test_meta_tensors_give_the_shapes_of_real_ones(name: str, sample: Sample) ->
     for a, b in zip(fake, real, strict=True):
         assert a.is_meta
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda w, m: ops.statistics_threshold(w, "a"), "statistics_threshold: k must be float, got str"),
+        (lambda w, m: ops.statistics_threshold(w, w), "statistics_threshold: k must be float, got Tensor"),
+        (lambda w, m: ops.statistics_threshold(w, 1.0, "no"), "statistics_threshold: signed must be bool, got str"),
+        (lambda w, m: ops.threshold_relu(w, w[0], "x"), "threshold_relu: max must be Optional[float], got str"),
+        (lambda w, m: ops.threshold_relu(w, None), "threshold_relu: theta must be a Tensor, got NoneType"),
+        (lambda w, m: ops.mask_unpack(m, [3.5, 2]), "mask_unpack: shape must be List[int], got [3.5, 2]"),
+        (lambda w, m: ops.sparse_values(w, m, 1.5), "sparse_values: nonzeros must be int, got float"),
+        (lambda w, m: ops.sparse_values(w, m, 2**70), f"sparse_values: nonzeros must be int, got {2**70}"),
+        (lambda w, m: ops.statistics_threshold_(w, None), "statistics_threshold_: k must be float, got NoneType"),
+    ],
+)
+def test_what_the_dispatcher_cannot_take(call: Any, message: str, grad: bool) -> None:
+    with torch.set_grad_enabled(grad), pytest.raises(Error) as caught:
+        call(torch.ones(3, 3), torch.zeros(3, 1, dtype=torch.uint8))
+    assert str(caught.value) == message
+
+
+def test_every_type_of_the_schemas_is_known() -> None:
+    kinds = {str(argument.type) for name in NAMES for argument in overload(name)._schema.arguments}
+    plain = {kind.removeprefix("Optional[").removesuffix("]") if "Optional" in kind else kind for kind in kinds}
+    assert plain == {"Tensor", *calls._FITS}
+
+
+def test_other_errors_go_through_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, mask = torch.ones(3, 3), torch.zeros(3, 1, dtype=torch.uint8)
+    for error in (
+        torch.OutOfMemoryError("mask_apply: no memory"),
+        RuntimeError("somewhere else, mask_apply: it says"),
+        NotImplementedError("mask_apply: not here"),
+    ):
+
+        def failing(*args: Any, error: RuntimeError = error) -> None:
+            raise error
+
+        failing.__name__ = "mask_apply.default"
+        failing._schema = overload("mask_apply")._schema  # type: ignore[attr-defined]
+        with pytest.raises(type(error)) as caught:
+            calls._call(failing, weight, mask)
+        assert caught.value is error
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur import Error, Magnitude, MeanStd, Random
+from secateur import Criterion, Error, Magnitude, MeanStd, Random
 from secateur.masks.layout import Layout
-from secateur.pruning.criteria import Field, counted, decide, lowest, statistics
-from secateur.pruning.patterns import Pattern, field, keep_weights, parse
+from secateur.pruning import WeightView
+from secateur.pruning.criteria.patterns import Pattern, parse
+from secateur.pruning.criteria.ranking import Field, counted, lowest, statistics
 
 ONE = Pattern(1)
 
@@ -20,11 +21,15 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def kept(weight: torch.Tensor, rule: MeanStd | Magnitude | Random, pattern: Pattern = ONE) -> torch.Tensor:
-    signed = isinstance(rule, MeanStd) and rule.of == "signed"
-    f = field(weight, None, Layout(), pattern, signed=signed, precise=isinstance(rule, MeanStd))
-    (decision,) = decide([f], ["w"], rule)
-    return keep_weights(decision.keep, None, weight.shape, Layout(), pattern)
+def view(
+    weight: torch.Tensor, pattern: Pattern = ONE, alive: torch.Tensor | None = None, name: str = "w"
+) -> WeightView:
+    return WeightView(name, weight, alive, Layout(), pattern)
+
+
+def kept(weight: torch.Tensor, rule: Criterion, pattern: Pattern = ONE) -> torch.Tensor:
+    (decision,) = rule.decide([view(weight, pattern)])
+    return decision.keep.reshape(weight.shape)
 
 
 @pytest.mark.parametrize(
@@ -115,15 +120,14 @@ def test_statistics_of_the_living() -> None:
 def test_a_solved_k_is_exact(rows: int, columns: int, sparsity: float, seed: int) -> None:
     """To within one weight, and the k found gives the same weights by the definition."""
     w = gaussian(rows, columns, seed=seed).double()
-    f = field(w, None, Layout(), ONE, signed=False, precise=True)
-    (decision,) = decide([f], ["w"], MeanStd(sparsity=sparsity))
+    (decision,) = MeanStd(sparsity=sparsity).decide([view(w)])
     zeros = int((~decision.keep).sum())
     if columns > 2:  # one weight has std 0, and two lie at z = -1 and +1 whatever they are
         assert abs(zeros - round(sparsity * w.numel())) <= 1
         assert sparsity == 1 or zeros < w.numel()
     if decision.k is not None:
         again = kept(w, MeanStd(decision.k))
-        assert torch.equal(again, decision.keep)
+        assert torch.equal(again, decision.keep.reshape(w.shape))
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,7 +165,7 @@ def test_patterns_hold(shape: list[int], block: int, sparsity: float, rule: str)
 def test_block_scores() -> None:
     """mean |w| of N channels at one tap; the last block is shorter and counts as what it is."""
     w = gaussian(2, 5, 3, 3)
-    f = field(w, None, Layout(), Pattern(2), signed=False, precise=True)
+    f = view(w, Pattern(2)).blocks()
     assert f.score.shape == (2, 3 * 9)
     scores = f.score.reshape(2, 3, 9)
     assert scores[1, 0, 4] == pytest.approx(w[1, 0:2, 1, 1].abs().mean().item())
@@ -173,14 +177,11 @@ def test_block_scores() -> None:
 def test_a_block_longer_than_the_channels_is_one_block() -> None:
     """And costs no more memory than that: 10**12 channels of padding would not fit."""
     w = gaussian(2, 5, 3, 3)
-    short, long = (field(w, None, Layout(), Pattern(n), signed=False, precise=True) for n in (5, 10**30))
-    assert torch.equal(short.score, long.score)
-    keep = short.score > short.score.median()
-    shape = w.shape
-    assert torch.equal(
-        keep_weights(keep, None, shape, Layout(), Pattern(10**30)),
-        keep_weights(keep, None, shape, Layout(), Pattern(5)),
-    )
+    short, long = (view(w, Pattern(n)) for n in (5, 10**30))
+    scores = short.blocks().score
+    assert torch.equal(scores, long.blocks().score)
+    keep = scores > scores.median()
+    assert torch.equal(short.weights(keep), long.weights(keep))
 
 
 def test_neuron_of_a_transposed_convolution() -> None:
@@ -201,12 +202,11 @@ def test_magnitude_counts_exactly_even_with_ties() -> None:
 
 def test_global_magnitude_has_one_threshold() -> None:
     small, large = gaussian(10, 10) * 0.1, gaussian(10, 10, seed=1)
-    fields = [field(w, None, Layout(), ONE, signed=False, precise=False) for w in (small, large)]
-    decisions = decide(fields, ["a", "b"], Magnitude(0.5, "global"))
+    decisions = Magnitude(0.5, "global").decide([view(small, name="a"), view(large, name="b")])
     both = torch.cat([small.reshape(-1), large.reshape(-1)]).abs()
     cut = both.kthvalue(100).values
-    assert torch.equal(decisions[0].keep, small.abs() > cut)
-    assert torch.equal(decisions[1].keep, large.abs() > cut)
+    assert torch.equal(decisions[0].keep.reshape(10, 10), small.abs() > cut)
+    assert torch.equal(decisions[1].keep.reshape(10, 10), large.abs() > cut)
     assert decisions[0].theta == decisions[1].theta
 
 
@@ -214,30 +214,29 @@ def test_sparsity_means_zeros_of_the_total() -> None:
     w = gaussian(10, 30)
     alive = w.abs() > 0.7
     gone = int((~alive).sum())
-    f = field(w, alive, Layout(), ONE, signed=False, precise=True)
     for rule in (MeanStd(sparsity=0.8), Magnitude(0.8), Random(0.8, seed=0)):
-        (decision,) = decide([f], ["w"], rule)
+        (decision,) = rule.decide([view(w, alive=alive)])
         assert abs(int((~decision.keep).sum()) - 240) <= 1
-        assert not (decision.keep & ~alive).any()
+        assert not (decision.keep.reshape(w.shape) & ~alive).any()
     for rule in (MeanStd(sparsity=0.1), Magnitude(0.1)):
-        (decision,) = decide([f], ["w"], rule)
+        (decision,) = rule.decide([view(w, alive=alive)])
         assert int((~decision.keep).sum()) == gone
         assert decision.theta is None
 
 
 def test_random_depends_on_seed_and_name_alone() -> None:
-    f = field(gaussian(6, 50), None, Layout(), ONE, signed=False, precise=False)
-    first, second = decide([f, f], ["a", "b"], Random(0.5, seed=7))
-    (again,) = decide([f], ["b"], Random(0.5, seed=7))
-    (other,) = decide([f], ["b"], Random(0.5, seed=8))
+    a, b = (view(gaussian(6, 50), name=name) for name in ("a", "b"))
+    first, second = Random(0.5, seed=7).decide([a, b])
+    (again,) = Random(0.5, seed=7).decide([b])
+    (other,) = Random(0.5, seed=8).decide([b])
     assert not torch.equal(first.keep, second.keep)
     assert torch.equal(second.keep, again.keep)
     assert not torch.equal(again.keep, other.keep)
     torch.manual_seed(3)
-    (a,) = decide([f], ["a"], Random(0.5))
+    (once,) = Random(0.5).decide([a])
     torch.manual_seed(3)
-    (b,) = decide([f], ["a"], Random(0.5))
-    assert torch.equal(a.keep, b.keep)
+    (twice,) = Random(0.5).decide([a])
+    assert torch.equal(once.keep, twice.keep)
 
 
 @pytest.mark.parametrize("text", ["2x2", "1x0", "1xN", "1x", "filter", "x4", "1x4 ", None, 4])

@@ -266,7 +266,10 @@ def test_overrides() -> None:
     assert report["head"]["pattern"] == "neuron"
     assert report["head"]["criterion"] == "Magnitude(sparsity=0.5)"
     for bad, message in [
-        ({"head": 0.5}, "a criterion in overrides must be a MeanStd, Magnitude or Random, got 0.5"),
+        (
+            {"head": 0.5},
+            "a criterion in overrides must be a MeanStd, Magnitude, Random or another secateur.Criterion, got 0.5",
+        ),
         ({"head": "2x2"}, "pattern must be"),
         ({"head": (Magnitude(0.5),)}, "overrides must map to"),
         ({3: None}, "overrides must hold names, glob patterns or module types, got 3"),
@@ -278,7 +281,10 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: secateur.prune(m, 0.5), "prune: criterion must be a MeanStd, Magnitude or Random, got 0.5"),
+        (
+            lambda m: secateur.prune(m, 0.5),
+            "prune: criterion must be a MeanStd, Magnitude, Random or another secateur.Criterion, got 0.5",
+        ),
         (lambda m: secateur.prune(m, MeanStd), r"got <class .*MeanStd'> \(write MeanStd\(...\)\)"),
         (lambda m: secateur.prune(m, MeanStd(0), pattern="2x2"), 'prune: pattern must be "1x1", "1xN" .* got \'2x2\''),
         (lambda m: secateur.prune(m, MeanStd(0), exclude=[3]), "prune: exclude must hold names"),

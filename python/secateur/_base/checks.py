@@ -24,3 +24,8 @@ def checked_number(owner: str, name: str, value: Any, low: float, high: float) -
 def checked_choice(owner: str, name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise Error(f"{owner}: {name} must be {' or '.join(repr(a) for a in allowed)}, got {value!r}")
+
+
+def names_of(names: Sequence[str], most: int = 8) -> str:
+    """The first of them, for a message, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,10 +1,12 @@
 """Side-by-side timing: contenders take turns within each round, medians are compared.
 
-On a shared machine only such ratios mean anything; a time by itself is the machine's mood.
+On a shared machine only such ratios mean anything; a time by itself is the machine's mood. The parts of one call
+(:func:`secateur.profile`, the demo's layers) cannot take turns and are clocked where they run.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,38 +22,51 @@ def interleave(
     rounds: int = 7,
     budget_s: float | None = None,
     *,
+    least: int = 3,
     until_clear: bool = False,
+    prepare: Sequence[Callable[[], object] | None] | None = None,
+    slow_s: float = math.inf,
 ) -> list[list[float]]:
     """Run every contender once a round, after two warm-up runs each; gives the seconds of each one's runs.
 
     Args:
         contenders: calls without arguments.
         rounds: how many turns each gets.
-        budget_s: stop after the round in which this much time has passed (but after three rounds at least).
+        budget_s: stop after the round in which this much time has passed.
+        least: but no sooner than after this many rounds.
         until_clear: who is fastest is all that is asked, so the second warm-up run is all where it takes the slowest
             :data:`CLEAR_S` or more and the fastest a third of that or less.
+        prepare: what runs before each call of a contender, outside of the clock (None: nothing).
+        slow_s: who takes longer has a turn in every fourth round only.
     """
-    warm, repeats = [], []
-    for run in contenders:
-        run()
+    before = [None] * len(contenders) if prepare is None else list(prepare)
+
+    def seconds(which: int, times: int = 1) -> float:
+        if (ready := before[which]) is not None:
+            ready()
         begin = time.perf_counter()
-        run()
-        warm.append(time.perf_counter() - begin)
-        repeats.append(max(1, int(SHORTEST_TURN_S / max(warm[-1], 1e-9))))
+        for _ in range(times):
+            contenders[which]()
+        return (time.perf_counter() - begin) / times
+
+    warm, repeats = [], []
+    for i in range(len(contenders)):
+        seconds(i)
+        warm.append(seconds(i))
+        # What has to be made ready for each call cannot be called again at once.
+        repeats.append(1 if before[i] is not None else max(1, int(SHORTEST_TURN_S / max(warm[-1], 1e-9))))
     if until_clear and max(warm) >= max(CLEAR_S, CLEAR * min(warm)):
         return [[seconds] for seconds in warm]
     times: list[list[float]] = [[] for _ in contenders]
     begin = time.perf_counter()
     for done in range(rounds):
-        if budget_s is not None and done >= 3 and time.perf_counter() - begin > budget_s:
+        if budget_s is not None and done >= least and time.perf_counter() - begin > budget_s:
             break
         # Every second round backwards, so that no contender always follows the same one.
         order = range(len(contenders)) if done % 2 == 0 else reversed(range(len(contenders)))
         for i in order:
-            turn = time.perf_counter()
-            for _ in range(repeats[i]):
-                contenders[i]()
-            times[i].append((time.perf_counter() - turn) / repeats[i])
+            if warm[i] < slow_s or done % 4 == 0:
+                times[i].append(seconds(i, repeats[i]))
     return times
 
 

@@ -18,11 +18,21 @@ from torch import nn
 
 from .._base.errors import Error
 from .._base.judge import Judge, checked_budget
-from ..pruning.criteria import Magnitude, MeanStd
+from ..pruning.criteria import Criterion
 from ..report import Column, Report
 from .search import search
 from .threshold_sites import Placed, place
-from .thresholds import Chosen, Granularity, Over, checked, counting, family_of, groups, prunes_nothing
+from .thresholds import (
+    Chosen,
+    Granularity,
+    Over,
+    checked,
+    counting,
+    family_of,
+    groups,
+    makes_thresholds,
+    prunes_nothing,
+)
 
 COLUMNS = (
     Column("layer", "layer", "text"),
@@ -39,7 +49,7 @@ COLUMNS = (
 def prune_activations(
     model: nn.Module,
     batches: Iterable[Any],
-    criterion: MeanStd | Magnitude | type[MeanStd] | type[Magnitude] | None = None,
+    criterion: Criterion | type[Criterion] | None = None,
     *,
     over: Over = "all",
     granularity: Granularity | None = None,
@@ -104,8 +114,9 @@ def prune_activations(
     if searching:
         allowed, judge = checked_budget(caller, max_accuracy_drop), Judge(caller, evaluate)
         family = family_of(caller, criterion)
-    elif not isinstance(criterion, MeanStd | Magnitude):
-        hint = "; without its numbers, only under max_accuracy_drop" if criterion in (None, MeanStd, Magnitude) else ""
+    elif isinstance(criterion, type) or not makes_thresholds(criterion):
+        named = criterion is None or makes_thresholds(criterion)
+        hint = "; without its numbers, only under max_accuracy_drop" if named else ""
         raise Error(f"{caller}: criterion must be MeanStd or Magnitude, got {criterion!r}{hint}")
     over, shared = checked(caller, criterion, over, granularity)
     placed = place(model, batches, exclude, progress, caller)
@@ -114,7 +125,7 @@ def prune_activations(
         found = search(model, placed, parts, family, judge, allowed, progress)
         chosen = found.chosen
     else:
-        assert isinstance(criterion, MeanStd | Magnitude)
+        assert isinstance(criterion, Criterion)
         chosen = {name: layer for part in parts.values() for name, layer in part.apply(criterion).items()}
         idle = [name for name, s in placed.sites.items() if prunes_nothing(s, chosen[name].theta)]
         if idle:

@@ -15,34 +15,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .._base.signals import held_signals
+from ..graph import operators
 from ..graph.rewritten import RewrittenModule, as_graph_module
 from ..masks import masked_parameters
 from ..nn.threshold_relu import ThresholdReLU
 from .calibration import Calibrator
 
+_LIMITS: dict[operators.Operator, float | None] = {operators.RELU: None, operators.RELU6: 6.0}
 #: what counts as a functional ReLU -> (upper clamp, works in place whatever its arguments)
 FUNCTIONS: dict[Callable[..., Any], tuple[float | None, bool]] = {
-    F.relu: (None, False),
-    torch.relu: (None, False),
-    torch.relu_: (None, True),
-    Tensor.relu: (None, False),
-    Tensor.relu_: (None, True),
-    F.relu6: (6.0, False),
+    function: (limit, writes) for row, limit in _LIMITS.items() for function, writes in operators.callables(row).items()
 }
-_METHODS = {"relu": (None, False), "relu_": (None, True)}
 
-_DROPOUTS: dict[Callable[..., Any], type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    row.functions[0]: row.modules[0]
+    for row in operators.TABLE
+    if row.kind == "dropout" and row.functions and row.modules
 }
 
 #: makes the module that replaces a ReLU: (name of the site, upper clamp, in place) -> module
@@ -184,12 +176,10 @@ def _site_name(module: nn.Module, node: fx.Node) -> str:
 
 
 def _relu_call(node: fx.Node) -> tuple[float | None, bool] | None:
-    if node.op == "call_method":
-        return _METHODS.get(str(node.target))
-    if node.op != "call_function" or node.target not in FUNCTIONS:
+    known = operators.of(node)
+    if known is None or known not in _LIMITS:
         return None
-    limit, inplace = FUNCTIONS[node.target]
-    return limit, inplace or bool(node.args[1] if len(node.args) > 1 else node.kwargs.get("inplace", False))
+    return _LIMITS[known], operators.in_place(node) or bool(known.read(node, "inplace", False))
 
 
 def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> RewrittenModule:
@@ -230,6 +220,6 @@ def _swap_dropout(module: nn.Module, node: fx.Node) -> None:
     bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     bound.apply_defaults()
     name = _free_name(module, "dropout")
-    layer = _DROPOUTS[node.target](bound.arguments["p"], bound.arguments["inplace"])  # type: ignore[index]
+    layer = _DROPOUTS[node.target](bound.arguments["p"], bound.arguments["inplace"])
     module.add_module(name, layer.train(module.training))
     node.op, node.target, node.args, node.kwargs = "call_module", name, (bound.arguments["input"],), {}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
 from .._base.judge import Judge, log
-from ..pruning.criteria import Magnitude, MeanStd
+from ..pruning.criteria import Criterion
 from ..report import Column, Report
 from .sensitivity import STEPS, Curve, measure
 from .sensitivity_report import SensitivityReport
@@ -60,7 +60,7 @@ class SearchReport(Report):
 class Found:
     """What the search ends with."""
 
-    family: type[MeanStd] | type[Magnitude]
+    family: type[Criterion]
     chosen: dict[str, Chosen]
     sensitivity: SensitivityReport
     steps: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class Found:
     def report(self, plain: Report) -> SearchReport:
         plain.title = f"activations: {self.family.__name__}, searched: accuracy may drop {100 * self.allowed:g} points"
         columns = list(plain.columns)
-        if self.family is MeanStd:
+        if self.family.activation_k:
             columns.insert(4, Column("k", "k", "number"))
         return SearchReport(plain, columns, self)
 
@@ -92,7 +92,7 @@ class _Joint:
         self,
         placed: Placed,
         parts: Mapping[str, Group],
-        family: type[MeanStd] | type[Magnitude],
+        family: type[Criterion],
         judge: Judge,
         baseline: float,
         bar: Any,
@@ -128,7 +128,7 @@ def search(
     original: nn.Module,
     placed: Placed,
     parts: Mapping[str, Group],
-    family: type[MeanStd] | type[Magnitude],
+    family: type[Criterion],
     judge: Judge,
     allowed: float,
     progress: bool,

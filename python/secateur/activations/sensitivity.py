@@ -13,7 +13,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
 from .._base.judge import Judge, log
-from ..pruning.criteria import Magnitude, MeanStd
+from ..pruning.criteria import Criterion
 from .sensitivity_report import SensitivityReport
 from .threshold_sites import Placed, place
 from .thresholds import Granularity, Group, Over, checked, family_of, groups
@@ -27,7 +27,7 @@ def activation_sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
     evaluate: Callable[[nn.Module], Any],
-    criterion: MeanStd | Magnitude | type[MeanStd] | type[Magnitude] | None = None,
+    criterion: Criterion | type[Criterion] | None = None,
     *,
     levels: Sequence[float] | None = None,
     over: Over = "all",
@@ -82,7 +82,7 @@ def _checked_levels(caller: str, levels: Any) -> list[float]:
 def measure(
     placed: Placed,
     parts: Mapping[str, Group],
-    family: type[MeanStd] | type[Magnitude],
+    family: type[Criterion],
     judge: Judge,
     baseline: float,
     levels: Sequence[float] | None,

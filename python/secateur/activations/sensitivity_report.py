@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any
 
+from .._base.drawing import RUST, STYLE, TEAL
 from .._base.errors import Error
 from ..report import Column, Report
 
@@ -55,7 +56,7 @@ class SensitivityReport(Report):
         draw(self, path)
 
 
-_LINE, _CHOSEN, _INK, _FAINT = "#0f766e", "#c2410c", "#1f2933", "#6b7785"
+_LINE, _CHOSEN = TEAL, RUST
 _KINDS = (".png", ".svg", ".pdf")
 
 
@@ -74,17 +75,9 @@ def draw(report: SensitivityReport, path: str | PathLike[str]) -> None:
     layers = report.layers
     columns = min(6, math.ceil(math.sqrt(len(layers) * 1.5)))
     lines = math.ceil(len(layers) / columns)
-    style: dict[str, Any] = {
-        "font.family": "DejaVu Sans",
+    style = STYLE | {
         "font.size": 8.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _FAINT,
-        "axes.titlelocation": "left",
         "axes.titlesize": 9,
-        "text.color": _INK,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
         "svg.fonttype": "none",  # text that can be searched
         "svg.hashsalt": "secateur",  # the same report, the same file
     }

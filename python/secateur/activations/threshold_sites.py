@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.batches import inputs_of
 from .._base.errors import Error
+from .._base.tensors import same
 from ..nn.threshold_relu import ThresholdReLU
 from ..nn.trainable_threshold import freeze_thresholds
 from .calibration import Calibrator, ChannelStatistics
@@ -102,7 +102,7 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
             _refuse(watched, caller)
         with torch.no_grad():
             got = watched.model(first.clone())
-        if _same(expected, got):
+        if same(got, expected):
             if watched.unmatched:
                 raise Error(f"{caller}: exclude must match a ReLU, got {sorted(watched.unmatched)}")
             return watched
@@ -127,21 +127,6 @@ def _refuse(watched: _Watched, caller: str) -> None:
         raise Error(f"{caller}: exclude must leave at least one ReLU, it matches all of them")
     why = "; ".join(watched.missed)
     raise Error(f"{caller}: model must compute a ReLU that can be replaced, found none" + (why and f" ({why})"))
-
-
-def _same(expected: Any, got: Any) -> bool:
-    a, b = pytree.tree_leaves(expected), pytree.tree_leaves(got)
-    if len(a) != len(b):
-        return False
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor) != isinstance(y, Tensor):
-            return False
-        # The same operations on the same data; a little room for kernels that don't sum in a fixed order (CUDA).
-        if isinstance(x, Tensor) and not (
-            x.shape == y.shape and torch.allclose(x.float(), y.float(), rtol=1e-3, atol=1e-5, equal_nan=True)
-        ):
-            return False
-    return True
 
 
 def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[str, ...], trace: bool) -> None:

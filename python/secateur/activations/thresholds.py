@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._base.errors import Error
-from ..pruning.criteria import Magnitude, MeanStd
+from ..pruning.criteria import Criterion, MeanStd
 from .calibration import ChannelStatistics, solve
 
 Over = Literal["all", "positive"]
@@ -22,22 +22,22 @@ Granularity = Literal["channel", "layer", "scalar"]
 
 
 def checked(
-    caller: str, criterion: MeanStd | Magnitude | type[MeanStd] | type[Magnitude] | None, over: Any, granularity: Any
+    caller: str, criterion: Criterion | type[Criterion] | None, over: Any, granularity: Any
 ) -> tuple[Over, Granularity]:
     """``over`` and ``granularity`` (None: what suits the rule), or an Error that says what was wrong."""
     if over not in ("all", "positive"):
         raise Error(f"{caller}: over must be 'all' or 'positive', got {over!r}")
     if granularity not in (None, "channel", "layer", "scalar"):
         raise Error(f"{caller}: granularity must be 'channel', 'layer', 'scalar' or None, got {granularity!r}")
-    if isinstance(criterion, Magnitude) and criterion.scope == "global":
+    rule = MeanStd if criterion is None else criterion
+    if rule.scope == "global":
         if granularity not in (None, "scalar"):
             raise Error(
                 f"{caller}: granularity must be 'scalar' or None with scope='global', which is one threshold for all "
                 f"layers, got {granularity!r}"
             )
         return over, "scalar"
-    magnitude = isinstance(criterion, Magnitude) or criterion is Magnitude
-    return over, granularity or ("layer" if magnitude else "channel")
+    return over, granularity or rule.activation_granularity or "channel"
 
 
 @dataclass(frozen=True)
@@ -116,35 +116,42 @@ class Group:
         """How many values would be zero, ReLU's own zeros included."""
         return sum(s.zeros_below(counting(s, thetas[name]))[0] for name, s in self.sites.items())
 
-    def apply(self, criterion: MeanStd | Magnitude) -> dict[str, Chosen]:
+    def apply(self, criterion: Criterion) -> dict[str, Chosen]:
         """The rule's thresholds for each layer."""
-        if isinstance(criterion, MeanStd):
-            k = criterion.k if criterion.k is not None else self._solve_k(float(criterion.sparsity or 0))
-            return {name: self._chosen(name, m.theta(k), k) for name, m in self.moments.items()}
-        if self.by_channel:
-            return {name: self._chosen(name, self._quantiles(name, criterion.sparsity)) for name in self.sites}
-        level = self._level(criterion.sparsity)
-        return {name: self._chosen(name, s.mean.new_tensor([level])) for name, s in self.sites.items()}
+        thetas, k = criterion.activation_thresholds(self)
+        return {name: self._chosen(name, theta, k) for name, theta in thetas.items()}
 
-    def reach(self, family: type[MeanStd] | type[Magnitude], zeros: float) -> dict[str, Chosen]:
+    def reach(self, family: type[Criterion], zeros: float) -> dict[str, Chosen]:
         """Thresholds of a family of rules under which the zeros, as a share of all values, reach ``zeros``."""
         if zeros * self.total < self.own + 0.5:  # not one value more than ReLU's own
             return {name: self._chosen(name, torch.zeros_like(s.mean)) for name, s in self.sites.items()}
-        if family is MeanStd:
-            return self.apply(MeanStd(sparsity=zeros))
-        if self.over == "positive":
-            zeros = (zeros * self.total - self.own) / max(self.total - self.own, 1)
-        return self.apply(Magnitude(min(max(zeros, 0.0), 1.0)))
+        return self.apply(family.for_activation_zeros(zeros, self))
+
+    def below_mean(self, k: float) -> dict[str, Tensor]:
+        """mean - k * std for each layer."""
+        return {name: m.theta(k) for name, m in self.moments.items()}
+
+    def lowest(self, sparsity: float) -> dict[str, Tensor]:
+        """For each layer the thresholds under which the zeros reach ``sparsity`` of the values that count."""
+        if self.by_channel:
+            return {name: self._quantiles(name, sparsity) for name in self.sites}
+        level = self._level(sparsity)
+        return {name: s.mean.new_tensor([level]) for name, s in self.sites.items()}
+
+    def share_of_counted(self, zeros: float) -> float:
+        """A share of all values as a share of those that count; below 0 or above 1 where that cannot be."""
+        return zeros if self.over == "all" else (zeros * self.total - self.own) / max(self.total - self.own, 1)
 
     def _chosen(self, name: str, theta: Tensor, k: float | None = None) -> Chosen:
         every = theta.expand(self.sites[name].channels)
         return Chosen(every.clamp_min(0).to(torch.float32).contiguous(), int((every < 0).sum()), k)
 
-    def _solve_k(self, sparsity: float) -> float:
+    def solve_k(self, sparsity: float) -> float:
         """The largest k (the fewest pruned) under which the zeros reach ``sparsity``."""
 
         def zeros(minus_k: float) -> float:
-            return self.zeros({name: chosen.theta for name, chosen in self.apply(MeanStd(k=-minus_k)).items()})
+            thetas = self.below_mean(-minus_k)
+            return self.zeros({name: self._chosen(name, theta).theta for name, theta in thetas.items()})
 
         lows, highs = [], []
         for m in self.moments.values():
@@ -206,10 +213,16 @@ def prunes_nothing(s: ChannelStatistics, theta: Tensor) -> bool:
     return bool((counting(s, theta) == 0).all())
 
 
-def family_of(caller: str, criterion: Any) -> type[MeanStd] | type[Magnitude]:
-    """The rule whose numbers are to be searched: a class, an object of it, or None for the default."""
-    if criterion is None or criterion is MeanStd or isinstance(criterion, MeanStd):
+def makes_thresholds(criterion: Any) -> bool:
+    """Whether a criterion, or a class of criteria, makes thresholds for activations."""
+    family = criterion if isinstance(criterion, type) else type(criterion)
+    return issubclass(family, Criterion) and family.activation_granularity is not None
+
+
+def family_of(caller: str, criterion: Any) -> type[Criterion]:
+    """The class whose numbers are to be searched: given as a class, an object of it, or None for the default."""
+    if criterion is None:
         return MeanStd
-    if criterion is Magnitude or isinstance(criterion, Magnitude):
-        return Magnitude
-    raise Error(f"{caller}: criterion must be MeanStd or Magnitude, got {criterion!r}")
+    if not makes_thresholds(criterion):
+        raise Error(f"{caller}: criterion must be MeanStd or Magnitude, got {criterion!r}")
+    return criterion if isinstance(criterion, type) else type(criterion)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as _EXTRA_STATE_KEY
 
 from .. import masks
+from .._base.checks import names_of
 from .._base.errors import Error
 from .._base.signals import held_signals
 from ..engine.compiled import CompiledModel
@@ -174,8 +175,8 @@ class Filling:
         tensors, target, caller = self.tensors, self.target, self.caller
         missing, unexpected = sorted(target.keys() - tensors.keys()), sorted(tensors.keys() - target.keys())
         if missing or unexpected:
-            parts = [f"the file lacks {_few(missing)}"] if missing else []
-            parts += [f"the model lacks {_few(unexpected)}"] if unexpected else []
+            parts = [f"the file lacks {names_of(missing, 5)}"] if missing else []
+            parts += [f"the model lacks {names_of(unexpected, 5)}"] if unexpected else []
             hint = ""
             for names, whose, what in (
                 (unexpected, "the file is of a quantized model", "load it into what secateur.quantize made"),
@@ -223,7 +224,3 @@ def _replace(module: nn.Module, name: str, new: Tensor) -> Tensor:
     else:
         module._buffers[name] = new
     return new
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

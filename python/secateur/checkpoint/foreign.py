@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._base.errors import Error
 from ..masks.weights import unwrapped
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape
 from .content import path_of
 from .filling import Filling
 from .tensor_files import tensors_of
@@ -186,5 +186,4 @@ def _is_sparsified(match: re.Match[str], state: Mapping[str, Tensor], caller: st
 def _is_packed(mask: Tensor, weight: Tensor | None) -> bool:
     if weight is None or mask.dtype != torch.uint8 or weight.dim() < 2:
         return False
-    rows, columns = rows_and_columns(weight.shape)
-    return tuple(mask.shape) == (rows, -(-columns // 8))
+    return tuple(mask.shape) == mask_shape(weight.shape)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .._base.errors import Error
+from ..ops.packing import mask_shape
 
 
 def checkpoint_report(path: Path) -> Any:
@@ -39,7 +41,7 @@ def checkpoint_report(path: Path) -> Any:
             other, other_bytes = other + 1, other_bytes + size
             continue
         kept = int(tensor.count_nonzero())
-        packed = tensor.shape[0] * -(-(tensor.numel() // max(tensor.shape[0], 1)) // 8) + kept * tensor.element_size()
+        packed = math.prod(mask_shape(tensor.shape)) + kept * tensor.element_size()
         rows.append(
             {
                 "layer": name,

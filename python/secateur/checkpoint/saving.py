@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ..masks.weights import unwrapped
 from . import rules
 from .content import path_of
 from .format import atomic, encode
-from .format.container import WORDS, header
+from .format.container import WORDS, header, pieces
 from .format.description import Description, name_of
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
@@ -63,7 +62,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
         model = unwrapped(copy.deepcopy(model.source))  # a look at its own packed weights would unpack them for good
     tensors, description = _packed(model, None if values is None else _NARROW[values], share)
     first, order = header(tensors, description.metadata())
-    atomic.write(place, _pieces(first, [tensors[name] for name in order]))
+    atomic.write(place, pieces(first, [tensors[name] for name in order]))
 
 
 def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[dict[str, Tensor], Description]:
@@ -120,14 +119,6 @@ def _encoded(
             said = f"save: {key}: {lost} of {nonzero} values are too small for {name_of(narrow)} and become 0"
             warnings.warn(said, UserWarning, stacklevel=4)
     return encode.packed(value, keep, narrow, share)
-
-
-def _pieces(first: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview]:
-    yield first
-    for tensor in tensors:
-        if tensor.numel():
-            flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]
 
 
 def memory_of(value: Tensor) -> tuple[Any, ...]:

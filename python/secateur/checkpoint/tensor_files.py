@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from .._base.errors import Error
+from .format import atomic
+from .format.container import DTYPES, Container, Damaged, UnknownDtype, header, opened, pieces
+from .format.description import FORMAT
 
 #: "torch": written by torch.save or torch.export.save; "safetensors": plain; "packed": written by secateur.save.
 Kind = Literal["torch", "safetensors", "packed"]
@@ -20,21 +24,26 @@ def kind_of(path: Path, caller: str) -> Kind:
     Raises:
         Error: none of the three. OSError: it cannot be opened.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from .format.description import FORMAT
-
     if not path.is_dir() and path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise Error(f"{caller}: {path} must be a file, but is a device or a pipe")
     with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
         if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
             return "torch"
+    with _container(path, caller) as container:
+        return "packed" if container.metadata.get("format") == FORMAT else "safetensors"
+
+
+@contextmanager
+def _container(path: Path, caller: str) -> Iterator[Container]:
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return "packed" if (file.metadata() or {}).get("format") == FORMAT else "safetensors"
-    except SafetensorError as error:
+        with opened(path) as container:
+            yield container
+    except UnknownDtype as reason:
+        known = ", ".join(DTYPES)
+        raise Error(f"{caller}: {path} must hold dtypes that are known here ({known}): {reason.why}") from None
+    except Damaged as reason:
         raise Error(
-            f"{caller}: {path} must be a safetensors file or a torch state_dict, it is neither ({error})"
+            f"{caller}: {path} must be a safetensors file or a torch state_dict, it is neither ({reason.why})"
         ) from None
 
 
@@ -69,6 +78,11 @@ def tensors_of(path: Path, caller: str) -> dict[str, Any]:
         raise Error(f"{caller}: {path} must be a plain checkpoint, but secateur.save wrote it: use secateur.load")
     if kind == "torch":
         return torch_tensors(path, caller)
-    from safetensors.torch import load_file
+    with _container(path, caller) as container:
+        return {name: container.read(part).reshape(part.shape) for name, part in container.parts.items()}
 
-    return dict(load_file(path))
+
+def write_plain(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """An ordinary safetensors file of dense tensors."""
+    first, order = header(tensors, {})
+    atomic.write(path, pieces(first, [tensors[name] for name in order]))

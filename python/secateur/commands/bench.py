@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -251,36 +251,45 @@ class _Form:
     difference: float = 0.0
 
 
+class _Maker(NamedTuple):
+    """How to make a form ready: the module, and the input as it takes it."""
+
+    make: Callable[[], tuple[Any, Tensor]]
+    freezing: bool = False  # torch.compile's, for as long as it compiles
+    ours: bool = False  # an error in it is one of this package
+
+
 def _forms(
     model: nn.Module, x: Tensor, inductor: bool, notes: list[str], say: Callable[[str], None]
 ) -> dict[str, _Form]:
     """Eager first. Every form is checked against it before anything is timed."""
-    makers: dict[str, Callable[[], tuple[Any, Tensor]]] = {"torch eager": lambda: (model, x)}
+    makers = {"torch eager": _Maker(lambda: (model, x))}
     if x.dim() == 4:
         last = torch.channels_last
-        makers["torch eager, channels_last"] = lambda: (
-            copy.deepcopy(model).to(memory_format=last),
-            x.contiguous(memory_format=last),
+        makers["torch eager, channels_last"] = _Maker(
+            lambda: (copy.deepcopy(model).to(memory_format=last), x.contiguous(memory_format=last))
         )
     if inductor:
-        makers["torch.compile, freezing"] = lambda: (torch.compile(copy.deepcopy(model), dynamic=False), x)
-    makers["secateur.convert"] = lambda: (convert(model, x), x)
-    makers["secateur.compile"] = lambda: (compile(model, x), x)
+        makers["torch.compile, freezing"] = _Maker(
+            lambda: (torch.compile(copy.deepcopy(model), dynamic=False), x), freezing=True
+        )
+    makers["secateur.convert"] = _Maker(lambda: (convert(model, x), x), ours=True)
+    makers["secateur.compile"] = _Maker(lambda: (compile(model, x), x), ours=True)
     forms: dict[str, _Form] = {}
     with torch.no_grad():
         expected = model(x)
-    for name, make in makers.items():
+    for name, maker in makers.items():
         say(f"batch {len(x)}: making {name}")
         begin = time.perf_counter()
         try:
-            with _freezing(name.startswith("torch.compile")):
-                module, own_x = make()
+            with _freezing(maker.freezing):
+                module, own_x = maker.make()
                 call = _call(module, own_x)
                 found = call()  # torch.compile does its work here
         except Error:
             raise
         except Exception as reason:
-            if name.startswith("secateur"):
+            if maker.ours:
                 raise
             note = f"{name} cannot run it: {type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0]}"
             if note not in notes:

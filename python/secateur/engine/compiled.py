@@ -18,6 +18,7 @@ from .._base import fork
 from .._base.errors import Error
 from .._base.modules import pruning_hooks, version_of
 from .._base.signals import keeps_grad_mode
+from .._base.tensors import clones
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
 from .architecture import check_alike, words
@@ -219,7 +220,7 @@ class CompiledModel(nn.Module):
         unit.forget_weights()
         entry = stand_in(unit) if hooks_of(source) else unit
         self.report = compile_report(unit)
-        example = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+        example = tuple(clones(args))
         return _Built(entry, unit, tuple(input_key(a, False) for a in args), example)
 
     # ---- weights ----
@@ -350,7 +351,7 @@ def _blame_example(source: nn.Module, args: tuple[Any, ...], error: Exception) -
     """An Error, if the model itself does not run on the example."""
     try:
         with torch.no_grad():
-            source(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
+            source(*clones(args))
     except Exception as own:
         raise Error(f"compile: example_input must be what the model takes: {type(own).__name__}: {own}") from error
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from .._base import timing
 from .._base.errors import Error
+from .._base.tensors import clones
 from ..report import Report
 from .reporting import (
     COLUMNS,
@@ -74,14 +76,8 @@ def profile(fast: Any, example_input: Any) -> Report:
 # ---- times ----
 
 
-def _median_ms(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    run()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return 1e3 * statistics.median(times)
+def _median_ms(run: Callable[[], Any]) -> float:
+    return 1e3 * timing.medians([run], ROUNDS)[0]
 
 
 class _Timed(fx.Interpreter):
@@ -109,7 +105,7 @@ def _profile_unit(unit: Unit, args: Sequence[Any]) -> Iterator[Row]:
     assembled = state.assembled
     timed = _Timed(assembled.module)
     for _ in range(ROUNDS):
-        timed.run(*[a.clone() if isinstance(a, Tensor) else a for a in args])
+        timed.run(*clones(args))
     for node in assembled.module.graph.nodes:
         ms = 1e3 * statistics.median(timed.times[node])
         if node.op == "call_module" and node.target in assembled.segments:

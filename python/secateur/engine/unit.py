@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from .._base.fork import Lock
 from .._base.modules import hooks_of
+from .._base.tensors import clones
 from ..graph.tracing import Untraceable, trace
 from ..graph.value_order import make_functional
 from .backends.program import Backend
@@ -157,7 +158,7 @@ class Unit:
             handles.append(segment.register_forward_pre_hook(hook))
         try:
             with torch.no_grad():
-                state.forward(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
+                state.forward(*clones(args))
         finally:
             for handle in handles:
                 handle.remove()
@@ -186,7 +187,7 @@ class Unit:
         called: set[int] = set()
         if not isinstance(module, torch.jit.ScriptModule):
             with _calls(module, called), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._own(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
+                self._own(*clones(args))
         children: list[Unit] = []
         clone = self._clone(module, "", called, children)
         forward = type(module).forward
@@ -195,7 +196,7 @@ class Unit:
             state.forward = module.forward
         if children:  # they make themselves as the example reaches them
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                state.forward(*[a.detach().clone() if isinstance(a, Tensor) else a for a in args])
+                state.forward(*clones(args))
         return state
 
     def _clone(self, module: nn.Module, name: str, called: set[int], children: list[Unit]) -> nn.Module:

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-#: Same arguments in the same order; in-place forms are looked up without their underscore.
-SAME: dict[str, Callable[..., Any]] = {
-    "aten.conv2d.default": F.conv2d, "aten.conv2d.padding": F.conv2d, "aten.linear.default": F.linear,
-    "aten.relu.default": F.relu, "aten.relu6.default": F.relu6, "aten.hardtanh.default": F.hardtanh,
-    "aten.leaky_relu.default": F.leaky_relu, "aten.hardswish.default": F.hardswish,
-    "aten.hardsigmoid.default": F.hardsigmoid, "aten.silu.default": F.silu, "aten.gelu.default": F.gelu,
-    "aten.sigmoid.default": torch.sigmoid, "aten.tanh.default": torch.tanh, "aten.clamp.default": torch.clamp,
-    "aten.clamp_min.default": torch.clamp_min, "aten.clamp_max.default": torch.clamp_max,
-    "aten.add.Tensor": torch.add, "aten.add.Scalar": torch.add, "aten.sub.Tensor": torch.sub,
-    "aten.sub.Scalar": torch.sub, "aten.mul.Tensor": torch.mul, "aten.mul.Scalar": torch.mul,
-    "aten.div.Tensor": torch.div, "aten.div.Scalar": torch.div,
-    "aten.max_pool2d.default": F.max_pool2d, "aten.avg_pool2d.default": F.avg_pool2d,
-    "aten.adaptive_avg_pool2d.default": F.adaptive_avg_pool2d, "aten.mean.dim": torch.mean,
-    "aten.flatten.using_ints": torch.flatten, "aten.view.default": torch.reshape,
-    "aten.reshape.default": torch.reshape, "aten.permute.default": torch.permute,
-    "aten.transpose.int": torch.transpose, "aten.unsqueeze.default": torch.unsqueeze,
-    "aten.squeeze.dim": torch.squeeze, "aten.squeeze.dims": torch.squeeze, "aten.chunk.default": torch.chunk,
-    "aten.split.Tensor": torch.split, "aten.split_with_sizes.default": torch.split, "aten.cat.default": torch.cat,
-    "aten.dropout.default": F.dropout, "aten.clone.default": torch.clone, "aten.pad.default": F.pad,
-}  # fmt: skip
-
-#: What moves values, picks them or leaves them out: where its inputs lie on one grid, so does its result. The relu is
-#: one of them because 0 lies on every grid.
-KEEP_GRID = {
-    F.relu, F.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze,
-    torch.chunk, torch.split, torch.cat, torch.clone, operator.getitem,
-}  # fmt: skip
-
-#: Operators whose result may be memory of their input.
-VIEWS = {
-    "flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "chunk", "split", "slice", "select",
-    "split_with_sizes", "detach", "expand", "t", "alias", "narrow", "contiguous", "unbind", "view_as", "dropout", "to",
-}  # fmt: skip
+from . import operators
+from .operators import Operator
 
 
 def bind(node: fx.Node) -> dict[str, Any]:
@@ -65,8 +33,26 @@ def writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def operator_of(node: fx.Node) -> Operator | None:
+    return operators.of_aten(name_of(node))
+
+
 def is_view(node: fx.Node) -> bool:
-    return node.target is operator.getitem or name_of(node).removeprefix("aten.").split(".")[0] in VIEWS
+    """Whether a node's result may be memory of its input, as the schema says; a dropout without effect is its input."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem
+    aliases = (argument.alias_info for argument in node.target._schema.arguments)
+    known = operator_of(node)
+    return any(a is not None and not a.is_write for a in aliases) or (known is not None and known.kind == "dropout")
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether a node of ordinary torch code gives values of the grid that its inputs lie on.
+
+    That is what moves values, picks them or leaves them out. The relu is one of them because 0 lies on every grid.
+    """
+    known = operators.of(node)
+    return known is not None and (known is operators.RELU or known.kind in ("view", "move", "copy", "concat", "pool"))
 
 
 def emit(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
@@ -75,11 +61,11 @@ def emit(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
     Args:
         node: of the exported graph; args, kwargs: its arguments in the new graph.
     """
-    name = name_of(node)
-    if writes(node) and name not in SAME:
+    name, known = name_of(node), operator_of(node)
+    if known is not None:
+        return graph.call_function(known.functions[0], args, kwargs)
+    if writes(node):
         args = (graph.call_function(torch.clone, args[:1]), *args[1:])
-    if name in SAME:
-        return graph.call_function(SAME[name], args, kwargs)
     if name == "aten.slice.Tensor" and not kwargs:
         x, dim, begin, end, step = list(args) + [0, None, None, 1][len(args) - 1 :]
         if isinstance(dim, int) and dim >= 0:

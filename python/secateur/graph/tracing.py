@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .._base.modules import hooks_of, keeps_forward
 from .._base.signals import held_signals
+from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
     MaskedLinear,
@@ -31,16 +32,10 @@ from ..nn import (
     SparseLinear,
     ThresholdReLU,
 )
+from . import operators
 
 _QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
 _OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
-_BASES = (bool, int, float, str, type(None))
-#: Functions of constants that are constants themselves: computed once, while compiling.
-_PURE = {
-    "abs", "add", "contiguous", "div", "exp", "expand", "flatten", "float", "getitem", "log", "mul", "neg", "permute",
-    "pow", "reciprocal", "reshape", "rsqrt", "sigmoid", "softplus", "sqrt", "squeeze", "sub", "tanh", "to", "transpose",
-    "truediv", "unsqueeze", "view",
-}  # fmt: skip
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
 _lock = threading.RLock()
@@ -121,7 +116,7 @@ def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
             raise Untraceable("its forward takes any number of arguments")
         if i >= len(args):
             fixed[p.name] = p.default
-        elif isinstance(args[i], _BASES):
+        elif isinstance(args[i], BASES):
             fixed[p.name] = args[i]
     return fixed
 
@@ -147,7 +142,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     examiner = _Examiner(traced)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = torch.random.get_rng_state()
-        theirs, ours = _clones(args), _clones(args)  # what is written into them counts too
+        theirs, ours = clones(args), clones(args)  # what is written into them counts too
         before_run = _versions(module)
         expected = _own_forward(module)(*theirs)
         if _versions(module) != before_run:
@@ -179,7 +174,7 @@ def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any
 
 def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
     place = [n for n in graph.nodes if n.op == "placeholder"].index(node)
-    return place < len(args) and not isinstance(args[place], _BASES)
+    return place < len(args) and not isinstance(args[place], BASES)
 
 
 def _drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
@@ -202,11 +197,6 @@ def _versions(module: nn.Module) -> list[tuple[int, int]]:
     return [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
 
 
-def _clones(args: Sequence[Any]) -> list[Any]:
-    """Copies, for the model may write over its input."""
-    return [pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, a) for a in args]
-
-
 def _plain(value: Any) -> Any:
     """The graph's code returns lists and dicts where its output node holds immutable ones."""
     if type(value) is immutable_list or type(value) is tuple or type(value) is list:
@@ -215,36 +205,6 @@ def _plain(value: Any) -> Any:
     if type(value) is immutable_dict or type(value) is dict:
         return {key: _plain(v) for key, v in value.items()}
     return value
-
-
-def same(got: Any, expected: Any) -> bool:
-    """Whether two results are alike: the same structure, tensors equal but for rounding (NaN equals NaN)."""
-    ours, our_form = pytree.tree_flatten(got)
-    theirs, their_form = pytree.tree_flatten(expected)
-    if len(ours) != len(theirs) or str(our_form) != str(their_form):
-        return False
-    return all(
-        close(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else _equal(a, b)
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    try:
-        return type(a) is type(b) and (not isinstance(a, _BASES) or a == b)
-    except Exception:
-        return False
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equal within what another order of float32 sums makes: 1e-3 of each value, 1e-4 of the largest."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    finite = b[b.isfinite()]
-    scale = float(finite.abs().amax()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
 
 
 def _name(node: fx.Node) -> str:
@@ -276,15 +236,16 @@ class _Examiner(fx.Interpreter):
             if versions[node] != [t._version for t in tensors]:
                 meta.writes.append(node)
         constants = [self.meta[node].constant is not None or _is_number(self.meta[node]) for node in inputs]
-        pure = str(getattr(n.target, "__name__", n.target)) in _PURE and n.op in ("call_function", "call_method")
+        called = operators.of(n)
+        folds = called is not None and called.folds and not operators.in_place(n)
         known = any(self.meta[node].constant is not None for node in inputs)
-        if isinstance(result, Tensor) and (n.op == "get_attr" or (pure and known and all(constants))):
+        if isinstance(result, Tensor) and (n.op == "get_attr" or (folds and known and all(constants))):
             meta.constant = result.detach()
         return result
 
 
 def _is_number(meta: Meta) -> bool:
-    return meta.shape is None and isinstance(meta.number, _BASES) and meta.number is not None
+    return meta.shape is None and isinstance(meta.number, BASES) and meta.number is not None
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -303,4 +264,4 @@ def _describe(value: Any) -> Meta:
     return Meta(number=value if simple else None)
 
 
-__all__ = ["Meta", "Traced", "Untraceable", "close", "hooks_of", "keeps_forward", "same", "trace"]
+__all__ = ["Meta", "Traced", "Untraceable", "trace"]

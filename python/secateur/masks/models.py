@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._base.errors import Error
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape
 from .buffers import SUFFIX, attach, buffer_name, check_room, detach, get_mask
 from .weights import weights_of
 
@@ -68,10 +68,10 @@ def match_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Modu
         weight = weights[key]
         if weight.problem is not None:
             raise Error(f"match_state_dict: {weight.label} cannot take a mask: {weight.problem}")
-        rows, columns = rows_and_columns(weight.value.shape)
-        if value.dtype != torch.uint8 or tuple(value.shape) != (rows, -(-columns // 8)):
+        fitting = mask_shape(weight.value.shape)
+        if value.dtype != torch.uint8 or tuple(value.shape) != fitting:
             raise Error(
-                f"match_state_dict: {key!r} must be a packed mask, uint8 [{rows}, {-(-columns // 8)}] for a weight of "
+                f"match_state_dict: {key!r} must be a packed mask, uint8 {list(fitting)} for a weight of "
                 f"{list(weight.value.shape)}, got {value.dtype} {list(value.shape)}"
             )
         check_room(weight.module, weight.parameter, weight.label, "match_state_dict")
@@ -107,10 +107,9 @@ def broadcast(model: nn.Module, source: int = 0) -> nn.Module:
         if key not in weights:
             raise Error(f"broadcast: rank {source}'s {key!r} must name a weight of the model, which has none here")
         weight = weights[key]
-        rows, columns = rows_and_columns(weight.value.shape)
         mask = get_mask(weight.module, weight.parameter) if dist.get_rank() == source else None
         if mask is None:
-            mask = torch.empty(rows, -(-columns // 8), dtype=torch.uint8, device=weight.value.device)
+            mask = torch.empty(mask_shape(weight.value.shape), dtype=torch.uint8, device=weight.value.device)
         found[key] = mask
         dist.broadcast(mask, source)
         dist.broadcast(weight.value.detach(), source)

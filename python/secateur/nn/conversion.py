@@ -16,6 +16,7 @@ from .._base import timing
 from .._base.errors import Error
 from .._base.modules import M, why_not_replaceable, with_current_weight
 from .._base.signals import keeps_grad_mode
+from .._base.tensors import close
 from ..report import Column, Report
 from .masked import MaskedConv2d, MaskedLinear
 from .quantized import QuantizedConv2d, QuantizedLinear
@@ -211,7 +212,7 @@ def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
         forward = type(module).forward
         sparse._choose_form(x)
         # What is compared must be the same: a layer that disagrees is a bug here, or an input with Inf or NaN.
-        if not torch.allclose(sparse(x), forward(module, x), rtol=1e-3, atol=1e-4 * _scale(output)):
+        if not close(sparse(x), forward(module, x)):
             layer.failed = "sparse and dense outputs differ on the example (Inf or NaN in it?)"
             return
         ms, dense_ms = timing.medians([lambda: sparse(x), lambda: forward(module, x)], _ROUNDS, _BUDGET_S)
@@ -219,11 +220,6 @@ def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
         layer.dense_ms += 1e3 * dense_ms
 
     return hook
-
-
-def _scale(output: Tensor) -> float:
-    finite = output.detach()[output.isfinite()]
-    return float(finite.abs().amax()) if finite.numel() else 0.0
 
 
 def _successor(layer: _Layer, timed: bool) -> nn.Module | None:

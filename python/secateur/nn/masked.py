@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape, rows_and_columns
 
 L = TypeVar("L", bound="_Masked")
 
@@ -45,19 +45,19 @@ class _Masked(nn.Module):
             Error: a mask of another shape or dtype.
         """
         name = type(self).__name__
-        rows, columns = rows_and_columns(self.weight.shape)
-        size = -(-columns // 8)
+        columns = rows_and_columns(self.weight.shape)[1]
+        fitting = mask_shape(self.weight.shape)
         if not isinstance(mask, Tensor):
             raise Error(f"{name}: mask must be a tensor, got {type(mask).__name__}")
         if mask.dtype == torch.bool and mask.shape == self.weight.shape:
             packed = ops.mask_pack(mask.to(self.weight.device))
-        elif mask.dtype == torch.uint8 and tuple(mask.shape) == (rows, size):
+        elif mask.dtype == torch.uint8 and tuple(mask.shape) == fitting:
             if columns % 8 and bool((mask[:, -1] >> (columns % 8)).any()):
                 raise Error(f"{name}: mask must have zeros in the unused bits of a row's last byte")
             packed = mask.detach().to(self.weight.device, copy=True)
         else:
             raise Error(
-                f"{name}: mask must be bool {list(self.weight.shape)} or packed uint8 [{rows}, {size}], "
+                f"{name}: mask must be bool {list(self.weight.shape)} or packed uint8 {list(fitting)}, "
                 f"got {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
             )
         masks.attach(self, "weight", packed)

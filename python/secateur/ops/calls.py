@@ -10,7 +10,6 @@ where the CUDA library was built, on CUDA tensors. Its plain-torch twin of the s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,27 +35,56 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
             return op(*args)
     except RuntimeError as error:
         name = op.__name__.removesuffix(".default")
-        text = str(error)
-        if f"{name}: " in text and not isinstance(error, torch.OutOfMemoryError):
-            raise Error(text[text.index(f"{name}: ") :].split("\nException raised from")[0]) from None
-        _refuse_what_the_dispatcher_could_not_take(op, name, args, text)
+        if (refusal := _refusal(name, error) or _misfit(op, name, args)) is not None:
+            raise Error(refusal) from None
         raise
 
 
-def _refuse_what_the_dispatcher_could_not_take(op: Any, name: str, args: tuple[Any, ...], text: str) -> None:
-    """Raise an Error where the call never reached the operator's own checks; looked into only after it has failed."""
+def _refusal(name: str, error: RuntimeError) -> str | None:
+    """What the operator's own checks say, if the error is theirs: one line that begins with the operator's name."""
+    line = str(error).partition("\n")[0]
+    return line if type(error) is RuntimeError and line.startswith(f"{name}: ") else None
+
+
+def _misfit(op: Any, name: str, args: tuple[Any, ...]) -> str | None:
+    """Which argument does not fit the schema, so that the dispatcher could not take it; None where all do.
+
+    Looked into only after a call has failed.
+    """
     for argument, value in zip(op._schema.arguments, args, strict=False):
         kind = str(argument.type)
-        if kind not in ("Tensor", "Optional[Tensor]") or (value is None and kind != "Tensor"):
+        plain = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
+        if value is None and plain != kind:
             continue
-        if not isinstance(value, Tensor):
-            raise Error(f"{name}: {argument.name} must be a Tensor, got {type(value).__name__}") from None
-        if value.layout != torch.strided or value.is_quantized:
+        if plain != "Tensor":
+            if not _FITS[plain](value):
+                got = repr(value) if isinstance(value, int | list) else type(value).__name__
+                return f"{name}: {argument.name} must be {kind}, got {got}"
+        elif not isinstance(value, Tensor):
+            return f"{name}: {argument.name} must be a Tensor, got {type(value).__name__}"
+        elif value.layout != torch.strided or value.is_quantized:
             layout = "a quantized one" if value.is_quantized else str(value.layout).removeprefix("torch.")
-            raise Error(f"{name}: {argument.name} must be an ordinary (strided) Tensor, got {layout}") from None
-    wrong = re.search(r"Expected a value of type '(.+?)' for argument '(\w+)' but instead found type '(.+?)'", text)
-    if wrong:
-        raise Error(f"{name}: {wrong[2]} must be {wrong[1]}, got {wrong[3]}") from None
+            return f"{name}: {argument.name} must be an ordinary (strided) Tensor, got {layout}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return hasattr(value, "__index__") and -(2**63) <= value.__index__() < 2**63
+
+
+#: What the dispatcher takes for each type of our schemas. Where it takes less than is said here, its own error stays.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "float": _is_number,
+    "bool": _is_number,
+    "int": _is_integer,
+    "List[int]": lambda value: isinstance(value, Sequence) and all(map(_is_integer, value)),
+}
 
 
 def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:

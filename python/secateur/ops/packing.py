@@ -11,3 +11,9 @@ def rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
     if len(shape) == 0:
         return 1, 1
     return int(shape[0]), math.prod(int(s) for s in shape[1:])
+
+
+def mask_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """The packed mask of a tensor of this shape: ``(rows, bytes of a row)``."""
+    rows, columns = rows_and_columns(shape)
+    return rows, -(-columns // 8)

@@ -1,7 +1,18 @@
 """Weights that are pruned: criteria, patterns, which weights they apply to, and the report."""
 
 from .counting import sparsity
-from .criteria import Magnitude, MeanStd, Random
+from .criteria import Criterion, Decision, Inputs, Magnitude, MeanStd, Random, WeightView, drop_lowest
 from .prune import prune
 
-__all__ = ["Magnitude", "MeanStd", "Random", "prune", "sparsity"]
+__all__ = [
+    "Criterion",
+    "Decision",
+    "Inputs",
+    "Magnitude",
+    "MeanStd",
+    "Random",
+    "WeightView",
+    "drop_lowest",
+    "prune",
+    "sparsity",
+]

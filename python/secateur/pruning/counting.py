@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from .. import masks
 from ..masks.weights import Weight, unwrapped, weights_of
 from ..nn.quantized import QuantizedConv2d, QuantizedLinear
-from ..ops.packing import rows_and_columns
+from ..ops.packing import mask_shape, rows_and_columns
 from ..report import WEIGHT_COLUMNS, Report
-from .targets import Task
+from .outcome import Pruned
 
 
 def sparsity(model: nn.Module) -> Report:
@@ -41,17 +42,22 @@ def sparsity(model: nn.Module) -> Report:
 def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
     """Bytes of a bit mask and the values that are kept; never more than dense, which is then what is stored."""
     rows, columns = rows_and_columns(shape)
-    return min(rows * columns * itemsize, rows * -(-columns // 8) + kept * itemsize)
+    return min(rows * columns * itemsize, math.prod(mask_shape(shape)) + kept * itemsize)
 
 
-def row_of(weight: Weight, task: Task | None = None) -> dict[str, Any]:
-    row = counted(weight.label, weight.module, weight.value, None if task is None else task.zeros)
+def row_of(weight: Weight, pruned: Pruned | None = None) -> dict[str, Any]:
+    row = counted(weight.label, weight.module, weight.value, None if pruned is None else pruned.zeros)
     known = masks.masked_parameters(weight.module).get(weight.parameter)
     if known is not None:
         row |= {"theta_min": known[0], "theta_mean": known[1], "theta_max": known[2]}
-    if task is not None:
-        pruned = row["zeros"] - task.gone
-        row |= {"pruned": pruned, "k": task.k, "criterion": repr(task.rule), "pattern": str(task.pattern)}
+    if pruned is not None:
+        target = pruned.target
+        row |= {
+            "pruned": row["zeros"] - pruned.gone,
+            "k": pruned.k,
+            "criterion": repr(target.criterion),
+            "pattern": str(target.pattern),
+        }
     return row
 
 

@@ -16,14 +16,13 @@ from torch.optim.optimizer import Optimizer
 from .. import masks, ops
 from .._base.errors import Error
 from ..masks.optimizer_hooks import clear_state
-from ..masks.weights import Entry, Weight, take_over
-from ..ops.packing import rows_and_columns
+from ..masks.weights import Entry, take_over
 from ..report import WEIGHT_COLUMNS, Report
-from . import patterns
 from .counting import row_of, total_of
-from .criteria import Criterion, Decision, Field, Magnitude, MeanStd, Random, decide
-from .patterns import Pattern
-from .targets import Override, Task, names_of, plan
+from .criteria import Criterion
+from .decide import Verdict, bias_of, decide
+from .outcome import Pruned, outcome
+from .targets import Override, plan
 
 
 def prune(
@@ -35,6 +34,7 @@ def prune(
     include: Iterable[Entry] | Entry = (),
     overrides: Mapping[Any, Override] | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    data: Iterable[Any] | None = None,
 ) -> Report:
     """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
 
@@ -51,7 +51,7 @@ def prune(
 
     Args:
         model: any module, a bare layer included.
-        criterion: :class:`MeanStd`, :class:`Magnitude` or :class:`Random`.
+        criterion: :class:`MeanStd`, :class:`Magnitude`, :class:`Random` or another :class:`secateur.Criterion`.
         pattern: ``"1x1"`` zeros anywhere; ``"1xN"``, such as ``"1x4"``, blocks of N consecutive input channels at one
             kernel tap; ``"neuron"`` whole output units (their biases stay).
         exclude: layers to leave alone, by name (of a layer, a weight, or a module around it), glob pattern or type.
@@ -59,19 +59,21 @@ def prune(
         overrides: another criterion, pattern (``"1x4"``), ``(criterion, pattern)`` or None (leave alone) for some
             layers. A name counts more than a glob pattern, that more than a type; among equals the last counts.
         optimizer: the optimizer (or several) that goes on training the model: its momentum of pruned weights is zeroed.
+        data: batches of inputs, for a criterion that needs to know the inputs of its layers, else None: tensors, or
+            tuples or lists that start with one. Gone through once, in evaluation mode.
 
     Returns:
         A report, one row a weight: layer, shape, weights, zeros, theta over the neurons, bytes dense and packed.
 
     Raises:
         Error: a bad argument, an entry that names no layer, a layer that cannot hold a mask, weights that are NaN or
-            infinite. The model is then exactly as it was.
+            infinite, a criterion whose decision does not fit. The model is then exactly as it was.
 
     Warns:
         UserWarning: a rule that prunes nothing, a layer emptied whole, a share of zeros not reached, a tied weight, a
             layer that cannot be pruned, MultiheadAttention's ``out_proj``. The report's notes repeat it.
     """
-    report, said = prune_quietly(model, criterion, pattern, exclude, include, overrides, optimizer)
+    report, said = prune_quietly(model, criterion, pattern, exclude, include, overrides, optimizer, data)
     for text in said:
         warnings.warn(f"prune: {text}", UserWarning, stacklevel=2)
     return report
@@ -85,18 +87,18 @@ def prune_quietly(
     include: Iterable[Entry] | Entry,
     overrides: Mapping[Any, Override] | None,
     optimizer: Optimizer | Sequence[Optimizer] | None,
+    data: Iterable[Any] | None = None,
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with what is to be warned about returned instead."""
     optimizers = _check_optimizers(optimizer)
-    tasks, said, notes = plan(model, criterion, pattern, exclude, include, overrides)
+    targets, said, notes = plan(model, criterion, pattern, exclude, include, overrides)
     with torch.no_grad():
-        _decide(tasks)
-        for task in tasks:  # from here on nothing that the caller did can fail
-            _write(task)
-        said += _clear(optimizers, tasks)
-    said += _outcome(tasks)
-    notes += [note for task in tasks for note in task.notes]
-    rows = [row_of(task.weight, task) for task in tasks]
+        verdicts = decide(model, targets, data)
+        pruned = [_write(verdict) for verdict in verdicts]  # from here on nothing that the caller did can fail
+        said += _clear(optimizers, pruned)
+    said += outcome(pruned)
+    notes += [note for one in pruned for note in one.notes]
+    rows = [row_of(one.target.weight, one) for one in pruned]
     return Report(
         f"prune: {criterion!r}, pattern {pattern}", WEIGHT_COLUMNS, rows, [*said, *notes], total_of(rows)
     ), said
@@ -111,101 +113,29 @@ def _check_optimizers(optimizer: Any) -> list[Optimizer]:
     return given
 
 
-def _decide(tasks: list[Task]) -> None:
-    """Look at every weight and fill in the tasks' masks; the fused tasks' come with the writing."""
-    fields: dict[int, Field] = {}
-    pools: dict[Any, list[Task]] = {}
-    for task in tasks:
-        value = task.weight.value
-        # Through a sum first: one pass without a bool tensor (NaN and Inf survive it; a finite sum may still overflow).
-        if not bool(torch.isfinite(value.sum(dtype=torch.float64))) and not bool(torch.isfinite(value).all()):
-            raise Error(f"prune: {task.label} must hold finite weights, got {_first_bad(value)}")
-        rule = task.rule
-        task.alive = _alive(task.weight)
-        task.gone = 0 if task.alive is None else value.numel() - int(task.alive.sum())
-        if isinstance(rule, MeanStd) and rule.k is not None:
-            task.fused = task.alive is None and task.pattern.block == 1 and not task.weight.layout.groups
-            zeros = 0 if task.alive is not None else int((value == 0).sum())
-            if zeros:
-                task.gone = zeros
-                task.notes.append(
-                    f"{task.label} held {zeros:,} zeros without a mask: they count as weights in its mean and std "
-                    "(secateur.masks.adopt makes them count as pruned)"
-                )
-            if task.fused:
-                continue
-        elif task.alive is None and bool((value == 0).any()):
-            # A share of zeros means zeros of the total, whoever made them.
-            task.alive = value != 0
-            task.gone = value.numel() - int(task.alive.sum())
-        whole = isinstance(rule, Random) and rule.unit == "neuron"
-        if whole:
-            task.pattern = Pattern(0)
-        signed = isinstance(rule, MeanStd) and rule.of == "signed"
-        fields[id(task)] = patterns.field(
-            value, task.alive, task.weight.layout, task.pattern, signed=signed, precise=isinstance(rule, MeanStd)
-        )
-        task.step = fields[id(task)].largest
-        pooled = isinstance(rule, Magnitude) and rule.scope == "global"
-        if pooled:
-            pools.setdefault(rule, []).append(task)
-        else:  # decide now, so that only one layer's scores are in memory
-            _settle([task], decide([fields.pop(id(task))], [task.weight.key], rule))
-    for rule, pool in pools.items():
-        _settle(pool, decide([fields.pop(id(t)) for t in pool], [t.weight.key for t in pool], rule))
-
-
-def _settle(tasks: Sequence[Task], decisions: Sequence[Decision]) -> None:
-    for task, decision in zip(tasks, decisions, strict=True):
-        shape = task.weight.value.shape
-        keep = patterns.keep_weights(decision.keep, task.alive, shape, task.weight.layout, task.pattern)
-        task.mask = ops.mask_pack(keep)
-        task.theta, task.k = decision.theta, decision.k
-
-
-def _first_bad(value: Tensor) -> str:
-    bad = (~torch.isfinite(value)).nonzero()
-    where = [int(i) for i in bad[0]]
-    return f"{float(value[tuple(where)])} at {where} ({len(bad)} such)"
-
-
-def _alive(weight: Weight) -> Tensor | None:
-    """What earlier pruning left, by our mask or torch.nn.utils.prune's; None where there was none."""
-    if weight.foreign is not None:
-        return weight.foreign.to(torch.bool)
-    mask = masks.get_mask(weight.module, weight.parameter)
-    if mask is None:
-        return None
-    value = weight.value
-    rows, columns = rows_and_columns(value.shape)
-    if tuple(mask.shape) != (rows, -(-columns // 8)):
-        raise Error(
-            f"prune: the mask of {weight.label} must be [{rows}, {-(-columns // 8)}] to fit its weight "
-            f"{list(value.shape)}, got {list(mask.shape)}"
-        )
-    return ops.mask_unpack(mask.to(value.device), value.shape)
-
-
-def _write(task: Task) -> None:
-    """Zero the weight, give it its mask, count."""
-    weight = task.weight
+def _write(verdict: Verdict) -> Pruned:
+    """Write what was decided, give the weight its mask, count."""
+    target, weight, notes = verdict.target, verdict.target.weight, list(verdict.notes)
     if weight.foreign is not None:
         take_over(weight)
-        task.notes.append(f"{task.label}: took over the mask of torch.nn.utils.prune and removed its hook")
+        notes.append(f"{target.label}: took over the mask of torch.nn.utils.prune and removed its hook")
     value = weight.value
-    if task.fused:
-        rule = task.rule
-        assert isinstance(rule, MeanStd)
-        assert rule.k is not None
-        task.k = rule.k
-        task.mask, task.theta = ops.statistics_threshold_(value.detach(), rule.k, rule.of == "signed")
+    if verdict.fused is not None:
+        mask, theta, k = verdict.fused(value.detach())
     else:
-        assert task.mask is not None
-        ops.mask_apply_(value.detach(), task.mask)
-    theta = _summary(task.theta)
+        assert verdict.mask is not None
+        mask, theta, k = verdict.mask, verdict.theta, verdict.k
+        if verdict.values is not None:
+            value.detach().copy_(verdict.values)
+        ops.mask_apply_(value.detach(), mask)
+    if verdict.bias is not None:
+        bias = bias_of(weight)
+        assert bias is not None
+        bias.detach().copy_(verdict.bias)
     for module, parameter in weight.places:
-        masks.attach(module, parameter, task.mask, theta, fresh=True)
-    task.zeros = int((value == 0).sum())
+        masks.attach(module, parameter, mask, _summary(theta), fresh=True)
+    zeros = int((value == 0).sum())
+    return Pruned(target, mask, zeros, verdict.gone, verdict.step, k, tuple(notes))
 
 
 def _summary(theta: Tensor | None) -> masks.Theta | None:
@@ -218,54 +148,15 @@ def _summary(theta: Tensor | None) -> masks.Theta | None:
     return float(known.min()), float(known.mean()), float(known.max())
 
 
-def _clear(optimizers: Sequence[Optimizer], tasks: Sequence[Task]) -> list[str]:
+def _clear(optimizers: Sequence[Optimizer], pruned: Sequence[Pruned]) -> list[str]:
     said = []
     for optimizer in optimizers:
         pairs = [
-            (held, task.mask)
-            for task in tasks
-            for module, parameter in task.weight.places
-            if task.mask is not None and (held := module._parameters[parameter]) is not None
+            (held, one.mask)
+            for one in pruned
+            for module, parameter in one.target.weight.places
+            if (held := module._parameters[parameter]) is not None
         ]
         if not clear_state(optimizer, pairs):
             said.append(f"optimizer= was given a {type(optimizer).__name__} that holds none of the pruned weights")
     return said
-
-
-def _outcome(tasks: Sequence[Task]) -> list[str]:
-    """What must not go unsaid about the result."""
-    said = []
-    nothing = [t for t in tasks if t.zeros <= t.gone and not _pooled(t)]
-    for rule in dict.fromkeys(t.rule for t in nothing):
-        names = [t.label for t in nothing if t.rule == rule]
-        if isinstance(rule, MeanStd) and rule.k is not None:
-            why = "no weight lies below theta = mean - k * std (a lower k prunes more; sparsity= solves k for you)"
-        elif all(t.gone >= round((rule.sparsity or 0) * t.weight.value.numel()) for t in nothing if t.rule == rule):
-            why = "that many zeros are there already"
-        else:
-            why = "its weights tie, or each neuron's are all alike (std 0), which keeps them"
-        said.append(f"{rule!r} pruned nothing in {names_of(names)}: {why}")
-    pools: dict[Any, list[Task]] = {}
-    for task in tasks:
-        if _pooled(task):
-            pools.setdefault(task.rule, []).append(task)
-    for rule, pool in pools.items():
-        if all(t.zeros <= t.gone for t in pool):
-            said.append(f"{rule!r} pruned nothing: that many zeros are there already")
-    empty = [t.label for t in tasks if t.zeros == t.weight.value.numel()]
-    if empty:
-        said.append(f"no weight is left in {names_of(empty)}: emptied whole, its output is its bias alone")
-    missed = []
-    for task in tasks:
-        share, total = task.rule.sparsity, task.weight.value.numel()
-        if share is None or _pooled(task) or task.label in empty:
-            continue
-        if task.zeros > task.gone and abs(task.zeros - round(share * total)) > task.step:
-            missed.append(f"{task.label} has {100 * task.zeros / total:.1f} %, not {100 * share:.1f} %")
-    if missed:
-        said.append(f"{names_of(missed)}: weights that tie, or neurons of equal weights, go or stay together")
-    return said
-
-
-def _pooled(task: Task) -> bool:
-    return isinstance(task.rule, Magnitude) and task.rule.scope == "global"

@@ -1,44 +1,41 @@
-"""Which weights are pruned by which rule: ``exclude``, ``include`` and ``overrides`` made into a list of tasks."""
+"""Which weights are pruned by which rule: ``exclude``, ``include`` and ``overrides`` made into a list of targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .. import masks
+from .._base.checks import checked_number, names_of
 from .._base.errors import Error
 from ..masks.weights import Entry, Weight, check_entries, match, matches, unknown_weights, weights_of
-from . import patterns
-from .criteria import Criterion, Magnitude, MeanStd, Random
-from .patterns import Pattern
+from .criteria import Criterion, patterns
+from .criteria.base import NEEDS, SCOPES, share_of
+from .criteria.patterns import Pattern
 
 #: What an override may say of the layers that its key names.
 Override = Criterion | str | tuple[Criterion, str] | None
 
 
-@dataclass
-class Task:
-    """One weight on its way through :func:`prune`."""
+@dataclass(frozen=True)
+class Target:
+    """One weight to prune, and by what."""
 
     weight: Weight
-    rule: Criterion
+    criterion: Criterion
     pattern: Pattern
-    alive: Tensor | None = None  # bool, the weight's shape; None: every weight lives
-    gone: int = 0  # weights that were zero before
-    fused: bool = False  # the in-place operator decides and writes in one pass
-    step: int = 1  # the most weights that go together
-    k: float | None = None
-    theta: Tensor | None = None  # [R]
-    mask: Tensor | None = None  # packed
-    zeros: int = 0  # afterwards
-    notes: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
         return self.weight.label
+
+    @property
+    def pooled(self) -> bool:
+        """Decided together with the other weights of its criterion."""
+        return self.criterion.scope == "global"
 
 
 def plan(
@@ -48,11 +45,11 @@ def plan(
     exclude: Iterable[Entry] | Entry,
     include: Iterable[Entry] | Entry,
     overrides: Mapping[Any, Override] | None,
-) -> tuple[list[Task], list[str], list[str]]:
+) -> tuple[list[Target], list[str], list[str]]:
     """Which weights are pruned by which rule; what must be warned about; what is only noted."""
-    _check_rule(criterion, "criterion")
+    check_criterion(criterion, "criterion")
     default = patterns.parse(pattern)
-    _check_pair(criterion, default)
+    rule = (criterion, criterion.pattern_for(default))
     weights = weights_of(model)
     if not weights:
         raise Error(f"prune: model must hold a layer that can be pruned, got a {type(model).__name__} without any")
@@ -92,7 +89,7 @@ def plan(
                 names = ", ".join(each.label for each in (w, *w.aliases))
                 said.append(f"{names} are one tied weight: excluding one leaves it alone under every name")
 
-    tasks = []
+    targets = []
     for w in weights:
         if id(w) not in wanted:
             if not w.default and not w.aliases:
@@ -109,11 +106,11 @@ def plan(
         if w.aliases:
             names = ", ".join(each.label for each in (w, *w.aliases))
             said.append(f"{names} are one tied weight: it is pruned once, and all of them change")
-        tasks.append(Task(w, *rules.get(id(w), (criterion, default))))
-    if not tasks:
+        targets.append(Target(w, *rules.get(id(w), rule)))
+    if not targets:
         why = f": {'; '.join(said)}" if said else ""
         raise Error(f"prune: exclude and overrides must leave a layer to prune, but none is left{why}")
-    bypassed = [t.label for t in tasks if _is_out_proj(t.weight)]
+    bypassed = [t.label for t in targets if _is_out_proj(t.weight)]
     if bypassed:
         said.append(
             f"{names_of(bypassed)}: MultiheadAttention reads this weight without calling the layer. The zeros count "
@@ -124,7 +121,7 @@ def plan(
         said.append(f"{names_of(quantized)}: quantized already, left as it is; prune before quantizing")
     if other:
         notes.append(f"not pruned, for their layer types are unknown here: {names_of(other)}")
-    return tasks, said, notes
+    return targets, said, notes
 
 
 def _is_out_proj(weight: Weight) -> bool:
@@ -132,15 +129,22 @@ def _is_out_proj(weight: Weight) -> bool:
     return isinstance(around, nn.MultiheadAttention) and around.out_proj is weight.module
 
 
-def _check_rule(rule: Any, argument: str) -> None:
-    if not isinstance(rule, MeanStd | Magnitude | Random):
-        hint = f" (write {rule.__name__}(...))" if isinstance(rule, type) else ""
-        raise Error(f"prune: {argument} must be a MeanStd, Magnitude or Random, got {rule!r}{hint}")
-
-
-def _check_pair(rule: Criterion, pattern: Pattern) -> None:
-    if isinstance(rule, Random) and rule.unit == "neuron" and pattern.block > 1:
-        raise Error(f'prune: pattern must be "1x1" or "neuron" for {rule!r}, which drops neurons, got "{pattern}"')
+def check_criterion(criterion: Any, argument: str, caller: str = "prune") -> None:
+    if not isinstance(criterion, Criterion):
+        hint = f" (write {criterion.__name__}(...))" if isinstance(criterion, type) else ""
+        raise Error(
+            f"{caller}: {argument} must be a MeanStd, Magnitude, Random or another secateur.Criterion, got "
+            f"{criterion!r}{hint}"
+        )
+    if type(criterion).decide is Criterion.decide:
+        raise Error(f"{caller}: {argument} must define decide(pool), which {type(criterion).__name__} does not")
+    name = type(criterion).__name__
+    if criterion.scope not in SCOPES:
+        raise Error(f"{caller}: {name}.scope must be 'layer', 'row' or 'global', got {criterion.scope!r}")
+    if criterion.needs not in NEEDS:
+        raise Error(f"{caller}: {name}.needs must be None, 'norms' or 'gram', got {criterion.needs!r}")
+    if share_of(criterion) is not None:
+        checked_number(f"{caller}: {name}", "sparsity", share_of(criterion), 0, 1)
 
 
 def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criterion, Pattern]:
@@ -152,10 +156,19 @@ def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criteri
         rule, pattern = override[0], patterns.parse(override[1])
     else:
         rule = override
-    _check_rule(rule, "a criterion in overrides")
-    _check_pair(rule, pattern)
-    return rule, pattern
+    check_criterion(rule, "a criterion in overrides")
+    return rule, rule.pattern_for(pattern)
 
 
-def names_of(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def by_criterion(targets: Iterable[Target]) -> list[list[Target]]:
+    """Those whose criteria are equal together, in the order of the first."""
+    pools: dict[Any, list[Target]] = {}
+    for target in targets:
+        criterion = target.criterion
+        try:
+            hash(criterion)
+            key: Any = criterion
+        except TypeError:  # a dataclass that is not frozen, say: equal only to itself
+            key = id(criterion)
+        pools.setdefault(key, []).append(target)
+    return list(pools.values())

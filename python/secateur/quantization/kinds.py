@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from ..graph import operators
 from ..graph.tracing import Meta
-from ..nn import ThresholdReLU
 
 #: How a node's output comes from its inputs. "layer": a sum of products; "unary": one value from one value; "add" and
 #: "binary": one from two; "average": a mean of several; "move": the same values in another place; "pool": the largest
 #: of several; "concat"; "input"; "output"; "size": no tensor; "real": anything else.
 Kind = str
 
-_UNARY_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.GELU, nn.ELU,
-    nn.LeakyReLU, nn.PReLU, nn.Softplus, nn.Mish, nn.BatchNorm1d, nn.BatchNorm2d, ThresholdReLU,
-)  # fmt: skip
-_MOVE_MODULES = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity, nn.Flatten, nn.Unflatten,
-    nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d,
-)  # fmt: skip
-_POOL_MODULES = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
-_AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-
-_UNARY = {
-    "relu", "relu6", "hardtanh", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "elu", "leaky_relu",
-    "prelu", "softplus", "mish", "batch_norm", "clamp", "neg", "abs", "square",
+#: What the operations of the table do to values on a grid, where their arguments leave no question.
+_KINDS: dict[operators.Kind, Kind] = {
+    "unary": "unary", "norm": "unary", "average": "average", "view": "move", "move": "move", "copy": "move",
+    "dropout": "move", "pool": "pool", "concat": "concat", "add": "add", "binary": "binary",
 }  # fmt: skip
-_MOVE = {
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "flatten", "reshape", "view",
-    "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "getitem", "chunk", "split", "unbind", "expand",
-    "clone", "detach", "movedim", "narrow", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapaxes", "tile",
-}  # fmt: skip
-_POOL = {"max_pool2d", "max_pool2d_with_indices", "boolean_dispatch", "adaptive_max_pool2d"}
-_AVERAGE = {"avg_pool2d", "adaptive_avg_pool2d", "mean"}
-_ADD: set[Any] = {operator.add, operator.iadd, torch.add, "add"}
-_BINARY: set[Any] = {
-    operator.mul, operator.imul, torch.mul, "mul", operator.sub, operator.isub, torch.sub, "sub",
-    operator.truediv, torch.div, "div", torch.maximum, torch.minimum, *_ADD,
-}  # fmt: skip
-_CONCAT: set[Any] = {torch.cat, torch.concat, torch.concatenate}
-_MAX_POOLS = {F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d}
 
 
 def kind_of(node: fx.Node, meta: Mapping[fx.Node, Meta], modules: Mapping[str, nn.Module], layers: Any) -> Kind:
@@ -67,45 +40,41 @@ def kind_of(node: fx.Node, meta: Mapping[fx.Node, Meta], modules: Mapping[str, n
 
 
 def _module_kind(module: nn.Module) -> Kind:
-    if "forward" in vars(module):
+    known = operators.of_module(module)
+    if known is None or getattr(module, "return_indices", False):
         return "real"
-    for kind, classes in (
-        ("unary", _UNARY_MODULES),
-        ("move", _MOVE_MODULES),
-        ("pool", _POOL_MODULES),
-        ("average", _AVERAGE_MODULES),
-    ):
-        if type(module) in classes:
-            return "real" if getattr(module, "return_indices", False) else kind
-    return "real"
+    if known is operators.PAD:
+        return _pad_kind("constant", module.value)
+    return _KINDS.get(known.kind, "real")
 
 
 def _call_kind(node: fx.Node, meta: Mapping[fx.Node, Meta]) -> Kind:
-    name = str(getattr(node.target, "__name__", node.target)).rstrip("_")
-    target = node.target if node.op == "call_function" else name
-    if target in _CONCAT:
-        return "concat"
-    if target in _BINARY:
+    known = operators.of(node)
+    if known is None:
+        return "real"
+    kind = _KINDS.get(known.kind, "real")
+    operands = tensors_of(node, meta)
+    if kind in ("add", "binary"):
         if node.kwargs.get("alpha", 1) != 1 or "rounding_mode" in node.kwargs:
             return "real"
-        operands = tensors_of(node, meta)
-        if len(operands) == 2:
-            return "add" if target in _ADD else "binary"
-        return "unary" if len(operands) == 1 else "real"
-    if target in _MAX_POOLS or (node.op == "call_function" and name in _POOL):
+        return kind if len(operands) == 2 else "unary" if len(operands) == 1 else "real"
+    if kind == "pool":
         return "real" if node.kwargs.get("return_indices") else "pool"
-    if name == "pad":
-        mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
-        return "move" if mode == "constant" and not value else "real"
-    for kind, names in (("unary", _UNARY), ("move", _MOVE), ("average", _AVERAGE)):
-        if name in names:
-            # A mean, a split or a square root of what is no value on its way through the network is not ours.
-            return kind if tensors_of(node, meta) else "real"
-    return "real"
+    if known is operators.PAD:
+        return _pad_kind(known.read(node, "mode", "constant"), known.read(node, "value"))
+    if kind == "move":
+        return kind if len([o for o in operands if _may_be_real(meta.get(o, Meta()))]) == 1 else "real"
+    # A mean or a square root of what is no value on its way through the network is not ours.
+    return kind if operands or kind == "concat" else "real"
 
 
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+def _pad_kind(mode: Any, value: Any) -> Kind:
+    return "move" if mode == "constant" and not value else "real"
+
+
+def _may_be_real(seen: Meta) -> bool:
+    """Indices are no values that are moved; a list of tensors has no one dtype."""
+    return seen.dtype is None or seen.dtype.is_floating_point
 
 
 def is_value(node: fx.Node, meta: Mapping[fx.Node, Meta]) -> bool:

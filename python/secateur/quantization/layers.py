@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from .._base.errors import Error
 from .._base.modules import why_not_replaceable, with_current_weight
+from ..graph.operators import CONV2D, LINEAR
 from ..masks import get_mask
-from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
+from ..nn import SparseConv2d, SparseLinear
 
-_LINEAR = (nn.Linear, MaskedLinear, SparseLinear)
-_CONV2D = (nn.Conv2d, MaskedConv2d, SparseConv2d)
 #: Layers with weights that have no int8 form: named in the report, left as they are.
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 
@@ -44,7 +43,7 @@ def refuse_not_finite(caller: str, path: str, module: nn.Module) -> None:
 def why_not(module: nn.Module) -> str:
     """What keeps a layer from being quantized; empty where nothing does."""
     kind = type(module)
-    if kind not in _LINEAR + _CONV2D:
+    if kind not in LINEAR.modules + CONV2D.modules:
         return f"{kind.__name__} has no int8 form"
     if more := why_not_replaceable(module):
         return more

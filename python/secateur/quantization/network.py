@@ -8,28 +8,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-import operator
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .._base.errors import Error
 from .._base.modules import hooks_of, pruning_hooks
+from ..graph import operators
 from ..graph.tracing import Meta, Untraceable, trace
 from ..masks import attach
 from ..nn.trainable_threshold import freeze_thresholds
 from .kinds import kind_of
 from .layers import Layer, fold_norm, foldable, is_layer, mask_of, plain, why_not
 from .places import Values
-
-_CONV: set[Any] = {F.conv2d, torch.conv2d}
-_OUT_OF_PLACE: dict[Any, Any] = {
-    torch.relu_: torch.relu, operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub
-}  # fmt: skip
 
 
 @dataclass
@@ -168,8 +162,8 @@ def _out_of_place(graph: fx.Graph, meta: dict[fx.Node, Meta]) -> None:
             raise Untraceable(f"{node.name} writes over a value in a way that cannot be undone")
         if node.op == "call_function" and node.kwargs.get("inplace") is True:
             node.kwargs = {**node.kwargs, "inplace": False}
-        elif node.op == "call_function" and node.target in _OUT_OF_PLACE:
-            node.target = _OUT_OF_PLACE[node.target]
+        elif node.op == "call_function" and (plain := operators.out_of_place(node.target)) is not None:
+            node.target = plain
         elif node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
             node.target = str(node.target)[:-1]
         else:
@@ -182,11 +176,9 @@ def _out_of_place(graph: fx.Graph, meta: dict[fx.Node, Meta]) -> None:
 
 def _from_function(node: fx.Node, root: fx.GraphModule, name: str) -> Layer | None:
     """F.conv2d and F.linear with parameters of the model: the layer that they are; None for other nodes."""
-    if node.op != "call_function" or (node.target not in _CONV and node.target is not F.linear):
+    known = operators.of(node)
+    if known is None or known not in (operators.CONV2D, operators.LINEAR):
         return None
-
-    def argument(place: int, key: str, default: Any) -> Any:
-        return node.args[place] if len(node.args) > place else node.kwargs.get(key, default)
 
     def tensor(value: Any) -> Tensor | None:
         if not isinstance(value, fx.Node) or value.op != "get_attr":
@@ -196,15 +188,15 @@ def _from_function(node: fx.Node, root: fx.GraphModule, name: str) -> Layer | No
             found = getattr(found, part)
         return found if isinstance(found, Tensor) else None
 
-    x, weight, bias = argument(0, "input", None), tensor(argument(1, "weight", None)), argument(2, "bias", None)
+    x, weight, bias = known.read(node, "input"), tensor(known.read(node, "weight")), known.read(node, "bias")
     if not isinstance(x, fx.Node) or weight is None or (bias is not None and tensor(bias) is None):
         return None
     made: nn.Conv2d | nn.Linear
-    if node.target is F.linear:
+    if known is operators.LINEAR:
         made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
-        stride, padding = argument(3, "stride", 1), argument(4, "padding", 0)
-        dilation, groups = argument(5, "dilation", 1), argument(6, "groups", 1)
+        stride, padding = known.read(node, "stride", 1), known.read(node, "padding", 0)
+        dilation, groups = known.read(node, "dilation", 1), known.read(node, "groups", 1)
         if any(isinstance(v, fx.Node) for v in (stride, padding, dilation, groups)) or weight.dim() != 4:
             return None
         k, c, r, s = weight.shape

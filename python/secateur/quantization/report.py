@@ -88,8 +88,9 @@ class QuantizationReport(Report):
 
 
 def report_of(entries: Iterable[Entry], calibration: str, notes: Sequence[str]) -> QuantizationReport:
+    entries = list(entries)
     rows = [_row(entry) for entry in entries]
-    counted = [row for row in rows if row["form"] == "int8"]
+    counted = [row for entry, row in zip(entries, rows, strict=True) if _is_int8(entry)]
     total: dict[str, Any] = {key: sum(row[key] for row in counted) for key in ("weights", "zeros", "rounded_to_zero")}
     full, blocks = (sum(row[key] for row in counted) for key in ("nonzero_blocks", "all_blocks"))
     nonzero = total["weights"] - total["zeros"]
@@ -100,12 +101,20 @@ def report_of(entries: Iterable[Entry], calibration: str, notes: Sequence[str]) 
     return QuantizationReport(f"quantized: calibration {calibration}", rows, notes, total, calibration)
 
 
+def _has_weight(entry: Entry) -> bool:
+    weight = entry.weight
+    return isinstance(weight, Tensor) and weight.dim() >= 2 and not nn.parameter.is_lazy(weight)
+
+
+def _is_int8(entry: Entry) -> bool:
+    return isinstance(entry.made, QuantizedConv2d | QuantizedLinear) and _has_weight(entry)
+
+
 def _row(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": entry.name, "form": "fp32", "why": entry.why}
-    weight = entry.weight
-    if not isinstance(weight, Tensor) or weight.dim() < 2 or nn.parameter.is_lazy(weight):
+    if not _has_weight(entry):
         return row
-    kept = weight = weight.detach()
+    kept = weight = entry.weight.detach()
     if isinstance(entry.made, QuantizedConv2d | QuantizedLinear):
         kept = entry.made.weight_int8
         row.update(_of_layer(weight, entry.made))

@@ -7,8 +7,8 @@ redundant, slower as fewer are left.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,9 @@ from torch.optim.optimizer import Optimizer
 from .._base.checks import checked_number
 from .._base.errors import Error
 from ..masks.weights import Entry, check_entries
-from ..pruning import patterns
-from ..pruning.criteria import Criterion, Magnitude, MeanStd, Random
+from ..pruning.criteria import Criterion, patterns
+from ..pruning.criteria.base import share_of
+from ..pruning.decide import check_data
 from ..pruning.prune import prune_quietly
 from ..pruning.targets import Override, plan
 from ..report import Report
@@ -81,10 +82,10 @@ class GradualPruner:
             pruner.step()
 
     Args:
-        model: pruned in place. criterion: a rule with ``sparsity=``, which must be the schedule's ``final``.
+        model: pruned in place. criterion: one that has ``sparsity``, which must be the schedule's ``final``.
         schedule: the share of zeros at each step.
-        pattern, exclude, include, overrides, optimizer: as in :func:`secateur.prune`. An override's own ``sparsity`` is
-            reached along the same curve.
+        pattern, exclude, include, overrides, optimizer, data: as in :func:`secateur.prune`. An override's own
+            ``sparsity`` is reached along the same curve. ``data`` is gone through at each pruning.
 
     Raises:
         Error: a rule without ``sparsity=``, or with another one than the schedule's; :func:`secateur.prune`'s errors.
@@ -101,6 +102,7 @@ class GradualPruner:
         include: Iterable[Entry] | Entry = (),
         overrides: Mapping[Any, Override] | None = None,
         optimizer: Optimizer | list[Optimizer] | None = None,
+        data: Iterable[Any] | None = None,
     ) -> None:
         if not isinstance(schedule, CubicSchedule):
             raise Error(f"GradualPruner: schedule must be a CubicSchedule, got {schedule!r}")
@@ -111,13 +113,20 @@ class GradualPruner:
             )
         patterns.parse(pattern, "GradualPruner")
         excluded, included = check_entries(exclude, "exclude"), check_entries(include, "include")
-        plan(model, criterion, pattern, excluded, included, overrides)  # prune's errors now, not steps later
+        # prune's errors now, not steps later
+        targets, _, _ = plan(model, criterion, pattern, excluded, included, overrides)
+        check_data(targets, data)
+        if isinstance(data, Iterator):
+            raise Error(
+                f"GradualPruner: data must be batches that can be gone through again, got {type(data).__name__}"
+            )
         for override in dict(overrides or {}).values():
             for part in override if isinstance(override, tuple) else (override,):
                 if part is not None and not isinstance(part, str):
                     _share(part, "a criterion in overrides")
         self.model, self.criterion, self.schedule = model, criterion, schedule
         self.optimizer = optimizer
+        self.data = data
         self.report: Report | None = None  # of the latest pruning
         self.steps = 0
         self._how: dict[str, Any] = {
@@ -145,10 +154,10 @@ class GradualPruner:
         if share <= 0:
             return None
         overrides = {entry: self._scaled(override, now) for entry, override in self._overrides.items()}
-        rule = replace(self.criterion, sparsity=share)
+        rule = _raised(self.criterion, share)
         how = (self._how["pattern"], self._how["exclude"], self._how["include"], overrides)
         first = self.report is None
-        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer)
+        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data)
         if first or now == self.schedule.end:
             for text in said:
                 if now == self.schedule.end or "pruned nothing" not in text:
@@ -162,7 +171,7 @@ class GradualPruner:
         final = _share(rule, "a criterion in overrides")
         start = min(self.schedule.initial, final)
         share = final + (start - final) * (1 - self.schedule.progress(now)) ** 3
-        scaled = replace(rule, sparsity=share)
+        scaled = _raised(rule, share)
         return scaled if pattern is None else (scaled, pattern)
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,6 +186,16 @@ class GradualPruner:
 
 
 def _share(rule: Any, argument: str) -> float:
-    if not isinstance(rule, MeanStd | Magnitude | Random) or rule.sparsity is None:
+    share = share_of(rule) if isinstance(rule, Criterion) else None
+    if share is None:
         raise Error(f"GradualPruner: {argument} must be a rule with sparsity= (a schedule raises it), got {rule!r}")
-    return rule.sparsity
+    return share
+
+
+def _raised(rule: Criterion, share: float) -> Criterion:
+    raised = rule.with_sparsity(share)
+    if not isinstance(raised, Criterion) or share_of(raised) != share:
+        raise Error(
+            f"GradualPruner: with_sparsity({share:g}) of {rule!r} must give a criterion with it, got {raised!r}"
+        )
+    return raised

@@ -12,7 +12,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,20 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 WORDS = {dtype: word for word, dtype in DTYPES.items()}
+
+
+class Damaged(Error):
+    """A file that is no sound safetensors file; ``why`` is what is wrong, without the path."""
+
+    why = ""
+
+
+class UnknownDtype(Damaged):
+    """A file with a tensor whose dtype has no word in :data:`DTYPES`."""
+
+
+class _UnknownWord(ValueError):
+    pass
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,10 @@ class Container:
                 raise self.damaged("it ends before its last tensor does")
             buffer, begin = buffer[got:], begin + got
 
-    def damaged(self, why: str) -> Error:
-        return Error(f"load: {self.path} must be a safetensors file, but it is damaged or another kind: {why}")
+    def damaged(self, why: str, kind: type[Damaged] = Damaged) -> Damaged:
+        error = kind(f"load: {self.path} must be a safetensors file, but it is damaged or another kind: {why}")
+        error.why = why
+        return error
 
 
 @contextmanager
@@ -138,6 +154,8 @@ def _header(file: Container) -> tuple[dict[str, str], dict[str, Part]]:
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("__metadata__ must be strings by name")
         parts = {name: _part(name, about, 8 + length) for name, about in found.items()}
+    except _UnknownWord as error:
+        raise file.damaged(f"its header: {error}", UnknownDtype) from None
     except (ValueError, RecursionError) as error:
         raise file.damaged(f"its header: {str(error) or 'nested too deeply':.200}") from None
     end = 8 + length
@@ -165,7 +183,7 @@ def _part(name: str, about: Any, start: int) -> Part:
         raise ValueError(f"{name!r:.100} must have dtype, shape and data_offsets")
     word, offsets = about["dtype"], about["data_offsets"]
     if not isinstance(word, str) or word not in DTYPES:
-        raise ValueError(f"{name!r:.100} has the unknown dtype {word!r:.40}")
+        raise _UnknownWord(f"{name!r:.100} has the unknown dtype {word!r:.40}")
     shape = sizes(about["shape"])
     # Bounded here, for Python prints no integer of thousands of digits.
     if (
@@ -219,3 +237,12 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
             f"save: the header must be at most {MOST_HEADER} bytes, but {len(tensors)} tensors take {len(text)}"
         )
     return len(text).to_bytes(8, "little") + text, order
+
+
+def pieces(first: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    """The file from its first bytes on."""
+    yield first
+    for tensor in tensors:
+        if tensor.numel():
+            flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ... import compile, quantize
+from ...nn import QuantizedConv2d, QuantizedLinear
 from ...report import Report
 from . import measuring
 from .data import Digits, Split
@@ -45,10 +46,11 @@ def quantized(thin: nn.Module, k: float, digits: Digits, judge: Split, x: Tensor
 
     q = quantize(thin, digits.train.images[:1024].split(256), evaluate=evaluate, progress=False)
     fast = compile(q, x)
+    rows = cast(Report, q.report).rows
     total = cast("dict[str, Any]", cast(Report, q.report).total)
     report = {
         "calibration": cast(Report, q.report).calibration,  # type: ignore[attr-defined]
-        "layers": total["form"].removeprefix("int8: "),
+        "layers": f"{sum(isinstance(m, QuantizedConv2d | QuantizedLinear) for m in q.modules())} of {len(rows)}",
         "weight_sparsity": total["sparsity"],
         "blocks": total["blocks"],
         "fill": total["fill"],

@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ... import cpu
+from ..._base import timing
 from ..._base.errors import Error
+from ...checkpoint.tensor_files import write_plain
 from ...nn import ThresholdReLU
 from .data import Split
 
@@ -77,23 +79,10 @@ def _spread(seconds: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def side_by_side(models: Mapping[str, nn.Module], x: Tensor, seconds: float = 3.0) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each model on ``x``, one call of each in turn so that all see the same machine.
-
-    Every second round goes the other way round: whoever runs after the larger working set pays for its cache misses.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        for _ in range(5):
-            model(x)
-    end = time.perf_counter() + seconds
-    turn = list(models.items())
-    while time.perf_counter() < end or len(taken[turn[0][0]]) < 20:
-        for name, model in turn:
-            start = time.perf_counter()
-            model(x)
-            taken[name].append(time.perf_counter() - start)
-        turn.reverse()
-    return {name: _spread(t) for name, t in taken.items()}
+    """Median milliseconds of each model on ``x``, in turn, for so many seconds and 20 rounds at least."""
+    calls = [partial(model, x) for model in models.values()]
+    taken = timing.interleave(calls, rounds=100_000, budget_s=seconds, least=20)
+    return {name: _spread(t) for name, t in zip(models, taken, strict=True)}
 
 
 @torch.inference_mode()
@@ -123,7 +112,7 @@ def layer_times(model: nn.Module, x: Tensor, names: list[str], runs: int = 30) -
 
 def dense_bytes(model: nn.Module, path: Path) -> int:
     """Write the plain state_dict as a safetensors file, and say how large it is."""
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(path))
+    write_plain(path, model.state_dict())
     return path.stat().st_size
 
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..._base.drawing import FAINT, INK, RUST, STYLE, TEAL
 from ..._base.errors import Error
 
 if TYPE_CHECKING:
     from .result import Result
 
-# Hues that stay apart for colour-blind readers and in print, each with one meaning in every panel.
-_DENSE, _PRUNED, _BLOCKS = "#b9c2cc", "#0f766e", "#5b4a9e"
-_THETA, _INK, _FAINT = "#c2410c", "#1f2933", "#6b7785"
+# Each with one meaning in every panel.
+_DENSE, _PRUNED, _BLOCKS = "#b9c2cc", TEAL, "#5b4a9e"
+_THETA, _INK, _FAINT = RUST, INK, FAINT
 
 
 def require() -> None:
@@ -38,22 +39,14 @@ def draw(result: Result, path: Path) -> None:
     from matplotlib.figure import Figure
 
     report = result.report
-    style: dict[str, Any] = {
-        "font.family": "DejaVu Sans",
+    style = STYLE | {
         "font.size": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _FAINT,
         "axes.labelcolor": _INK,
         "axes.titlesize": 10.5,
         "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
         "axes.titlecolor": _INK,
-        "text.color": _INK,
         "xtick.color": _FAINT,
         "ytick.color": _FAINT,
-        "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK,
     }
     with matplotlib.rc_context(style):  # type: ignore[arg-type,unused-ignore]
         figure = Figure(figsize=(13, 8), dpi=140)

@@ -169,27 +169,12 @@ def show(report: Mapping[str, Any]) -> None:
     tables = [layers(report), rules(report), accuracies(report), summary(report), integers(report)]
     try:
         import rich
+        from rich.console import Console
     except ImportError:
         for table in tables:
             print(f"\n{table}")
         return
-    _show_rich(tables, rich.get_console().width)
-
-
-def _show_rich(tables: Sequence[Report], width: int) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     # Cells cut short say nothing: better lines that the terminal wraps, and whole ones in a log, which has no width.
-    console = Console(width=max(width, 112))
-
-    for report in tables:
-        table = Table(title=report.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-        for column in report.columns:
-            table.add_column(column.title, justify="left" if column.left else "right", no_wrap=True)
-        for row in report.rows:
-            table.add_row(*(column.text(row.get(column.key)) for column in report.columns))
+    console = Console(width=max(rich.get_console().width, 112))
+    for table in tables:
         console.print(table)
-        for note in report.notes:
-            console.print(f"  {note}", style="dim", highlight=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..._base import timing
-from ...graph.tracing import close
+from ..._base.tensors import clones, close
 from ..backends.program import Backend, ProgramLike, Size
 from ..recognise.steps import LEAD, PLANES, ROWS, ROWS4, Context, Step
 from .fuse import Fuser
@@ -151,7 +151,7 @@ class Segment(nn.Module):
     def _measure(self, args: Sequence[Tensor], budget_s: float) -> Decision:
         self.engine = True
         # forward, not a call: this runs inside a hook of the call.
-        ours, theirs = _as_tuple(self.forward(*_clones(args))), _as_tuple(self.torch_form(*_clones(args)))
+        ours, theirs = _as_tuple(self.forward(*clones(args))), _as_tuple(self.torch_form(*clones(args)))
         for a, b in zip(ours, theirs, strict=True):
             agree = _close_bytes if any(step.grid is not None for step in self.steps) else close
             if bool(torch.isfinite(b).all()) and not agree(a, b):
@@ -171,10 +171,6 @@ def _close_bytes(a: Tensor, b: Tensor) -> bool:
 
 def _as_tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _clones(args: Sequence[Any]) -> list[Any]:
-    return [a.clone() if isinstance(a, Tensor) else a for a in args]
 
 
 @dataclass

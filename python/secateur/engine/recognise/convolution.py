@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..._base.modules import with_current_weight
+from ...graph.operators import CONV2D
 from ..backends.program import Size
 from .linear import check_weight, detached
 from .steps import PLANES, ROWS4, Context, Step, Unsupported, bind, pair
@@ -25,7 +26,7 @@ def conv2d_module(ctx: Context, node: fx.Node, module: Any) -> Step:
 
 
 def conv2d_function(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input weight bias stride padding dilation groups", stride=1, padding=0, dilation=1, groups=1)
+    a = bind(node, CONV2D.arguments, stride=1, padding=0, dilation=1, groups=1)
     weight, bias = ctx.constant(a["weight"], "weight"), ctx.constant(a["bias"], "bias")
     assert weight is not None
     dilation = pair(ctx.number(a["dilation"]))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ... import ops
-from ..._base.modules import keeps_forward
-from ...nn import ThresholdReLU
+from ...graph import operators as op
+from ...graph.operators import Operator
 from ..backends.program import RELU, Act
 from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
 
@@ -31,8 +29,8 @@ def activation(ctx: Context, node: fx.Node, x: Any, act: Act) -> Step:
     return Step("map", node, [source], source[1], act=act)
 
 
-def _threshold(m: Any) -> Act:
-    return Act("threshold", 0.0, math.inf if m.max is None else m.max, m.theta)
+def _hardtanh(m: Any) -> Act:
+    return Act("clamp", float(m.min_val), float(m.max_val))
 
 
 def _prelu(m: Any) -> Act:
@@ -47,30 +45,6 @@ def _gelu(approximate: str) -> Act:
     return Act("gelu")
 
 
-#: class -> what it computes
-MODULES: dict[type[nn.Module], Callable[[Any], Act]] = {
-    nn.ReLU: lambda m: RELU,
-    nn.Hardtanh: lambda m: Act("clamp", float(m.min_val), float(m.max_val)),  # and its subclass ReLU6
-    nn.LeakyReLU: lambda m: Act("leaky", float(m.negative_slope), 0.0),
-    nn.Hardswish: lambda m: Act("hardswish"),
-    nn.Hardsigmoid: lambda m: Act("hardsigmoid"),
-    nn.Sigmoid: lambda m: Act("sigmoid"),
-    nn.SiLU: lambda m: Act("silu"),
-    nn.GELU: lambda m: _gelu(m.approximate),
-    nn.Tanh: lambda m: Act("tanh"),
-    nn.PReLU: _prelu,
-}
-
-
-def activation_of(module: nn.Module) -> Act | None:
-    if type(module) is ThresholdReLU:
-        return _threshold(module)
-    for kind, make in MODULES.items():
-        if keeps_forward(module, kind):
-            return make(module)
-    return None
-
-
 def _clamp(ctx: Context, node: fx.Node, lo: Any, hi: Any) -> Act:
     bounds = [ctx.number(bound) for bound in (lo, hi)]
     if not all(bound is None or isinstance(bound, int | float) for bound in bounds) or bounds == [None, None]:
@@ -79,25 +53,25 @@ def _clamp(ctx: Context, node: fx.Node, lo: Any, hi: Any) -> Act:
                float(math.inf if bounds[1] is None else bounds[1]))  # fmt: skip
 
 
-def _plain(act: Act, names: str = "input inplace") -> Callable[[Context, fx.Node], Step]:
-    return lambda ctx, node: activation(ctx, node, bind(node, names)["input"], act)
+def _plain(known: Operator, act: Act) -> Callable[[Context, fx.Node], Step]:
+    return lambda ctx, node: activation(ctx, node, bind(node, known.arguments)["input"], act)
 
 
-def _bounded(names: str, lo: str, hi: str, **defaults: Any) -> Callable[[Context, fx.Node], Step]:
+def _bounded(known: Operator, lo: str, hi: str, **defaults: Any) -> Callable[[Context, fx.Node], Step]:
     def handle(ctx: Context, node: fx.Node) -> Step:
-        a = bind(node, names, **defaults)
+        a = bind(node, known.arguments, **defaults)
         return activation(ctx, node, a["input"], _clamp(ctx, node, a.get(lo), a.get(hi)))
 
     return handle
 
 
 def _leaky(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input negative_slope inplace", negative_slope=0.01)
+    a = bind(node, op.LEAKY_RELU.arguments, negative_slope=0.01)
     return activation(ctx, node, a["input"], Act("leaky", float(ctx.number(a["negative_slope"])), 0.0))
 
 
 def _gelu_function(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input approximate", approximate="none")
+    a = bind(node, op.GELU.arguments, approximate="none")
     return activation(ctx, node, a["input"], _gelu(a["approximate"]))
 
 
@@ -209,9 +183,9 @@ def _operands(ctx: Context, node: fx.Node, a: Any, b: Any) -> tuple[tuple[fx.Nod
     return first, second
 
 
-def _sum(sign: float, names: str = "input other alpha out") -> Callable[[Context, fx.Node], Step]:
+def _sum(known: Operator, sign: float) -> Callable[[Context, fx.Node], Step]:
     def handle(ctx: Context, node: fx.Node) -> Step:
-        a = bind(node, names, alpha=1)
+        a = bind(node, known.arguments, alpha=1)
         if a.get("out") is not None:
             raise Unsupported("it writes to out=")
         return add(ctx, node, a["input"], a["other"], float(ctx.number(a["alpha"])), sign)
@@ -220,61 +194,73 @@ def _sum(sign: float, names: str = "input other alpha out") -> Callable[[Context
 
 
 def _reversed_difference(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input other alpha", alpha=1)
+    a = bind(node, op.RSUB.arguments, alpha=1)
     return add(ctx, node, a["other"], a["input"], float(ctx.number(a["alpha"])), -1.0)
 
 
 def _product(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input other")
+    a = bind(node, op.MUL.arguments)
     return multiply(ctx, node, a["input"], a["other"])
 
 
 def _quotient(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input other rounding_mode")
+    a = bind(node, op.DIV.arguments)
     if a["rounding_mode"] is not None:
         raise Unsupported("it rounds")
     return divide(ctx, node, a["input"], a["other"])
 
 
 def _negative(ctx: Context, node: fx.Node) -> Step:
-    return multiply(ctx, node, bind(node, "input")["input"], -1.0)
+    return multiply(ctx, node, bind(node, op.NEG.arguments)["input"], -1.0)
 
 
 Handler = Callable[[Context, fx.Node], Step]
 
-_RELU6 = Act("clamp", 0.0, 6.0)
-_CLAMP = _bounded("input min max", "min", "max")
-_HARDTANH = _bounded("input min_val max_val inplace", "min_val", "max_val", min_val=-1.0, max_val=1.0)
+#: operation -> what a call of its function or method is
+CALLS: dict[Operator, Handler] = {
+    op.RELU: _plain(op.RELU, RELU),
+    op.RELU6: _plain(op.RELU6, Act("clamp", 0.0, 6.0)),
+    op.HARDTANH: _bounded(op.HARDTANH, "min_val", "max_val", min_val=-1.0, max_val=1.0),
+    op.LEAKY_RELU: _leaky,
+    op.HARDSWISH: _plain(op.HARDSWISH, Act("hardswish")),
+    op.HARDSIGMOID: _plain(op.HARDSIGMOID, Act("hardsigmoid")),
+    op.SIGMOID: _plain(op.SIGMOID, Act("sigmoid")),
+    op.TANH: _plain(op.TANH, Act("tanh")),
+    op.SILU: _plain(op.SILU, Act("silu")),
+    op.GELU: _gelu_function,
+    op.CLAMP: _bounded(op.CLAMP, "min", "max"),
+    op.CLAMP_MIN: _bounded(op.CLAMP_MIN, "min", "max"),
+    op.CLAMP_MAX: _bounded(op.CLAMP_MAX, "min", "max"),
+    op.NEG: _negative,
+    op.ADD: _sum(op.ADD, 1.0),
+    op.SUB: _sum(op.SUB, -1.0),
+    op.RSUB: _reversed_difference,
+    op.MUL: _product,
+    op.DIV: _quotient,
+}
 
-FUNCTIONS: dict[Any, Handler] = {
-    F.relu: _plain(RELU), torch.relu: _plain(RELU), torch.relu_: _plain(RELU), F.relu_: _plain(RELU),
-    F.relu6: _plain(_RELU6),
-    torch.clamp: _CLAMP, torch.clip: _CLAMP, torch.clamp_: _CLAMP,
-    torch.clamp_min: _bounded("input min", "min", "max"), torch.clamp_max: _bounded("input max", "min", "max"),
-    F.hardtanh: _HARDTANH, F.hardtanh_: _HARDTANH,
-    F.leaky_relu: _leaky, F.leaky_relu_: _leaky,
-    F.hardswish: _plain(Act("hardswish")), F.hardsigmoid: _plain(Act("hardsigmoid")),
-    torch.sigmoid: _plain(Act("sigmoid")), torch.sigmoid_: _plain(Act("sigmoid")), F.sigmoid: _plain(Act("sigmoid")),
-    F.silu: _plain(Act("silu")), F.gelu: _gelu_function,
-    torch.tanh: _plain(Act("tanh")), torch.tanh_: _plain(Act("tanh")), F.tanh: _plain(Act("tanh")),
-    operator.add: _sum(1.0), operator.iadd: _sum(1.0), torch.add: _sum(1.0),
-    operator.sub: _sum(-1.0), operator.isub: _sum(-1.0), torch.sub: _sum(-1.0), torch.subtract: _sum(-1.0),
-    torch.rsub: _reversed_difference,
-    operator.mul: _product, operator.imul: _product, torch.mul: _product, torch.multiply: _product,
-    operator.truediv: _quotient, operator.itruediv: _quotient, torch.div: _quotient, torch.divide: _quotient,
-    operator.neg: _negative, torch.neg: _negative,
-}  # fmt: skip
+#: operation -> what a module of its classes computes
+MODULES: dict[Operator, Callable[[Any], Act]] = {
+    op.RELU: lambda m: RELU,
+    op.RELU6: _hardtanh,
+    op.HARDTANH: _hardtanh,
+    op.THRESHOLD_RELU: lambda m: Act("threshold", 0.0, math.inf if m.max is None else m.max, m.theta),
+    op.LEAKY_RELU: lambda m: Act("leaky", float(m.negative_slope), 0.0),
+    op.HARDSWISH: lambda m: Act("hardswish"),
+    op.HARDSIGMOID: lambda m: Act("hardsigmoid"),
+    op.SIGMOID: lambda m: Act("sigmoid"),
+    op.TANH: lambda m: Act("tanh"),
+    op.SILU: lambda m: Act("silu"),
+    op.GELU: lambda m: _gelu(m.approximate),
+    op.PRELU: _prelu,
+}
 
-METHODS: dict[str, Handler] = {
-    "relu": _plain(RELU), "relu_": _plain(RELU),
-    "clamp": _CLAMP, "clamp_": _CLAMP, "clip": _CLAMP, "clip_": _CLAMP,
-    "clamp_min": _bounded("input min", "min", "max"), "clamp_min_": _bounded("input min", "min", "max"),
-    "clamp_max": _bounded("input max", "min", "max"), "clamp_max_": _bounded("input max", "min", "max"),
-    "sigmoid": _plain(Act("sigmoid")), "sigmoid_": _plain(Act("sigmoid")),
-    "tanh": _plain(Act("tanh")), "tanh_": _plain(Act("tanh")),
-    "add": _sum(1.0), "add_": _sum(1.0), "sub": _sum(-1.0), "sub_": _sum(-1.0),
-    "mul": _product, "mul_": _product, "multiply": _product, "div": _quotient, "div_": _quotient, "neg": _negative,
-}  # fmt: skip
+
+def activation_module(ctx: Context, node: fx.Node, module: Any) -> Step:
+    known = op.of_module(module)
+    assert known is not None
+    return activation(ctx, node, bind(node, "input")["input"], MODULES[known](module))
+
 
 THRESHOLD = {ops.threshold_relu, torch.ops.secateur.threshold_relu, torch.ops.secateur.threshold_relu.default}
 threshold_function = _threshold_function

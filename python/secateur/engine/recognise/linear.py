@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..._base.modules import with_current_weight
+from ...graph.operators import LINEAR
 from .steps import LEAD, ROWS, Context, Step, Unsupported, bind
 
 
@@ -16,7 +17,7 @@ def linear_module(ctx: Context, node: fx.Node, module: Any) -> Step:
 
 
 def linear_function(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input weight bias")
+    a = bind(node, LINEAR.arguments)
     weight = ctx.constant(a["weight"], "weight")
     assert weight is not None
     return _linear(ctx, node, a["input"], weight, ctx.constant(a["bias"], "bias"))

@@ -6,36 +6,21 @@ pixels go in, and what comes out says what it does, for two batch sizes.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from ...graph import operators
 from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Input, Step, Unsupported
 
-_FUNCTIONS = {
-    torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split, torch.narrow, torch.squeeze,
-    torch.unsqueeze, torch.tensor_split, torch.swapaxes, torch.movedim, torch.index_select, torch.channel_shuffle,
-    torch.native_channel_shuffle, F.channel_shuffle, torch.unflatten, torch.concat, torch.cat, operator.getitem,
-}  # fmt: skip
-_METHODS = {
-    "flatten", "reshape", "view", "transpose", "permute", "chunk", "split", "narrow", "squeeze", "unsqueeze",
-    "contiguous", "clone", "detach", "tensor_split", "swapaxes", "movedim", "index_select", "unflatten", "reshape_as",
-    "view_as", "t",
-}  # fmt: skip
-_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 _MOST = 1 << 24  # numbered pixels that are tried at most
-_CAT = (torch.cat, torch.concat)
 
 
 def is_movement(ctx: Context, node: fx.Node) -> bool:
-    if node.op == "call_function":
-        return node.target in _FUNCTIONS
-    if node.op == "call_method":
-        return node.target in _METHODS
-    return node.op == "call_module" and isinstance(ctx.module(node), _MODULES)
+    """Whether a node only picks values, copies them or shapes them anew, and leaves its input as it was."""
+    known = operators.of_module(ctx.module(node)) if node.op == "call_module" else operators.of(node)
+    return known is not None and known.kind in ("view", "copy", "concat") and not operators.in_place(node)
 
 
 def movement(ctx: Context, node: fx.Node) -> Step:
@@ -192,7 +177,3 @@ def _as_planes(ctx: Context, inputs: list[Input]) -> list[Input]:
     if any(node in ctx.steps and layout == ROWS4 for node, layout in inputs):
         raise Unsupported("it joins pooled maps with planes")
     return [(node, PLANES) for node, _ in inputs]
-
-
-def is_concat(node: fx.Node) -> bool:
-    return node.op == "call_function" and (node.target in _CAT or node.target is torch.concatenate)

@@ -7,25 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
-from ..._base.modules import keeps_forward
+from ...graph import operators
+from ...graph.operators import Operator
 from ...graph.tracing import Traced
 from ...graph.value_order import Order
-from . import elementwise, movement, quantized
-from .convolution import conv2d_function, conv2d_module
-from .linear import linear_function, linear_module
-from .normalization import batch_norm_function
-from .pooling import MODULES, adaptive_avg_pool, avg_pool, max_pool, mean, pad
+from . import convolution, elementwise, linear, movement, normalization, pooling, quantized
 from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
-_DROPOUT_FUNCTIONS = {
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout
-}  # fmt: skip
-_POOL = "kernel_size stride padding dilation ceil_mode return_indices"
-_AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
 
 
 def recognise(traced: Traced, order: Order, dtypes: tuple[torch.dtype, ...]) -> tuple[Context, dict[fx.Node, str]]:
@@ -90,16 +79,12 @@ def _step(ctx: Context, node: fx.Node) -> Step:
         if str(node.target) in ctx.traced.opaque:
             raise Unsupported(ctx.traced.opaque[str(node.target)])
         return _module_step(ctx, node, ctx.module(node))
-    if movement.is_concat(node):
-        return movement.concat(ctx, node)
-    if node.op == "call_function" and node.target is not None:
-        handler = _function(node)
-        if handler is not None:
-            return handler(ctx, node)
-    if node.op == "call_method":
-        method = METHODS.get(str(node.target))
-        if method is not None:
-            return method(ctx, node)
+    first = node.args[0] if node.args else None
+    if node.target is operator.getitem and isinstance(first, fx.Node) and first.target in elementwise.THRESHOLD:
+        return elementwise.threshold_function(ctx, node)
+    called = operators.of(node)
+    if called is not None and called in CALLS:
+        return CALLS[called](ctx, node)
     if movement.is_movement(ctx, node):
         return movement.movement(ctx, node)
     raise Unsupported(f"the engine has no {_title(node)}")
@@ -109,51 +94,17 @@ def _title(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _function(node: fx.Node) -> Callable[[Context, fx.Node], Step] | None:
-    target: Any = node.target
-    if target in FUNCTIONS:
-        return FUNCTIONS[target]
-    if getattr(target, "__name__", "") == "stochastic_depth":
-        return _stochastic_depth
-    first = node.args[0] if node.args else None
-    if target is operator.getitem and isinstance(first, fx.Node) and first.target in elementwise.THRESHOLD:
-        return elementwise.threshold_function
-    return None
-
-
 def _module_step(ctx: Context, node: fx.Node, module: Any) -> Step:
     if "forward" in vars(module):
         raise Unsupported("its forward was replaced")
-    if isinstance(module, _DROPOUTS) and any(keeps_forward(module, kind) for kind in _DROPOUTS):
-        return _alias(ctx, node, node.args[0])
-    act = elementwise.activation_of(module)
-    if act is not None:
-        return elementwise.activation(ctx, node, bind(node, "input")["input"], act)
-    name = type(module).__name__
-    if name in ("MaskedConv2d", "SparseConv2d", "MaskedLinear", "SparseLinear") and _is_ours(module):
-        handler = conv2d_module if name.endswith("Conv2d") else linear_module
-        return handler(ctx, node, module)
     if type(module) in quantized.MODULES:
         return quantized.MODULES[type(module)](ctx, node, module)  # type: ignore[no-any-return]
-    for kind, make in MODULES.items():
-        if keeps_forward(module, kind):
-            return make(ctx, node, module)  # type: ignore[no-any-return]
-    x = node.args[0] if node.args else None
-    if keeps_forward(module, nn.MaxPool2d):
-        return max_pool(ctx, node, x, {name: getattr(module, name) for name in _POOL.split()})
-    if keeps_forward(module, nn.AvgPool2d):
-        return avg_pool(ctx, node, x, {name: getattr(module, name) for name in _AVG.split()})
-    if keeps_forward(module, nn.AdaptiveAvgPool2d):
-        return adaptive_avg_pool(ctx, node, x, module.output_size)
-    if type(module) in (nn.ZeroPad2d, nn.ConstantPad2d):
-        return pad(ctx, node, x, module.padding, "constant", module.value)
+    known = operators.of_module(module)
+    if known is not None and known in MODULES:
+        return MODULES[known](ctx, node, module)
     if movement.is_movement(ctx, node):
         return movement.movement(ctx, node)
-    raise Unsupported(f"the engine has no {name}")
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("secateur.nn.")
+    raise Unsupported(f"the engine has no {type(module).__name__}")
 
 
 def _alias(ctx: Context, node: fx.Node, x: Any) -> Step:
@@ -161,49 +112,18 @@ def _alias(ctx: Context, node: fx.Node, x: Any) -> Step:
     return Step("alias", node, [source], source[1])
 
 
+def _nothing(ctx: Context, node: fx.Node, module: Any) -> Step:
+    """A dropout in evaluation mode."""
+    return _alias(ctx, node, bind(node, "input")["input"])
+
+
 def _dropout(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input p training inplace", training=node.target is not torch.dropout)
+    known = operators.of(node)
+    assert known is not None
+    a = bind(node, known.arguments, training=node.target is not torch.dropout)
     if a["training"] is not False:
         raise Unsupported("it drops values in evaluation too")
     return _alias(ctx, node, a["input"])
-
-
-def _stochastic_depth(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input p mode training", training=True)
-    if a["training"] is not False:
-        raise Unsupported("it drops values in evaluation too")
-    return _alias(ctx, node, a["input"])
-
-
-def _max_pool(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, f"input {_POOL}", padding=0, dilation=1, ceil_mode=False)
-    return max_pool(ctx, node, a["input"], a)
-
-
-def _avg_pool(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, f"input {_AVG}", padding=0, ceil_mode=False, count_include_pad=True)
-    return avg_pool(ctx, node, a["input"], a)
-
-
-def _adaptive_avg_pool(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input output_size")
-    return adaptive_avg_pool(ctx, node, a["input"], a["output_size"])
-
-
-def _mean(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input dim keepdim dtype", keepdim=False)
-    return mean(ctx, node, a["input"], a)
-
-
-def _method_mean(ctx: Context, node: fx.Node) -> Step:
-    if len(node.args) > 2 and all(isinstance(d, int) and not isinstance(d, bool) for d in node.args[1:3]):
-        raise Unsupported("its dimensions are not a list")
-    return _mean(ctx, node)
-
-
-def _pad(ctx: Context, node: fx.Node) -> Step:
-    a = bind(node, "input pad mode value", mode="constant")
-    return pad(ctx, node, a["input"], a["pad"], a["mode"], a["value"])
 
 
 def _same_values(ctx: Context, node: fx.Node) -> Step:
@@ -217,33 +137,40 @@ def _same_values(ctx: Context, node: fx.Node) -> Step:
     return step
 
 
-FUNCTIONS: dict[Any, Callable[[Context, fx.Node], Step]] = {
-    F.conv2d: conv2d_function,
-    torch.conv2d: conv2d_function,
-    F.linear: linear_function,
-    F.batch_norm: batch_norm_function,
-    F.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    F.avg_pool2d: _avg_pool,
-    F.adaptive_avg_pool2d: _adaptive_avg_pool,
-    torch.mean: _mean,
-    F.pad: _pad,
-    torch.clone: _same_values,
-    **dict.fromkeys(_DROPOUT_FUNCTIONS, _dropout),
-    **elementwise.FUNCTIONS,
+_DROPOUTS = [known for known in operators.TABLE if known.kind == "dropout"]
+
+#: operation -> the step that a call of its function or method is
+CALLS: dict[Operator, Callable[[Context, fx.Node], Step]] = {
+    operators.CONV2D: convolution.conv2d_function,
+    operators.LINEAR: linear.linear_function,
+    operators.BATCH_NORM: normalization.batch_norm_function,
+    operators.MAX_POOL2D: pooling.max_pool_function,
+    operators.AVG_POOL2D: pooling.avg_pool_function,
+    operators.ADAPTIVE_AVG_POOL2D: pooling.adaptive_avg_pool_function,
+    operators.MEAN: pooling.mean,
+    operators.PAD: pooling.pad_function,
+    operators.CONCAT: movement.concat,
+    operators.EXPAND: movement.expand,
+    operators.EXPAND_AS: movement.expand,
+    operators.CLONE: _same_values,
+    operators.CONTIGUOUS: _same_values,
+    operators.DETACH: _same_values,
+    operators.TO: _same_values,
+    **dict.fromkeys(_DROPOUTS, _dropout),
+    **elementwise.CALLS,
 }
 
-METHODS: dict[str, Callable[[Context, fx.Node], Step]] = {
-    "mean": _method_mean,
-    "contiguous": _same_values,
-    "clone": _same_values,
-    "detach": _same_values,
-    "float": _same_values,
-    "to": _same_values,
-    "type_as": _same_values,
-    "expand": movement.expand,
-    "expand_as": movement.expand,
-    **elementwise.METHODS,
+#: operation -> the step that a module of its classes is
+MODULES: dict[Operator, Callable[[Context, fx.Node, Any], Step]] = {
+    operators.CONV2D: convolution.conv2d_module,
+    operators.LINEAR: linear.linear_module,
+    operators.BATCH_NORM: normalization.batch_norm_module,
+    operators.MAX_POOL2D: pooling.max_pool_module,
+    operators.AVG_POOL2D: pooling.avg_pool_module,
+    operators.ADAPTIVE_AVG_POOL2D: pooling.adaptive_avg_pool_module,
+    operators.PAD: pooling.pad_module,
+    **dict.fromkeys(_DROPOUTS, _nothing),
+    **dict.fromkeys(elementwise.MODULES, elementwise.activation_module),
 }
 
 

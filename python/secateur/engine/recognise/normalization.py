@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ...graph.operators import BATCH_NORM
 from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
 
 
@@ -17,9 +18,7 @@ def batch_norm_module(ctx: Context, node: fx.Node, module: Any) -> Step:
 
 
 def batch_norm_function(ctx: Context, node: fx.Node) -> Step:
-    a = bind(
-        node, "input running_mean running_var weight bias training momentum eps", training=False, momentum=0.1, eps=1e-5
-    )
+    a = bind(node, BATCH_NORM.arguments, training=False, momentum=0.1, eps=1e-5)
     if a["training"] is not False:
         raise Unsupported("it takes each batch's own statistics")
     mean, var = ctx.constant(a["running_mean"], "mean"), ctx.constant(a["running_var"], "variance")

@@ -1,18 +1,72 @@
-"""Layers with weights, and pools: what they are in the engine."""
+"""Pools and padding: what they are in the engine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
-from .convolution import conv2d_module
-from .linear import linear_module
-from .normalization import batch_norm_module
-from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, pair
+from ...graph.operators import ADAPTIVE_AVG_POOL2D, AVG_POOL2D, MAX_POOL2D, MEAN, PAD, Operator
+from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind, pair
 
 
-def max_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
+def _attributes(operation: Operator, module: Any) -> dict[str, Any]:
+    """A module's own values of the function's arguments."""
+    return {name: getattr(module, name) for name in operation.arguments.split()[1:]}
+
+
+def max_pool_module(ctx: Context, node: fx.Node, module: Any) -> Step:
+    return _max_pool(ctx, node, bind(node, "input")["input"], _attributes(MAX_POOL2D, module))
+
+
+def max_pool_function(ctx: Context, node: fx.Node) -> Step:
+    a = bind(node, MAX_POOL2D.arguments, padding=0, dilation=1, ceil_mode=False)
+    return _max_pool(ctx, node, a["input"], a)
+
+
+def avg_pool_module(ctx: Context, node: fx.Node, module: Any) -> Step:
+    return _avg_pool(ctx, node, bind(node, "input")["input"], _attributes(AVG_POOL2D, module))
+
+
+def avg_pool_function(ctx: Context, node: fx.Node) -> Step:
+    a = bind(node, AVG_POOL2D.arguments, padding=0, ceil_mode=False, count_include_pad=True)
+    return _avg_pool(ctx, node, a["input"], a)
+
+
+def adaptive_avg_pool_module(ctx: Context, node: fx.Node, module: Any) -> Step:
+    return _adaptive_avg_pool(ctx, node, bind(node, "input")["input"], module.output_size)
+
+
+def adaptive_avg_pool_function(ctx: Context, node: fx.Node) -> Step:
+    a = bind(node, ADAPTIVE_AVG_POOL2D.arguments)
+    return _adaptive_avg_pool(ctx, node, a["input"], a["output_size"])
+
+
+def pad_module(ctx: Context, node: fx.Node, module: Any) -> Step:
+    return _pad(ctx, node, bind(node, "input")["input"], module.padding, "constant", module.value)
+
+
+def pad_function(ctx: Context, node: fx.Node) -> Step:
+    a = bind(node, PAD.arguments, mode="constant")
+    return _pad(ctx, node, a["input"], a["pad"], a["mode"], a["value"])
+
+
+def mean(ctx: Context, node: fx.Node) -> Step:
+    if len(node.args) > 2 and all(isinstance(d, int) and not isinstance(d, bool) for d in node.args[1:3]):
+        raise Unsupported("its dimensions are not a list")
+    a = bind(node, MEAN.arguments, keepdim=False)
+    source = ctx.source(a["input"], PLANES, ROWS4)
+    dims = ctx.number(a["dim"])
+    axes = {d % 4 for d in ((dims,) if isinstance(dims, int) else dims or ())}
+    if axes != {2, 3} or a["dtype"] is not None:
+        raise Unsupported("it is no mean over height and width")
+    out = ROWS4 if a["keepdim"] else ROWS
+    if source[1] == ROWS4:
+        return Step("alias", node, [source], out)
+    return Step("global_avg_pool", node, [source], out)
+
+
+def _max_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     if a.get("return_indices"):
         raise Unsupported("it returns indices")
     kernel = pair(ctx.number(a["kernel_size"]))
@@ -25,7 +79,7 @@ def max_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     )  # fmt: skip
 
 
-def avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
+def _avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     source = ctx.source(x, PLANES)
     kernel, padding = pair(ctx.number(a["kernel_size"])), pair(ctx.number(a["padding"]))
     stride = ctx.number(a["stride"])
@@ -44,7 +98,7 @@ def avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     return step
 
 
-def adaptive_avg_pool(ctx: Context, node: fx.Node, x: Any, size: Any) -> Step:
+def _adaptive_avg_pool(ctx: Context, node: fx.Node, x: Any, size: Any) -> Step:
     source = ctx.source(x, PLANES, ROWS4)
     height, width = (ctx.meta(source[0]).shape or ())[2:]
     wanted = (size, size) if size is None or isinstance(size, int) else tuple(ctx.number(size))
@@ -64,19 +118,7 @@ def adaptive_avg_pool(ctx: Context, node: fx.Node, x: Any, size: Any) -> Step:
     return Step("avg_pool", node, [source], PLANES, kernel=kernel, stride=kernel)
 
 
-def mean(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
-    source = ctx.source(x, PLANES, ROWS4)
-    dims = ctx.number(a["dim"])
-    axes = {d % 4 for d in ((dims,) if isinstance(dims, int) else dims or ())}
-    if axes != {2, 3} or a["dtype"] is not None:
-        raise Unsupported("it is no mean over height and width")
-    out = ROWS4 if a["keepdim"] else ROWS
-    if source[1] == ROWS4:
-        return Step("alias", node, [source], out)
-    return Step("global_avg_pool", node, [source], out)
-
-
-def pad(ctx: Context, node: fx.Node, x: Any, sides: Any, mode: str, value: Any) -> Step:
+def _pad(ctx: Context, node: fx.Node, x: Any, sides: Any, mode: str, value: Any) -> Step:
     """Zeros around an image, for a convolution to take over."""
     source = ctx.source(x, PLANES)
     numbers = ctx.number(sides)
@@ -86,12 +128,3 @@ def pad(ctx: Context, node: fx.Node, x: Any, sides: Any, mode: str, value: Any) 
         raise Unsupported(f"it pads by {list(numbers)}")
     left, right, top, bottom = (*numbers, 0, 0)[:4]
     return Step("pad", node, [source], PLANES, padding=(top, left, bottom, right))
-
-
-MODULES: dict[type[nn.Module], Any] = {
-    nn.Conv2d: conv2d_module,
-    nn.Linear: linear_module,
-    nn.BatchNorm2d: batch_norm_module,
-    nn.BatchNorm1d: batch_norm_module,
-    nn.SyncBatchNorm: batch_norm_module,
-}

@@ -1,0 +1,48 @@
+"""Tensors among a call's arguments and results: copies, and whether two results are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+#: What is compared by value where it is no tensor.
+BASES = (bool, int, float, str, type(None))
+
+
+def clones(args: Sequence[Any]) -> list[Any]:
+    """Copies, for the model may write over its input."""
+    return [pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, a) for a in args]
+
+
+def same(got: Any, expected: Any) -> bool:
+    """Whether two results are alike: the same structure, tensors equal but for rounding (NaN equals NaN)."""
+    ours, our_form = pytree.tree_flatten(got)
+    theirs, their_form = pytree.tree_flatten(expected)
+    if len(ours) != len(theirs) or str(our_form) != str(their_form):
+        return False
+    return all(
+        close(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else _equal(a, b)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    """Equal within what another order of float32 sums makes: 1e-3 of each value, 1e-4 of the largest."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()]
+    scale = float(finite.abs().amax()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and (not isinstance(a, BASES) or a == b)
+    except Exception:
+        return False

@@ -1,0 +1,9 @@
+"""Which weights go: the protocol of criteria (``base``, ``view``), the arithmetic they share, and one file for each."""
+
+from .base import Criterion, drop_lowest
+from .magnitude import Magnitude
+from .mean_std import MeanStd
+from .random import Random
+from .view import Decision, Inputs, WeightView
+
+__all__ = ["Criterion", "Decision", "Inputs", "Magnitude", "MeanStd", "Random", "WeightView", "drop_lowest"]
