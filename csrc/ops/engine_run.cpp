@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "common.h"
+#include "engine/plan/held_program.h"
 #include "engine/run/run.h"
 
 namespace secateur::ops {
@@ -10,17 +11,17 @@ namespace {
 // step_ms: null, or where the milliseconds of every step go.
 std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int64_t program_id,
                                 std::vector<double>* step_ms) {
-  const auto program = engine::find_program(program_id);
-  check(program != nullptr, op, ": program must be the id of a program that is held, got ", program_id);
-  check(program->finished(), op, ": the program is not finished, got ", program_id);
-  const auto& ports = program->inputs();
+  const auto held = engine::find_program(program_id);
+  check(held != nullptr, op, ": program must be the id of a program that is held, got ", program_id);
+  const engine::Program& program = held->program();
+  const auto& ports = program.inputs();
   check(inputs.size() == ports.size(), op, ": takes ", ports.size(), " inputs, got ", inputs.size());
 
   engine::Call call;
   std::vector<std::array<int64_t, 2>> sizes;
   for (size_t i = 0; i < ports.size(); ++i) {
     Tensor& x = inputs[i];
-    const engine::Value& value = program->values()[ports[i]];
+    const engine::Value& value = program.values()[ports[i]];
     const int64_t rank = value.kind == engine::ValueKind::kPlanes ? 4 : 2;
     check(x.is_cpu(), op, ": input ", i, " must be on the CPU");
     check(x.scalar_type() == ScalarType::Float, op, ": input ", i, " must be float32, got ", name(x.scalar_type()));
@@ -32,19 +33,19 @@ std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int6
     if (!x.is_contiguous()) x = torch::stable::contiguous(x);
     call.inputs.push_back(x.const_data_ptr<float>());
   }
-  const auto plan = program->plan(sizes, -1);
+  const auto plan = held->plan(sizes, -1);
 
   std::vector<Tensor> outputs;
-  for (int v : program->outputs()) {
+  for (int v : program.outputs()) {
     std::vector<int64_t> shape{call.batch};
-    if (program->values()[v].kind == engine::ValueKind::kRows) shape.push_back(plan->features(v));
+    if (program.values()[v].kind == engine::ValueKind::kRows) shape.push_back(plan->features(v));
     else
       for (int64_t s : plan->shape(v)) shape.push_back(s);
     outputs.push_back(torch::stable::new_empty(inputs[0], {shape.data(), shape.size()}));
     call.outputs.push_back(outputs.back().mutable_data_ptr<float>());
   }
   engine::run(
-      *plan, *program, call, num_threads(),
+      *plan, program, call, num_threads(),
       [](int64_t n, const auto& f) { parallel_for(0, n, 1, [&](int64_t begin, int64_t end) { f(begin, end); }); },
       step_ms);
   return outputs;

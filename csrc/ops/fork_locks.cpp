@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include "engine/layout/memory.h"
-#include "engine/program/program.h"
+#include "engine/plan/held_program.h"
 #include "formats/sparse_layer.h"
 
 namespace secateur::ops {

@@ -1,6 +1,6 @@
 """The pybind11 module (csrc/bindings.cpp)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -30,52 +30,38 @@ class Plan:
     @property
     def id(self) -> int: ...
 
+class Unplannable(ValueError):
+    """There is no plan of a program for these image sizes."""
+
+def kinds() -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """Kinds of operations: name -> (attributes that must be given, all attributes with what they are by themselves)."""
+
 class Program:
-    """A segment of a network, held by libsecateur; see :class:`secateur.engine.program.ProgramLike`."""
+    """A segment of a network, held by libsecateur; see :class:`secateur.engine.backends.program.ProgramLike`."""
 
     def __init__(self) -> None: ...
     @property
     def id(self) -> int: ...
     def input_planes(self, channels: int) -> int: ...
     def input_rows(self, features: int) -> int: ...
-    def conv2d(
-        self, x: int, weight: Any, bias: Any, stride: tuple[int, int], padding: tuple[int, int, int, int],
-        dilation: tuple[int, int], groups: int, residual: int, act: Any, name: str,
-    ) -> int: ...  # fmt: skip
-    def linear(self, x: int, weight: Any, bias: Any, act: Any, name: str) -> int: ...
-    def max_pool(
-        self, x: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int],
-        dilation: tuple[int, int], ceil_mode: bool, name: str,
-    ) -> int: ...  # fmt: skip
-    def avg_pool(
-        self, x: int, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor: int,
-        name: str, grid: Any = None,
-    ) -> int: ...  # fmt: skip
-    def global_avg_pool(self, x: int, name: str, grid: Any = None) -> int: ...
-    def map(
-        self, x: int, scale: Any, shift: Any, join: str, other: int, act: Any, name: str, grid: Any = None,
-        theta: Any = None,
-    ) -> int: ...  # fmt: skip
-    def quantize(self, x: int, grid: Any, theta: Any, name: str) -> int: ...
-    def dequantize(self, x: int, name: str) -> int: ...
-    def conv2d_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, stride: Any, padding: Any, dilation: Any, groups: int,
-        residual: int, residual_multiplier: float, grid: Any, limits: Any, theta: Any, act: Any, name: str,
-    ) -> int: ...  # fmt: skip
-    def linear_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, grid: Any, limits: Any, theta: Any, act: Any, name: str,
-    ) -> int: ...  # fmt: skip
-    def concat(self, xs: Sequence[int], name: str) -> int: ...
-    def select_channels(self, x: int, index: Sequence[int], name: str) -> int: ...
-    def flatten(self, x: int) -> int: ...
+    def add(
+        self, kind: str, inputs: Sequence[int], attributes: Mapping[str, Any] = ..., name: str | None = None
+    ) -> int: ...
     def output(self, x: int) -> None: ...
     def finish(self) -> None: ...
     def prepare(
         self,
-        batch: int,
         sizes: Sequence[tuple[int, int]],
         budget_s: float,
         example: Sequence[Any] = (),
         kernels: str = "fastest",
     ) -> None: ...
-    def describe(self, batch: int, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]: ...
+    def unplannable(self, sizes: Sequence[tuple[int, ...]]) -> str | None:
+        """Why there is no plan for these sizes; None where there is one."""
+
+    def describe(self, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]: ...
+    def dump(self) -> dict[str, Any]:
+        """All of it as data: what its inputs, operations and outputs are. The same calls build it again."""
+
+    def copy(self) -> Program: ...
+    def __eq__(self, other: object) -> bool: ...

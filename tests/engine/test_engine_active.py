@@ -25,12 +25,12 @@ def sparse(*shape: int, zeros: float) -> Tensor:
 
 
 def prepared(program: Any, inputs: list[Tensor], kernels: str = "active") -> Any:
-    program.prepare(inputs[0].shape[0], sizes(inputs), 0.05, [array(x[:1]) for x in inputs], kernels)
+    program.prepare(sizes(inputs), 0.05, [array(x[:1]) for x in inputs], kernels)
     return program
 
 
 def kernel_of(program: Any, inputs: list[Tensor]) -> list[str]:
-    steps = program.describe(inputs[0].shape[0], sizes(inputs))
+    steps = program.describe(sizes(inputs))
     return [step["kernel"] for step in steps if step["kind"] == "conv2d"]
 
 
@@ -125,7 +125,7 @@ def test_other_sizes_and_batches_keep_the_choice(isa: str) -> None:
 
 def fed(program: Any, inputs: list[Tensor]) -> list[bool]:
     """Of each convolution: whether the one before writes its lists."""
-    steps = program.describe(1, sizes(inputs))
+    steps = program.describe(sizes(inputs))
     return [step["why"] == "written by the layer before" for step in steps if step["kind"] == "nonzeros"]
 
 
@@ -164,7 +164,7 @@ def test_a_layer_that_falls_back_leaves_no_old_lists_behind() -> None:
     empty = torch.zeros(1, 64, 20, 20)
     empty[:, ::8, ::8, ::8] = 1.0
     program = engine(build, [empty])
-    program.prepare(1, [(20, 20)], 5.0, [array(empty)])
+    program.prepare([(20, 20)], 5.0, [array(empty)])
     assert kernel_of(program, [empty]) == ["active"] * 3
     full = torch.rand(1, 64, 20, 20) + 0.1
     for x in (empty, full, empty, torch.cat([full, empty, full, empty, empty])):
@@ -183,14 +183,14 @@ def test_denser_images_than_the_example_take_the_planes() -> None:
     weight = weights(64, 64, 3, 3)
     build = lambda p, x: p.conv2d(x, weight, None, (1, 1), (1, 1, 1, 1), (1, 1), 1, -1, RELU, "conv")  # noqa: E731
     program = engine(build, [empty])
-    program.prepare(1, [(56, 56)], 5.0, [array(empty)])
+    program.prepare([(56, 56)], 5.0, [array(empty)])
     assert kernel_of(program, [empty]) == ["active"]
-    step = next(s for s in program.describe(1, [(56, 56)]) if s["kind"] == "conv2d")
+    step = next(s for s in program.describe([(56, 56)]) if s["kind"] == "conv2d")
     assert step["input_zeros"] > 0.99
     assert step["active_ms"] < step["other_ms"]
     x = torch.cat([torch.rand(1, 64, 56, 56) + 0.1, empty, torch.rand(1, 64, 56, 56)])
     planes = engine(build, [empty])
-    planes.prepare(1, [(56, 56)], 0.5, [array(empty)], "planes")
+    planes.prepare([(56, 56)], 0.5, [array(empty)], "planes")
     torch.set_num_threads(2)
     mixed = run(program, [x])[0]
     assert_close(mixed, twin(build, [x])[0], twin(build, [x], torch.float32)[0])
@@ -243,12 +243,12 @@ def test_refusals() -> None:
     x = torch.randn(1, 16, 4, 4)
     program = engine(two_layers, [torch.empty(1, 32, 8, 8)])
     with pytest.raises(ValueError, match="one array for each input, 1, got 2"):
-        program.prepare(1, [(4, 4)], 0.1, [array(x), array(x)])
+        program.prepare([(4, 4)], 0.1, [array(x), array(x)])
     for wrong in (x, torch.randn(1, 32, 4, 5), torch.randn(32, 4), torch.empty(0, 32, 4, 4)):
         with pytest.raises(ValueError, match="example 0 must be"):
-            program.prepare(1, [(4, 4)], 0.1, [array(wrong)])
+            program.prepare([(4, 4)], 0.1, [array(wrong)])
     with pytest.raises(ValueError, match='no kernels are named "sparse"'):
-        program.prepare(1, [(4, 4)], 0.1, [array(torch.randn(1, 32, 4, 4))], "sparse")
+        program.prepare([(4, 4)], 0.1, [array(torch.randn(1, 32, 4, 4))], "sparse")
 
 
 class Wide(nn.Module):

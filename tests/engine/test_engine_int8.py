@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import secateur.cpu
 import torch
-from programs import NONE, RELU, engine, make, run, sizes
+from programs import NONE, RELU, Builder, engine, make, run, sizes
 from secateur import _host
 from secateur.engine.backends.reference import ReferenceProgram
 from torch import Tensor
@@ -42,7 +42,7 @@ def layer(k: int, per_neuron: int, spread: float = 60.0) -> tuple[np.ndarray, np
 def same(build: Any, *inputs: Tensor, tune: bool = False, kernels: str = "fastest") -> Any:
     program = engine(build, inputs)
     if tune:
-        program.prepare(inputs[0].shape[0], sizes(inputs), 0.02, [], kernels)
+        program.prepare(sizes(inputs), 0.02, [], kernels)
     want = make(ReferenceProgram, build, inputs).run(list(inputs))
     got = run(program, inputs)
     assert len(got) == len(want)
@@ -93,7 +93,7 @@ def test_conv2d(conv: Any, zeros: float, kernels: str, isa: str, dot: bool) -> N
 
         x = torch.rand(2, c, *size) * 12 - zero_in * 0.04
         program = same(build, x, tune=True, kernels=kernels)
-        step = next(s for s in program.describe(2, sizes([x])) if s["kind"] == "conv2d")
+        step = next(s for s in program.describe(sizes([x])) if s["kind"] == "conv2d")
         # Four output channels of different groups may read different quads.
         shared = groups == 1 or (c // groups == 1 and k == c) or k // groups % 4 == 0
         if kernels != "fastest":
@@ -209,12 +209,12 @@ def _int8(p: Any, x: int, **changes: Any) -> int:
         (lambda p, x: _int8(p, x, bias=np.full(4, 2**31 - 100, np.int32)), r"c1: sums must stay below 2\^31"),
         (lambda p, x: _int8(p, x, theta=np.zeros(5, np.uint8)), r"c1: theta must have 4 elements, got 5"),
         (lambda p, x: _int8(p, x, limits=(9, 3)), r"c1: lo must not be above hi"),
-        (lambda p, x: _int8(p, x, limits=(0, 256)), r"limits must be in \[0, 255\], got 256"),
+        (lambda p, x: _int8(p, x, limits=(0, 256)), r"c1: limits must be in \[0, 255\], got 256"),
         (lambda p, x: _int8(p, x, grid=(0.0, 0)), r"c1: scale must be finite and > 0, got 0"),
-        (lambda p, x: _int8(p, x, grid=(1.0, 256)), r"zero_point must be in \[0, 255\], got 256"),
+        (lambda p, x: _int8(p, x, grid=(1.0, 256)), r"c1: zero_point must be in \[0, 255\], got 256"),
         (lambda p, x: _int8(p, x, act=RELU), r"c1: an output of bytes ends in lo, hi and theta"),
         (lambda p, x: _int8(p, x, residual=0), r"c1: the residual must be bytes, as x is"),
-        (lambda p, x: _int8(p, x, weight=np.ones((4, 3, 1), np.int8)), r"weight must be 4-d"),
+        (lambda p, x: _int8(p, x, weight=np.ones((4, 3, 1), np.int8)), r"c1: weight must be 4-d, got 3-d"),
         (lambda p, x: p.quantize(x, (1.0, 0), None, "q2"), r"q2: x must be real values, not bytes"),
         (lambda p, x: p.dequantize(0, "d1"), r"d1: x must be bytes"),
         (lambda p, x: p.output(x), r"output: value must be real, not bytes"),
@@ -224,7 +224,7 @@ def _int8(p: Any, x: int, **changes: Any) -> int:
     ],
 )  # fmt: skip
 def test_wrong_programs_are_refused(wrong: Any, message: str) -> None:
-    p = _host.Program()
+    p = Builder(_host.Program())
     x = p.quantize(p.input_planes(3), (1.0, 0), None, "q")
     with pytest.raises(ValueError, match=message):
         wrong(p, x)

@@ -63,7 +63,7 @@ def test_conv2d(case: Any, isa: str) -> None:
     for zeros in (0.0, 0.7, 1.0):
         weight, bias = weights(k, shape[1] // groups, r, s, zeros=zeros), array(torch.randn(k))
         program = check(lambda p, x, w=weight, b=bias: conv(p, x, case, w, b, act=RELU), x)
-        steps = [step for step in program.describe(shape[0], sizes([x])) if step["kind"] == "conv2d"]
+        steps = [step for step in program.describe(sizes([x])) if step["kind"] == "conv2d"]
         assert [step["shape"] for step in steps] == [(k, shape[1] // groups, r, s)]
         assert steps[0]["zeros"] == pytest.approx(1 - np.count_nonzero(weight) / weight.size)
     check(lambda p, x: conv(p, x, case, weights(k, shape[1] // groups, r, s, zeros=0.5)), x, tune=True)
@@ -97,7 +97,7 @@ def test_images_of_which_one_plane_is_all_that_16_bits_reach(isa: str) -> None:
     case = ((), (), (1, 1), (1, 1, 1, 1), (1, 1), 1)
     weight = weights(2, 3, 3, 3, zeros=0.6)
     program = check(lambda p, x: conv(p, x, case, weight), torch.randn(1, 3, 1030, 1030))
-    assert [step["chunk"] for step in program.describe(1, [(1030, 1030)]) if step["kind"] == "conv2d"] == [1]
+    assert [step["chunk"] for step in program.describe([(1030, 1030)]) if step["kind"] == "conv2d"] == [1]
 
 
 def test_what_lies_oddly_in_memory(isa: str) -> None:
@@ -372,7 +372,7 @@ def network(p: Any, x: int) -> list[int]:
 def test_bitwise_the_same_for_any_number_of_threads(tune: bool, isa: str) -> None:
     program = engine(network, [torch.randn(1, 3, 8, 8)])
     if tune:
-        program.prepare(2, [(37, 41)], 0.3)
+        program.prepare([(37, 41)], 0.3)
     for batch in (1, 2, 3, 5):
         x = torch.randn(batch, 3, 37, 41)
         results = []
@@ -494,7 +494,7 @@ def test_random_graphs(seed: int, steps: list[str], shape: tuple[int, int, int, 
     with cpu.use_isa(isa):
         program = engine(build(False), [x])
         if tune:
-            program.prepare(shape[0], sizes([x]), 0.01)
+            program.prepare(sizes([x]), 0.01)
         outputs = run(program, [x])
         torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1)
         again = run(program, [x])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from programs import NONE, RELU, engine, run
+from programs import NONE, RELU, Builder, engine, run
 from secateur import _host
 from torch import Tensor
 
@@ -41,10 +41,10 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda p: _conv(p, 9), r"engine: c1: x must be a value of this program, got 9"),
     (lambda p: _conv(p, -1), r"engine: c1: x must be a value of this program, got -1"),
     (lambda p: _conv(p, 1), r"engine: c1: x must be planes"),
-    (lambda p: _conv(p, weight=W[0]), r"weight must be 4-d"),
+    (lambda p: _conv(p, weight=W[0]), r"c1: weight must be 4-d, got 3-d"),
     (lambda p: _conv(p, 2), r"c1: weight must have 27 elements an output channel, got 36"),
     (lambda p: _conv(p, bias=np.ones(3, np.float32)), r"c1: bias must have 2 elements, got 3"),
-    (lambda p: _conv(p, bias=np.ones((2, 1), np.float32)), r"bias must be 1-d"),
+    (lambda p: _conv(p, bias=np.ones((2, 1), np.float32)), r"c1: bias must be 1-d, got 2-d"),
     (lambda p: _conv(p, stride=(0, 1)), r"c1: kernel, stride and dilation must be between 1 and 2\^20, got 3, 0, 1"),
     (lambda p: _conv(p, dilation=(1, 1 << 40)), r"c1: kernel, stride and dilation must be between 1 and 2\^20"),
     (lambda p: _conv(p, padding=(0, 0, -1, 0)), r"c1: padding must be between 0 and 2\^20, got -1"),
@@ -52,7 +52,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda p: _conv(p, groups=0), r"c1: groups must divide the channels, 4 and 2, got 0"),
     (lambda p: _conv(p, residual=1), r"c1: residual must be planes"),
     (lambda p: _conv(p, residual=2), r"c1: residual must have 2 channels, got 3"),
-    (lambda p: _conv(p, act=("selu", 0, 0, None)), r'engine: no activation is named "selu"'),
+    (lambda p: _conv(p, act=("selu", 0, 0, None)), r'engine: c1: act: no activation is named "selu"'),
     (lambda p: _conv(p, act=("clamp", math.nan, 0, None)), r"c1: the bounds of an activation must not be NaN"),
     (lambda p: _conv(p, act=("threshold", 0, 1, None)), r"c1: theta must have 2 elements, got 0"),
     (lambda p: _conv(p, act=("clamp", 0, 1, np.ones(2, np.float32))), r'theta is for the activation "threshold" only'),
@@ -60,14 +60,14 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda p: _map(p, act=("threshold", 0, 1, np.full(4, np.nan, np.float32))), r"m1: theta must be at least 0"),
     (lambda p: p.linear(0, np.ones((2, 4), np.float32), None, NONE, "l1"), r"l1: x must be rows"),
     (lambda p: p.linear(1, np.ones((2, 4), np.float32), None, NONE, "l1"), r"l1: weight must have 6 columns, got 4"),
-    (lambda p: p.linear(1, W, None, NONE, "l1"), r"weight must be 2-d"),
+    (lambda p: p.linear(1, W, None, NONE, "l1"), r"l1: weight must be 2-d, got 4-d"),
     (lambda p: p.max_pool(1, ONE, ONE, (0, 0), ONE, False, "p1"), r"p1: x must be planes"),
     (lambda p: p.max_pool(0, (2, 2), ONE, (2, 0), ONE, False, "p1"), r"p1: padding must be at most half of the kernel"),
     (lambda p: p.avg_pool(0, (2, 0), ONE, (0, 0), False, True, 0, "p1"), r"p1: kernel, stride and dilation must be"),
     (lambda p: p.global_avg_pool(1, "g1"), r"g1: x must be planes"),
     (lambda p: _map(p, scale=np.ones(3, np.float32)), r"m1: scale must have 4 elements, got 3"),
     (lambda p: _map(p, p.flatten(0), shift=np.ones(3, np.float32)), r"m1: scale and shift need a known number"),
-    (lambda p: _map(p, join="minus", other=0), r'join must be "none", "add" or "multiply", got "minus"'),
+    (lambda p: _map(p, join="minus", other=0), r'm1: join must be "none", "add" or "multiply", got "minus"'),
     (lambda p: _map(p, join="add"), r'm1: join needs two values, "none" one'),
     (lambda p: _map(p, other=0), r'm1: join needs two values, "none" one'),
     (lambda p: _map(p, 1, join="add", other=0), r"m1: other must be rows, as x is"),
@@ -85,7 +85,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("call", "message"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
 def test_the_builder_refuses(call: Any, message: str) -> None:
-    p = _host.Program()
+    p = Builder(_host.Program())
     p.input_planes(4), p.input_rows(6), p.input_planes(3)
     with pytest.raises(ValueError, match=message):
         call(p)
@@ -94,7 +94,7 @@ def test_the_builder_refuses(call: Any, message: str) -> None:
 
 
 def test_nothing_follows_finish() -> None:
-    p = _host.Program()
+    p = Builder(_host.Program())
     x = p.input_planes(4)
     p.output(x)
     p.finish()
@@ -153,7 +153,7 @@ def test_sizes_that_do_not_meet_are_refused_when_they_are_planned() -> None:
         with pytest.raises((RuntimeError, ValueError), match=message):
             run(program, [x, y])
         with pytest.raises(ValueError, match=message):
-            program.prepare(1, [(8, 8), (8, 9)], 0.1)
+            program.prepare([(8, 8), (8, 9)], 0.1)
         run(program, [x, x])
 
 
@@ -161,6 +161,6 @@ def test_sizes_are_checked_where_a_plan_is_asked_for() -> None:
     program = engine(lambda p, x: _map(p, x), [torch.randn(1, 4, 5, 5)])
     for wrong in ([], [(5, 5), (5, 5)]):
         with pytest.raises(ValueError, match=r"sizes must be one for each input of planes, 1, got"):
-            program.prepare(1, wrong, 0.1)
+            program.prepare(wrong, 0.1)
         with pytest.raises(ValueError, match=r"sizes must be one for each input of planes, 1, got"):
-            program.describe(1, wrong)
+            program.describe(wrong)

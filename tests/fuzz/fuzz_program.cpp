@@ -2,9 +2,12 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string_view>
 #include <thread>
 
-#include "engine/plan/plan.h"
+#include "engine/kinds/table.h"
+#include "engine/plan/held_program.h"
+#include "engine/program/text.h"
 #include "engine/run/run.h"
 #include "input.h"
 
@@ -17,6 +20,113 @@ namespace {
 // Numbers in flight, in a value or in a layer's weights: larger ones are right, but slow.
 constexpr int64_t kLarge = 1 << 16;
 
+// Draws an operation's attributes by their types, whatever its kind: a new kind is drawn as soon as it is in the table.
+// Lists belong to channels, those of the output where there are weights; what is drawn mostly fits.
+struct Draw {
+  Input& in;
+  const Value& x;
+  bool bytes;          // what comes in, or nearly always
+  int64_t channels;    // of what lists belong to
+  int64_t groups = 1;  // attributes that weights depend on come before them
+
+  void operator()(const char* /*name*/, bool* to) { *to = in.coin(); }
+  void operator()(const char* name, int64_t* to) {
+    if (std::string_view(name) != "groups") {
+      *to = in.one_in(8) ? in.size(0, 9) : *to;
+      return;
+    }
+    *to = groups = in.one_in(4) ? (in.coin() ? x.channels : in.size(1, 4)) : 1;
+  }
+  void operator()(const char* /*name*/, float* to) { *to = in.one_in(4) ? in.real() : 0.5f; }
+  void operator()(const char* name, Pair* to) {
+    const std::string_view what = name;
+    for (int64_t& size : *to)
+      size = what == "kernel" ? in.size(1, 4) : what == "stride" ? in.size(1, 3) : in.one_in(4) ? in.size(1, 3) : 1;
+    if (what == "kernel") kernel = *to;
+  }
+  void operator()(const char* /*name*/, Sides* to) {
+    for (size_t i = 0; i < 2; ++i) {
+      (*to)[i] = in.size(0, kernel[i] > 1 && kernel[i] < 9 ? kernel[i] / 2 : 0);
+      (*to)[i + 2] = in.one_in(8) ? in.size(0, 4) : (*to)[i];
+    }
+  }
+  void operator()(const char* /*name*/, std::vector<int64_t>* to) {
+    for (int64_t i = in.within(0, 8); i > 0; --i)
+      to->push_back(in.one_in(32) ? in.size(-1, x.channels) : in.within(0, std::max<int64_t>(x.channels - 1, 0)));
+  }
+  void operator()(const char* name, std::vector<float>* to) {
+    const bool factors = std::string_view(name) == "multiplier";
+    if (!factors && in.coin()) return;
+    *to = in.reals(few(channels));
+    const float scale = !factors || in.one_in(8) ? 1.0f : 0.01f;
+    for (float& f : *to) f = factors ? std::fabs(f) * scale : f;
+  }
+  void operator()(const char* /*name*/, std::vector<int32_t>* to) {
+    for (int64_t i = few(channels); i > 0; --i) to->push_back(static_cast<int32_t>(in.next() % 4096) - 2048);
+    if (in.one_in(16) && !to->empty()) to->front() = in.coin() ? INT32_MAX : INT32_MIN;
+  }
+  void operator()(const char* /*name*/, std::vector<uint8_t>* to) {
+    if (in.one_in(4)) to->assign(static_cast<size_t>(few(channels)), static_cast<uint8_t>(in.within(0, 255)));
+  }
+  void operator()(const char* /*name*/, cpu::Join* to) {
+    *to = static_cast<cpu::Join>(inputs > 1 || in.one_in(32) ? in.within(0, 2) : 0);
+  }
+  void operator()(const char* /*name*/, Activation* to) {
+    to->act = static_cast<cpu::Act>(in.within(0, static_cast<int64_t>(cpu::Act::kTanh)));
+    if (bytes && ends_in_bytes && !in.one_in(16)) to->act = cpu::Act::kNone;
+    to->lo = in.one_in(4) ? in.real() : 0;
+    to->hi = in.one_in(4) ? in.real() : 6;
+    if (to->act != cpu::Act::kThreshold && !in.one_in(32)) return;
+    to->theta = in.reals(few(channels));
+    if (!in.one_in(8))
+      for (float& t : to->theta) t = std::fabs(t);
+  }
+  void operator()(const char* /*name*/, std::optional<Quant>* to) {
+    if (!(bytes ? !in.one_in(4) : in.one_in(4))) return;
+    ends_in_bytes = true;
+    Quant q{in.one_in(8) ? in.real() : static_cast<float>(in.within(1, 64)) / 256, 0};
+    q.zero_point = static_cast<int32_t>(in.one_in(32) ? in.within(-1, 300) : in.within(0, 255));
+    *to = q;
+  }
+  void operator()(const char* /*name*/, Limits* to) {
+    to->lo = static_cast<uint8_t>(in.one_in(4) ? in.within(0, 255) : 0);
+    to->hi = static_cast<uint8_t>(in.one_in(4) ? in.within(0, 255) : 255);
+  }
+  template <class T>
+  void operator()(const char* /*name*/, std::shared_ptr<const WeightsOf<T>>* to) {
+    // Features that the image size decides: a guess that comes true for small images.
+    int64_t k = in.one_in(4) ? in.within(1, 70) : in.within(1, 9);
+    const int64_t c = x.channels >= 0 ? few(x.channels) : in.within(1, 64);
+    std::vector<int64_t> shape{k, c};
+    if (x.planes() != in.one_in(32)) {
+      if (groups > 1 && groups < 50) shape[0] = groups * in.within(1, 2);
+      if (groups > 0) shape[1] = c / groups;
+      for (int64_t& size : kernel) shape.push_back(size = in.within(1, 3));
+    }
+    int64_t count = 1;
+    for (int64_t size : shape) count *= size;
+    if (count > kLarge) throw std::invalid_argument("too large for here");
+    channels = shape[0];
+    const std::vector<float> dense = in.reals(count);
+    std::vector<T> values;
+    for (float v : dense) {
+      if constexpr (std::is_same_v<T, float>) values.push_back(v);
+      else values.push_back(std::isfinite(v) ? static_cast<T>(std::clamp(v, -2.0f, 1.98f) * 64) : T{-128});
+    }
+    *to = std::make_shared<const WeightsOf<T>>(values.data(), shape);
+  }
+
+  // As many as there should be, or nearly.
+  int64_t few(int64_t n) {
+    n = std::clamp<int64_t>(n, 0, kLarge);
+    return std::clamp<int64_t>(in.one_in(32) ? n + in.within(-1, 1) : n, 0, kLarge);
+  }
+
+  Pair kernel{1, 1};
+  size_t inputs = 1;
+  bool ends_in_bytes = false;
+};
+
 struct Writer {
   Input& in;
   Program& program;
@@ -28,138 +138,22 @@ struct Writer {
     // Rather the last ones, so that networks grow deep.
     return static_cast<int>(in.coin() ? n - 1 : in.within(0, n - 1));
   }
-  Quant quant() {
-    Quant q{in.one_in(8) ? in.real() : static_cast<float>(in.within(1, 64)) / 256, 0};
-    q.zero_point = static_cast<int32_t>(in.one_in(32) ? in.within(-1, 300) : in.within(0, 255));
-    return q;
-  }
-  Window window(int64_t most) {
-    Window w;
-    for (size_t i = 0; i < 2; ++i) {
-      w.kernel[i] = in.size(1, most);
-      w.stride[i] = in.size(1, 3);
-      w.dilation[i] = in.one_in(4) ? in.size(1, 3) : 1;
-      w.padding[i] = in.size(0, w.kernel[i] > 1 && w.kernel[i] < 9 ? w.kernel[i] / 2 : 0);
-      w.padding[i + 2] = in.one_in(8) ? in.size(0, 4) : w.padding[i];
-    }
-    return w;
-  }
-  void activation(Op& op, int64_t channels) {
-    op.activation.act = static_cast<cpu::Act>(in.within(0, static_cast<int64_t>(cpu::Act::kTanh)));
-    op.activation.lo = in.one_in(4) ? in.real() : 0;
-    op.activation.hi = in.one_in(4) ? in.real() : 6;
-    if (op.activation.act != cpu::Act::kThreshold && !in.one_in(32)) return;
-    op.activation.theta = in.reals(few(channels));
-    if (!in.one_in(8))
-      for (float& t : op.activation.theta) t = std::fabs(t);
-  }
-  // As many as there should be, or nearly.
-  int64_t few(int64_t n) {
-    n = std::clamp<int64_t>(n, 0, kLarge);
-    return std::clamp<int64_t>(in.one_in(32) ? n + in.within(-1, 1) : n, 0, kLarge);
-  }
-  void theta_bytes(Op& op, int64_t channels) {
-    if (!in.one_in(4)) return;
-    op.end.theta.assign(static_cast<size_t>(few(channels)), static_cast<uint8_t>(in.within(0, 255)));
-  }
 
-  void layer(Op& op, int64_t k, int64_t n, bool bytes) {
-    const int64_t count = std::clamp<int64_t>(k, 0, kLarge) * std::clamp<int64_t>(n, 0, kLarge);
-    if (count > kLarge) throw std::invalid_argument("too large for here");
-    const auto dense = in.reals(count);
-    k = std::clamp<int64_t>(k, 0, kLarge);
-    n = std::clamp<int64_t>(n, 0, kLarge);
-    if (in.one_in(4)) op.bias = in.reals(few(k));
-    if (!bytes) {
-      op.weights = std::make_shared<const Weights>(dense.data(), k, n);
-      activation(op, k);
-      if (in.one_in(64)) op.quant = quant();
-      return;
+  void operation() {
+    const auto all = kinds();
+    const Kind& kind = all[static_cast<size_t>(in.within(0, static_cast<int64_t>(all.size()) - 1))];
+    std::vector<int> inputs{any_value()};
+    while (inputs.size() < std::min<size_t>(kind.most_inputs, 4) && in.coin()) inputs.push_back(any_value());
+    auto attributes = kind.attributes();
+    const int v = inputs[0];
+    if (v >= 0 && v < static_cast<int>(program.values().size())) {
+      const Value x = program.values()[static_cast<size_t>(v)];
+      Draw draw{in, x, in.one_in(32) ? in.coin() : x.quant.has_value(), x.channels};
+      draw.inputs = inputs.size();
+      for (const AttributeSlot& slot : attributes->slots())
+        std::visit([&](auto* to) { draw(slot.name, to); }, slot.value);
     }
-    op.bias.clear();
-    std::vector<int8_t> w;
-    for (float x : dense)
-      w.push_back(std::isfinite(x) ? static_cast<int8_t>(std::clamp(x, -2.0f, 1.98f) * 64) : int8_t{-128});
-    op.bytes = std::make_shared<const ByteWeights>(w.data(), k, n);
-    for (int64_t i = few(k); i > 0; --i) op.end.bias.push_back(static_cast<int32_t>(in.next() % 4096) - 2048);
-    if (in.one_in(16) && !op.end.bias.empty()) op.end.bias[0] = in.coin() ? INT32_MAX : INT32_MIN;
-    op.end.multiplier = in.reals(few(k));
-    const float scale = in.one_in(8) ? in.real() : 0.01f;
-    for (float& m : op.end.multiplier) m = std::fabs(m) * scale;
-    op.end.lo = static_cast<uint8_t>(in.one_in(4) ? in.within(0, 255) : 0);
-    op.end.hi = static_cast<uint8_t>(in.one_in(4) ? in.within(0, 255) : 255);
-    op.end.residual_multiplier = in.one_in(4) ? in.real() : 0.5f;
-    if (!in.one_in(4)) op.quant = quant();
-    else activation(op, k);
-    theta_bytes(op, k);
-  }
-
-  Op operation() {
-    Op op;
-    op.kind = static_cast<OpKind>(in.within(0, static_cast<int64_t>(OpKind::kDequantize)));
-    op.name = "op";
-    op.inputs = {any_value()};
-    const int v = op.inputs[0];
-    if (v < 0 || v >= static_cast<int>(program.values().size())) return op;
-    const Value x = program.values()[static_cast<size_t>(v)];
-    const bool planes = x.kind == ValueKind::kPlanes, bytes = in.one_in(32) ? in.coin() : x.quant.has_value();
-    const int64_t c = x.channels;
-    switch (op.kind) {
-      case OpKind::kConv: {
-        if (!planes && !in.one_in(16)) throw std::invalid_argument("convolutions take planes");
-        op.window = window(3);
-        op.groups = in.one_in(4) ? (in.coin() ? c : in.size(1, 4)) : 1;
-        int64_t k = in.one_in(4) ? in.within(1, 40) : in.within(1, 8), n = 0;
-        if (op.groups > 1 && op.groups < 50) k = op.groups * in.within(1, 2);
-        if (__builtin_mul_overflow(op.window.kernel[0], op.window.kernel[1], &n) || op.groups == 0 ||
-            __builtin_mul_overflow(n, c / op.groups, &n))
-          n = 1;
-        layer(op, k, few(n), bytes);
-        if (in.one_in(4)) op.inputs.push_back(any_value());
-        break;
-      }
-      case OpKind::kLinear: {
-        // Features that the image size decides: a guess that comes true for small images.
-        const int64_t n = c >= 0 ? few(c) : in.within(1, 64);
-        layer(op, in.one_in(4) ? in.within(1, 70) : in.within(1, 9), n, bytes);
-        break;
-      }
-      case OpKind::kMaxPool:
-      case OpKind::kAvgPool:
-        op.window = window(4);
-        if (op.kind == OpKind::kAvgPool && !in.one_in(16)) op.window.dilation = {1, 1};
-        op.ceil_mode = in.coin();
-        op.count_include_pad = in.coin();
-        op.divisor = in.one_in(8) ? in.size(0, 9) : 0;
-        if (in.one_in(8)) op.quant = quant();
-        break;
-      case OpKind::kGlobalPool:
-        if (in.one_in(4)) op.quant = quant();
-        break;
-      case OpKind::kMap:
-        if (in.one_in(2)) op.scale = in.reals(few(c));
-        if (in.one_in(2)) op.shift = in.reals(few(c));
-        activation(op, c);
-        if (in.coin()) op.inputs.push_back(any_value());
-        op.join = static_cast<cpu::Join>(op.inputs.size() > 1 || in.one_in(32) ? in.within(0, 2) : 0);
-        if (bytes ? !in.one_in(4) : in.one_in(4)) op.quant = quant();
-        theta_bytes(op, c);
-        break;
-      case OpKind::kConcat:
-        while (op.inputs.size() < 4 && in.coin()) op.inputs.push_back(any_value());
-        break;
-      case OpKind::kSelect:
-        for (int64_t i = in.within(0, 8); i > 0; --i)
-          op.index.push_back(in.one_in(32) ? in.size(-1, c) : in.within(0, std::max<int64_t>(c - 1, 0)));
-        break;
-      case OpKind::kQuantize:
-        if (!in.one_in(32)) op.quant = quant();
-        theta_bytes(op, c);
-        break;
-      case OpKind::kFlatten:
-      case OpKind::kDequantize: break;
-    }
-    return op;
+    program.add(kind, "op", inputs, std::move(attributes));
   }
 
   void write() {
@@ -176,7 +170,7 @@ struct Writer {
     for (int64_t i = in.within(1, 8); i > 0 && in.more(); --i) {
       in.wild = false;
       try {
-        program.add(operation());
+        operation();
         wild = wild || in.wild;
       } catch (const std::invalid_argument&) {
       }
@@ -224,7 +218,8 @@ std::vector<std::vector<float>> call(const Program& program, const Plan& plan,
   return outputs;
 }
 
-void run_program(Input& in, Program& program, bool wild) {
+void run_program(Input& in, HeldProgram& held, bool wild) {
+  const Program& program = held.program();
   std::vector<std::array<int64_t, 2>> sizes;
   in.wild = false;
   for (int v : program.inputs())
@@ -254,7 +249,7 @@ void run_program(Input& in, Program& program, bool wild) {
     for (const auto& x : inputs) example.push_back(x.data());
   const auto kernels = static_cast<Kernels>(in.within(0, 2));
   // Measured for no time at all: the first choice of each layer, but all that belongs to choosing.
-  const auto plan = program.plan(sizes, example.empty() && !in.one_in(8) ? -1.0 : 1e-9, example, kernels);
+  const auto plan = held.plan(sizes, example.empty() && !in.one_in(8) ? -1.0 : 1e-9, example, kernels);
   if (is_large(program, *plan, batch)) return;
   const auto alone = call(program, *plan, inputs, batch, 1);
   if (!in.one_in(8)) return;
@@ -270,17 +265,21 @@ void run_program(Input& in, Program& program, bool wild) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input in(data, size);
   fuzz::choose_isa(in);
-  auto program = std::make_shared<Program>();
-  Writer writer{in, *program};
+  Program program;
+  Writer writer{in, program};
   try {
     writer.write();
-    const int64_t id = hold_program(program);
+    if (!(Program(program) == program)) __builtin_trap();
+    if (in.one_in(16) && text_of(program).empty()) __builtin_trap();
+    const auto held = std::make_shared<HeldProgram>(program);
+    const int64_t id = hold_program(held);
     const auto found = find_program(id);
     release_program(id);
-    if (found != program || find_program(id)) __builtin_trap();
+    if (found != held || find_program(id)) __builtin_trap();
     run_program(in, *found, writer.wild);
   } catch (const std::invalid_argument&) {  // what a program refuses
-  } catch (const std::length_error&) {      // and a plan, of sizes
+  } catch (const Unplannable&) {            // and a plan, of sizes
+  } catch (const std::length_error&) {      // and a call, of batches
   }
   return 0;
 }

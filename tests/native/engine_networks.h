@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "engine/program/program.h"
+#include "engine/plan/held_program.h"
 #include "engine/run/run.h"
 #include "testing.h"
 
@@ -13,7 +13,7 @@ using Sizes = std::vector<std::array<int64_t, 2>>;
 
 struct Network {
   const char* name;
-  std::shared_ptr<engine::Program> program;
+  std::shared_ptr<engine::HeldProgram> program;
   int64_t channels;  // of its one input
 };
 
@@ -25,7 +25,7 @@ Network byte_network(Random& random);
 void on_threads(int64_t n, int64_t threads, const std::function<void(int64_t, int64_t)>& f);
 
 // All outputs of one call, one after another.
-std::vector<float> run_network(engine::Program& program, const std::vector<float>& x, int64_t batch,
+std::vector<float> run_network(engine::HeldProgram& program, const std::vector<float>& x, int64_t batch,
                                std::array<int64_t, 2> size, int64_t threads);
 
 }  // namespace secateur::test

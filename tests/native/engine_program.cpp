@@ -72,9 +72,8 @@ void test_network(const Network& network, Random& random) {
     });
   bodies.emplace_back([&] {  // more sizes than a program keeps plans for; some of them measured
     const auto example = images(random, network.channels * 20 * 20);
-    for (int64_t i = 1; i <= 12; ++i)
-      engine::prepare_program(*network.program, {{i, i + 1}}, i % 4 == 0 ? 1e-3 : 0.0, {example.data()});
-    check(!engine::describe_program(*network.program, {{3, 4}}).empty(), "engine_program: an empty report");
+    for (int64_t i = 1; i <= 12; ++i) network.program->prepare({{i, i + 1}}, i % 4 == 0 ? 1e-3 : 0.0, {example.data()});
+    check(!network.program->describe({{3, 4}}).empty(), "engine_program: an empty report");
   });
   bodies.emplace_back([&] {
     for (int i = 0; i < 50; ++i) {

@@ -39,17 +39,17 @@ using Make = Network (*)(Random&);
 
 struct Outcome {
   std::vector<float> outputs;
-  std::vector<engine::ProgramStep> convs;
+  std::vector<engine::StepReport> convs;
 };
 
 Outcome outcome(Make make, const char* planner, const std::vector<float>& x, engine::Kernels kernels) {
   const Planner set(planner);
   Random random(11);
   const Network network = make(random);
-  engine::prepare_program(*network.program, {kSize}, 0.0, {x.data()}, kernels);
+  network.program->prepare({kSize}, 0.0, {x.data()}, kernels);
   Outcome o;
   for (int64_t threads : {1, 3}) o.outputs = run_network(*network.program, x, kBatch, kSize, threads);
-  for (const auto& step : engine::describe_program(*network.program, {kSize}))
+  for (const auto& step : network.program->describe({kSize}))
     if (step.kind == "conv2d") o.convs.push_back(step);
   return o;
 }

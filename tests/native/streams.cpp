@@ -115,7 +115,7 @@ void add_block(std::vector<int>& found, const Layer& layer, int64_t channel, int
 void test_bytes(Random& random, const Layer& layer, bool pairs) {
   const auto dense = some<int8_t>(random, layer);
   const std::vector<int> expected(dense.begin(), dense.end());
-  const engine::ByteWeights weights(dense.data(), layer.k, layer.channels * layer.taps);
+  const engine::ByteWeights weights(dense.data(), {layer.k, layer.channels * layer.taps});
   const engine::BlockShape shape{layer.taps, layer.groups, pairs};
   const int64_t quads = shape.quads(weights), planes = engine::whole_quads(layer.channels * layer.groups);
   for (int64_t chunk = 1; chunk <= quads; chunk = std::max(chunk + 1, chunk * 2))

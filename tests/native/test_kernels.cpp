@@ -19,6 +19,7 @@ struct Test {
 // One row for each operator, in a file of its own name.
 constexpr Test tests[] = {
     {"engine_program", test_engine_program},  // how threads meet: the others are one kernel each
+    {"engine_data", test_engine_data},        // programs as data
     {"engine_dense", test_engine_dense},
     {"engine_linear", test_engine_linear},
     {"engine_active", test_engine_active},

@@ -92,6 +92,7 @@ std::vector<T> inputs(Random& random, int64_t n, bool with_nonfinite);
 // One test = one operator on one instruction set.
 void test_dispatch();
 void test_engine_program(const Kernels& kernels);
+void test_engine_data(const Kernels& kernels);
 void test_engine_dense(const Kernels& kernels);
 void test_engine_linear(const Kernels& kernels);
 void test_engine_active(const Kernels& kernels);

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import secateur
 import torch
-from programs import NONE
+from programs import NONE, Builder
 from secateur import Error, _host, ops
 from torch import Tensor
 
@@ -223,7 +223,7 @@ def test_plans_of_numbers_that_do_not_fit(arguments: dict[str, Any], message: st
 
 
 def program(channels: int = 3) -> tuple[Any, int]:
-    p = _host.Program()
+    p = Builder(_host.Program())
     return p, p.input_planes(channels)
 
 
@@ -240,7 +240,7 @@ def ones(*shape: int) -> Any:
 
 def prepare(size: tuple[int, int], channels: int = 3, budget: float = 0.0) -> None:
     p, x = program(channels)
-    ready(p, p.map(x, None, None, "none", -1, NONE, "m1")).prepare(1, [size], budget)
+    ready(p, p.map(x, None, None, "none", -1, NONE, "m1")).prepare([size], budget)
 
 
 def doubled(times: int) -> None:
@@ -254,7 +254,7 @@ def flat_doubled(times: int) -> None:
     x = p.flatten(x)
     for _ in range(times):
         x = p.concat([x, x], "c1")
-    ready(p, x).prepare(1, [(1, 1)], 0.0)
+    ready(p, x).prepare([(1, 1)], 0.0)
 
 
 def padded(channels: int = 1, **geometry: Any) -> None:
@@ -264,7 +264,7 @@ def padded(channels: int = 1, **geometry: Any) -> None:
         geometry.get("padding", (0, 0, 0, 0)), geometry.get("dilation", (1, 1)), geometry.get("groups", 1), -1, NONE,
         "c1",
     )  # fmt: skip
-    ready(p, y).prepare(1, [(4, 4)], 0.0)
+    ready(p, y).prepare([(4, 4)], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_programs_beyond_all_bounds(build: Any, message: str) -> None:
 def test_a_program_runs_only_when_it_is_finished() -> None:
     p, x = program(1)
     p.output(x)
-    with pytest.raises(RuntimeError, match=f"engine_run: the program is not finished, got {p.id}"):
+    with pytest.raises(ValueError, match="engine: program: the program is not finished"):
         torch.ops.secateur.engine_run([torch.ones(1, 1, 2, 2)], p.id)
 
 
@@ -323,8 +323,8 @@ TINY = 2.0**-140  # its inverse is no float32
         (lambda p, x: p.quantize(x, (TINY, 0), None, "q1"), "engine: q1: scale must be finite and > 0, got 7.*e-43"),
         (lambda p, x: p.quantize(x, (math.nan, 0), None, "q1"), "engine: q1: scale must be finite"),
         (lambda p, x: p.quantize(x, (1e300, 0), None, "q1"), "engine: q1: scale must be finite and > 0, got inf"),
-        (lambda p, x: p.quantize(x, (1.0, 256), None, "q1"), r"engine: zero_point must be in \[0, 255\]"),
-        (lambda p, x: p.quantize(x, (1.0, 0), np.zeros((1, 3), np.uint8), "q1"), "engine: theta must be 1-d"),
+        (lambda p, x: p.quantize(x, (1.0, 256), None, "q1"), r"engine: q1: zero_point must be in \[0, 255\]"),
+        (lambda p, x: p.quantize(x, (1.0, 0), np.zeros((1, 3), np.uint8), "q1"), "engine: q1: theta must be 1-d"),
         (lambda p, x: p.quantize(x, (1.0, 0), np.zeros(2, np.uint8), "q1"), "engine: q1: theta must have 3 elements"),
         (
             lambda p, x: average(p, p.quantize(x, (1e30, 0), None, "q1"), (1e-30, 0)),
@@ -336,10 +336,10 @@ TINY = 2.0**-140  # its inverse is no float32
             "engine: a1: a window over bytes must have at most 65536 places",
         ),
         (lambda p, x: linear(p, x, multiplier=np.full(4, 1e36, np.float32)), "engine: l1: sums times multiplier must"),
-        (lambda p, x: linear(p, x, multiplier=ones(2, 2)), "engine: multiplier must be 1-d"),
-        (lambda p, x: linear(p, x, bias=np.zeros((1, 4), np.int32)), "engine: bias must be 1-d"),
+        (lambda p, x: linear(p, x, multiplier=ones(2, 2)), "engine: l1: multiplier must be 1-d"),
+        (lambda p, x: linear(p, x, bias=np.zeros((1, 4), np.int32)), "engine: l1: bias must be 1-d"),
         (lambda p, x: linear(p, x, bias=np.full(4, -(2**31), np.int32)), r"engine: l1: sums must stay below 2\^31"),
-        (lambda p, x: linear(p, x, limits=(0, 256)), r"engine: limits must be in \[0, 255\]"),
+        (lambda p, x: linear(p, x, limits=(0, 256)), r"engine: l1: limits must be in \[0, 255\]"),
         (lambda p, x: linear(p, x, limits=(9, 8)), "engine: l1: lo must not be above hi"),
         (lambda p, x: linear(p, x, theta=np.zeros(5, np.uint8)), "engine: l1: theta must have 4 elements, got 5"),
         (
@@ -362,7 +362,7 @@ def test_an_average_of_bytes_too_large_for_its_sum() -> None:
     p, x = program(1)
     ready(p, p.global_avg_pool(p.quantize(x, (1.0, 0), None, "q1"), "g1", None))
     with pytest.raises(ValueError, match="engine: g1: an image of 4096x4096 is too large for an average of bytes"):
-        p.prepare(1, [(4096, 4096)], 0.0)
+        p.prepare([(4096, 4096)], 0.0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

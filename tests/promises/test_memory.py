@@ -93,7 +93,7 @@ def test_models_that_are_dropped_take_no_memory() -> None:
 @pytest.mark.parametrize(
     ("function", "where"),
     [
-        ("compile", "secateur._host.Program.conv2d"),
+        ("compile", "secateur._host.Program.add"),
         ("compile", "secateur._host.Program.prepare"),
         ("compile", "secateur.engine.compiled.own"),
         ("convert", "secateur.ops.mask_pack"),

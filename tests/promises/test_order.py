@@ -50,6 +50,7 @@ NATIVE_ROOMS = (
     "cuda",  # and cuda/device
     "ops",
     "engine/run",
+    "engine/kinds",
     "engine/plan",
     "engine/steps/int8",
     "engine/steps/conv",

@@ -2,18 +2,23 @@
 #pragma once
 
 #include <array>
+#include <map>
 
-#include "engine/plan/random_planner.h"
 #include "engine/program/program.h"
 #include "engine/steps/conv/active_conv.h"
 #include "engine/steps/int8/block_conv.h"
 #include "engine/steps/step.h"
+#include "random_planner.h"
+#include "records.h"
 
 namespace secateur::engine {
 
+// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve.
+enum class Kernels { kFastest, kPlanes, kActive, kBlocks, kSquares };
+
 class Plan {
  public:
-  Plan(const Program& program, std::vector<std::array<int64_t, 2>> sizes, const cpu::EngineKernels& kernels,
+  Plan(const Program& program, const std::vector<std::array<int64_t, 2>>& sizes, const cpu::EngineKernels& kernels,
        const cpu::QuadKernels& quads, Kernels asked_for);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
@@ -22,7 +27,7 @@ class Plan {
   // What the zeros of activations are worth is measured on `example`, layer by layer as the image goes through, and
   // kept in `active`; without an example it is taken from there.
   void choose(double budget, const std::vector<const float*>& example, Kernels kernels,
-              std::map<const Op*, ActiveChoice>& active);
+              std::map<const ConvAttributes*, ActiveChoice>& active);
 
   // Steps of one image, then those of the whole batch.
   const Steps& image_steps() const { return image_steps_; }
@@ -36,36 +41,22 @@ class Plan {
   std::vector<StepReport> report() const;
 
  private:
-  friend class PlanBuilder;
-  void make_steps(Kernels asked_for);
-  void place_stores();
+  friend class StepMaker;
+  void place_stores(const std::vector<Record>& records);
   void choose_by_time(double until, const std::vector<const float*>& example, Kernels kernels,
-                      std::map<const Op*, ActiveChoice>& active);
+                      std::map<const ConvAttributes*, ActiveChoice>& active);
   void choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
-                        std::map<const Op*, ActiveChoice>& active);
+                        std::map<const ConvAttributes*, ActiveChoice>& active);
   void place_lists();
 
   const Program& program_;
   const cpu::EngineKernels& kernels_;
   const cpu::QuadKernels& quads_;
-  std::vector<std::array<int64_t, 2>> sizes_;
   const std::optional<RandomPlanner> random_ = RandomPlanner::from_environment();  // in place of measuring
 
-  // What the builder decided: operations over stores, in order.
-  enum class RecordKind { kPack, kUnpack, kRepack, kCopy, kOp };
-  struct Record {
-    RecordKind kind;
-    int op = -1;  // of the program
-    int x = -1, y = -1, other = -1;
-    int rows = -1;      // value, for a broadcast
-    int port = -1;      // input or output of the program
-    int64_t first = 0;  // kCopy: first channel of y
-  };
-  std::vector<Record> records_;
   std::vector<Store> stores_;
   std::vector<int64_t> features_;
   std::vector<std::array<int64_t, 3>> shapes_;
-  std::vector<bool> in_image_;  // rows operations that planes need, by op
 
   Steps image_steps_, batch_steps_;
   std::vector<ActiveConvStep*> convs_;

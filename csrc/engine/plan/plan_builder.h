@@ -1,39 +1,80 @@
 // Decides in which blocks every value lies, where it must be repacked, and what its frame must hold.
+//
+// The kinds' place functions (planned_kind.h) call it, one operation after the other: they say the size of their output
+// and in which stores they read and write. What an image size makes impossible they refuse with unplannable().
 #pragma once
 
 #include <map>
 
-#include "plan.h"
+#include "engine/program/layers.h"
+#include "engine/program/program.h"
+#include "records.h"
 
 namespace secateur::engine {
 
 class PlanBuilder {
  public:
-  explicit PlanBuilder(Plan& plan) : plan_(plan), program_(plan.program_) {}
-  void build();
+  PlanBuilder(const Program& program, const std::vector<std::array<int64_t, 2>>& sizes)
+      : program_(program), sizes_(sizes) {}
+  Records build();
+
+  // ---- for the kinds ----
+
+  const Value& value(int v) const { return program_.values()[v]; }
+  std::array<int64_t, 3> shape(int v) const { return made_.shapes[v]; }
+  int64_t features(int v) const { return made_.features[v]; }
+  // What comes out: [C, H, W] of planes, F of rows.
+  void set_shape(const Op& op, std::array<int64_t, 3> shape) { made_.shapes[op.output] = shape; }
+  void set_features(const Op& op, int64_t features);
+
+  Store& store(int s) { return made_.stores[s]; }
+  int first_store(int v) const { return values_[v].stores.front(); }  // what the producer writes
+  const Blocks& blocks_of(int v) const { return made_.stores[first_store(v)].layout.blocks; }
+  bool is_input(int v) const { return producer_[v] < 0; }
+  // The store in which v lies in these blocks, with such a frame: repacked where it does not.
+  int use(int v, const Blocks& blocks, const FrameSize& frame, float fill = 0);
+  int new_store(int v, const Blocks& blocks, float fill = 0);
+
+  // Known of a value: it is never below 0, so zeros around it are as good as nothing for a maximum. Of bytes the
+  // builder knows by itself.
+  bool never_negative(int v) const { return values_[v].never_negative; }
+  void set_never_negative(int v, bool never) {
+    if (!value(v).quant) values_[v].never_negative = never;
+  }
+
+  // The operation at hand as a record; add it when its stores are known. Without stores: rows.
+  Record record() const { return {RecordKind::kOp, op_}; }
+  void add(const Record& record) { made_.records.push_back(record); }
+  void add_copy(int from, int to, int64_t first) { add({RecordKind::kCopy, op_, from, to, -1, -1, -1, first}); }
+
+  // An operation that slides a window over its first input: sizes, blocks and frames of input and output. The record
+  // has x and y; other is a second input of the output's size, if there is one.
+  struct Windowed {
+    const Window& window;
+    int64_t channels;                // of the output
+    bool ceil_mode = false;          // the last window may end beyond the image
+    bool maximum = false;            // what lies beyond the image must win over nothing
+    bool may_choose_blocks = false;  // a pointwise operation can write whatever blocks its reader wants
+  };
+  // Nothing: the layouts are started anew, with what has been learnt.
+  std::optional<Record> place_window(const Op& op, const Windowed& windowed);
 
  private:
   struct PlanesValue {
-    std::vector<int> stores;  // the first is what the producer writes
+    std::vector<int> stores;
     bool never_negative = false;
+    bool may_choose_blocks = false;
   };
-  using Record = Plan::Record;
-  using RecordKind = Plan::RecordKind;
 
   bool try_build();  // false: a hint was added, start again
   void count_uses();
   void find_image_rows();
-  void add_op(int index);
-  void add_window_op(int index);
-  void add_concat(int index);
-  int new_store(int value, const Blocks& blocks, float fill = 0);
-  int use(int value, const Blocks& blocks, const FrameSize& frame, float fill = 0);
-  int first_store(int value) const { return values_[value].stores.front(); }
-  const Blocks& blocks_of(int value) const { return plan_.stores_[first_store(value)].layout.blocks; }
-  bool hoist(int value, const Blocks& blocks);
+  bool hoist(int v, const Blocks& blocks);
 
-  Plan& plan_;
   const Program& program_;
+  const std::vector<std::array<int64_t, 2>>& sizes_;
+  Records made_;
+  int op_ = -1;  // at hand
   std::vector<PlanesValue> values_;
   std::vector<int> uses_, producer_;
   std::map<int, Blocks> hints_;  // value -> blocks that its producer should write

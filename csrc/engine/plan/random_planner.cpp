@@ -2,8 +2,9 @@
 
 #include <charconv>
 #include <cstdlib>
-#include <stdexcept>
 #include <string_view>
+
+#include "engine/program/refuse.h"
 
 namespace secateur::engine {
 namespace {
@@ -34,8 +35,7 @@ std::optional<RandomPlanner> RandomPlanner::from_environment() {
     const auto [stop, error] = std::from_chars(text.data() + name.size() + 1, end, seed);
     if (error == std::errc() && stop == end) return RandomPlanner(seed);
   }
-  throw std::invalid_argument("engine: plan: SECATEUR_PLANNER must be \"random\" or \"random:SEED\", got \"" +
-                              std::string(text) + "\"");
+  refuse("plan", "SECATEUR_PLANNER must be \"random\" or \"random:SEED\", got \"", std::string(text), "\"");
 }
 
 Draws RandomPlanner::draws(const std::string& layer, const std::vector<int64_t>& numbers) const {

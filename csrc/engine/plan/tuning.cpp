@@ -128,7 +128,7 @@ void choose_active(ActiveConvStep& conv, size_t number, const Worker& worker, do
 }  // namespace
 
 void Plan::choose(double budget, const std::vector<const float*>& example, Kernels kernels,
-                  std::map<const Op*, ActiveChoice>& active) {
+                  std::map<const ConvAttributes*, ActiveChoice>& active) {
   const double until = now() + budget;
   for (ActiveConvStep* conv : convs_) {
     conv->planes().pack(conv->planes().likeliest());
@@ -142,7 +142,7 @@ void Plan::choose(double budget, const std::vector<const float*>& example, Kerne
 }
 
 void Plan::choose_by_time(double until, const std::vector<const float*>& example, Kernels kernels,
-                          std::map<const Op*, ActiveChoice>& active) {
+                          std::map<const ConvAttributes*, ActiveChoice>& active) {
   const int64_t lists_at = planes_floats_;
   int64_t scratch = scratch_floats(1), form = 0;
   for (const BlockConvStep* conv : block_convs_) scratch = std::max(scratch, conv->largest_scratch());
@@ -183,7 +183,7 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
 // Kernels that a test asks for stay what they are, at other sizes too; the rest is drawn. Where an example comes, it
 // goes through, so that reports know the zeros it brought.
 void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
-                            std::map<const Op*, ActiveChoice>& active) {
+                            std::map<const ConvAttributes*, ActiveChoice>& active) {
   for (ActiveConvStep* conv : convs_) {
     Draws draws = random_->draws(conv->name(), conv->planes().size());
     ConvStep& planes = conv->planes();

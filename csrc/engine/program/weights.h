@@ -3,16 +3,23 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace secateur::engine {
 
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
 template <class T>  // float, or int8_t of quantized layers
 class WeightsOf {
  public:
-  // dense [neurons][per_neuron], copied.
-  __attribute__((visibility("default"))) WeightsOf(const T* dense, int64_t neurons, int64_t per_neuron);
+  // dense, of this shape, copied. A neuron is an index of dim 0.
+  __attribute__((visibility("default"))) WeightsOf(const T* dense, std::vector<int64_t> shape);
 
+  const std::vector<int64_t>& shape() const { return shape_; }
   int64_t neurons() const { return neurons_; }
   int64_t per_neuron() const { return per_neuron_; }
   int64_t nonzeros() const { return nonzeros_; }
@@ -33,7 +40,20 @@ class WeightsOf {
     }
   }
 
+  // All of them, zeros too.
+  std::vector<T> dense() const {
+    std::vector<T> all(static_cast<size_t>(neurons_ * per_neuron_), T{0});
+    for (int64_t k = 0; k < neurons_; ++k) for_each(k, [&](int64_t i, T w) { all[k * per_neuron_ + i] = w; });
+    return all;
+  }
+  // The same bits: a program with a NaN in it is still its own copy.
+  bool operator==(const WeightsOf& other) const {
+    return shape_ == other.shape_ && same_bits(dense_, other.dense_) && start_ == other.start_ &&
+           index_ == other.index_ && same_bits(value_, other.value_);
+  }
+
  private:
+  std::vector<int64_t> shape_;
   int64_t neurons_, per_neuron_, nonzeros_ = 0;
   std::vector<T> dense_;
   std::vector<int64_t> start_;

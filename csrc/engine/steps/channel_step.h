@@ -4,7 +4,8 @@
 #include <cstdio>
 #include <tuple>
 
-#include "planes_steps.h"
+#include "engine/program/layers.h"
+#include "step.h"
 
 namespace secateur::engine {
 
@@ -62,6 +63,6 @@ std::vector<int32_t> window_taps(const Window& w, const Layout& x);
 
 // What an average pool multiplies its sums with: one factor, or, where windows count differently, one for each lane of
 // each vector ([vectors][16]). Windows count as in torch: padding where count_include_pad, never what ceil_mode adds.
-std::pair<float, std::vector<float>> window_factors(const Op& op, const Layout& x, const Layout& y);
+std::pair<float, std::vector<float>> window_factors(const AvgPoolAttributes& pool, const Layout& x, const Layout& y);
 
 }  // namespace secateur::engine

@@ -188,10 +188,11 @@ class Copy : public ChannelStep {
 
 class Pool : public ChannelStep {
  public:
-  Pool(const Workshop& shop, const Op& op, int x, int y)
-      : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
-    taps_ = window_taps(op.window, store(x).layout);
-    if (op.kind == OpKind::kAvgPool) std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
+  Pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x, int y)
+      : Pool(shop, std::move(name), "max_pool", true, pool.window, x, y) {}
+  Pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x, int y)
+      : Pool(shop, std::move(name), "avg_pool", false, pool.window, x, y) {
+    std::tie(factor_, scale_) = window_factors(pool, store(x).layout, store(y).layout);
   }
 
  protected:
@@ -202,13 +203,13 @@ class Pool : public ChannelStep {
     cpu::PoolRow row{};
     row.taps = taps_.data();
     row.tap_count = static_cast<int64_t>(taps_.size());
-    row.step = op_.window.stride[1] * kLanes;
+    row.step = window_.stride[1] * kLanes;
     row.count = b.columns;
-    row.is_max = op_.kind == OpKind::kMaxPool;
+    row.is_max = is_max_;
     row.factor = factor_;
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.x = x.channel_row(worker.arena, c, r * op_.window.stride[0]);
+        row.x = x.channel_row(worker.arena, c, r * window_.stride[0]);
         row.y = y.channel_row(worker.arena, c, r);
         row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
         row.valid = y.valid_row(r);
@@ -218,7 +219,16 @@ class Pool : public ChannelStep {
   }
 
  private:
-  const Op& op_;
+  Pool(const Workshop& shop, std::string name, const char* kind, bool is_max, const Window& window, int x, int y)
+      : ChannelStep(shop, std::move(name), kind, y),
+        window_(window),
+        is_max_(is_max),
+        x_(x),
+        y_(y),
+        taps_(window_taps(window, store(x).layout)) {}
+
+  const Window& window_;
+  bool is_max_;
   int x_, y_;
   float factor_ = 1;
   std::vector<int32_t> taps_;
@@ -227,8 +237,8 @@ class Pool : public ChannelStep {
 
 class Map : public ChannelStep {
  public:
-  Map(const Workshop& shop, const Op& op, int x, int other, int rows, int y)
-      : ChannelStep(shop, op.name, "elementwise", y), op_(op), x_(x), other_(other), rows_(rows), y_(y) {}
+  Map(const Workshop& shop, std::string name, const MapAttributes& map, int x, int other, int rows, int y)
+      : ChannelStep(shop, std::move(name), "elementwise", y), map_(map), x_(x), other_(other), rows_(rows), y_(y) {}
 
  protected:
   int64_t channels() const override { return store(y_).channels; }
@@ -237,15 +247,15 @@ class Map : public ChannelStep {
     const Blocks& b = y.layout.blocks;
     cpu::MapRow row{};
     row.count = b.columns;
-    row.activation = op_.activation.view();
-    row.join = other_ >= 0 ? op_.join : cpu::Join::kNone;
+    row.activation = map_.activation.view();
+    row.join = other_ >= 0 ? map_.join : cpu::Join::kNone;
     for (int64_t c = c0; c < c1; ++c) {
       row.channel = c;
-      row.scale = op_.scale.empty() ? 1.0f : op_.scale[c];
-      row.shift = op_.shift.empty() ? 0.0f : op_.shift[c];
+      row.scale = map_.scale.empty() ? 1.0f : map_.scale[c];
+      row.shift = map_.shift.empty() ? 0.0f : map_.shift[c];
       if (rows_ >= 0) {  // one number for all pixels: it joins scale and shift
         const float v = call.rows[rows_][image * y.channels + c];
-        if (op_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
+        if (map_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
         else row.shift += v;
       }
       for (int64_t r = 0; r < b.rows; ++r) {
@@ -260,14 +270,14 @@ class Map : public ChannelStep {
   }
 
  private:
-  const Op& op_;
+  const MapAttributes& map_;
   int x_, other_, rows_, y_;
 };
 
 class GlobalPool : public ChannelStep {
  public:
-  GlobalPool(const Workshop& shop, const Op& op, int x)
-      : ChannelStep(shop, op.name, "global_avg_pool", x), x_(x), value_(op.output) {}
+  GlobalPool(const Workshop& shop, std::string name, int x, int rows)
+      : ChannelStep(shop, std::move(name), "global_avg_pool", x), x_(x), value_(rows) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
@@ -303,17 +313,23 @@ std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, i
                                 std::vector<int64_t> index) {
   return std::make_unique<Copy>(shop, std::move(name), x, y, first, std::move(index));
 }
-std::unique_ptr<Step> make_pool(const Workshop& shop, const Op& op, int x, int y) {
-  return std::make_unique<Pool>(shop, op, x, y);
+std::unique_ptr<Step> make_max_pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x,
+                                    int y) {
+  return std::make_unique<Pool>(shop, std::move(name), pool, x, y);
 }
-std::unique_ptr<Step> make_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
-  return std::make_unique<Map>(shop, op, x, other, rows, y);
+std::unique_ptr<Step> make_avg_pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x,
+                                    int y) {
+  return std::make_unique<Pool>(shop, std::move(name), pool, x, y);
 }
-std::unique_ptr<Step> make_global_pool(const Workshop& shop, const Op& op, int x) {
-  return std::make_unique<GlobalPool>(shop, op, x);
+std::unique_ptr<Step> make_map(const Workshop& shop, std::string name, const MapAttributes& map, int x, int other,
+                               int rows, int y) {
+  return std::make_unique<Map>(shop, std::move(name), map, x, other, rows, y);
 }
-std::unique_ptr<Step> make_flatten(const Workshop& shop, const Op& op, int x) {
-  return std::make_unique<Unpack>(shop, op.name, "flatten", x, &Call::rows, op.output);
+std::unique_ptr<Step> make_global_pool(const Workshop& shop, std::string name, int x, int rows) {
+  return std::make_unique<GlobalPool>(shop, std::move(name), x, rows);
+}
+std::unique_ptr<Step> make_flatten(const Workshop& shop, std::string name, int x, int rows) {
+  return std::make_unique<Unpack>(shop, std::move(name), "flatten", x, &Call::rows, rows);
 }
 
 }  // namespace secateur::engine

@@ -1,17 +1,10 @@
 // The steps between convolutions: into planes and out of them, other blocks, pooling, elementwise, channels moved.
 #pragma once
 
-#include "engine/program/program.h"
+#include "engine/program/layers.h"
 #include "step.h"
 
 namespace secateur::engine {
-
-// Stores and kernels that a step works with; both outlive it.
-struct Workshop {
-  const std::vector<Store>& stores;
-  const cpu::EngineKernels& kernels;
-  const cpu::QuadKernels& quads;
-};
 
 // An image of the caller's -> planes.
 std::unique_ptr<FramedStep> make_pack(const Workshop& shop, std::string name, int input, int y);
@@ -22,11 +15,15 @@ std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x,
 // Channel i of y is channel index[i] of x (all of them, in order, where index is empty), from channel `first` of y on.
 std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
                                 std::vector<int64_t> index);
-std::unique_ptr<Step> make_pool(const Workshop& shop, const Op& op, int x, int y);
+std::unique_ptr<Step> make_max_pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x,
+                                    int y);
+std::unique_ptr<Step> make_avg_pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x,
+                                    int y);
 // other: a store, or -1 and rows: a rows value that is broadcast over the pixels, or neither.
-std::unique_ptr<Step> make_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y);
-// Planes -> rows [N, C] and [N, C * H * W].
-std::unique_ptr<Step> make_global_pool(const Workshop& shop, const Op& op, int x);
-std::unique_ptr<Step> make_flatten(const Workshop& shop, const Op& op, int x);
+std::unique_ptr<Step> make_map(const Workshop& shop, std::string name, const MapAttributes& map, int x, int other,
+                               int rows, int y);
+// Planes -> rows [N, C] and [N, C * H * W], the value `rows`.
+std::unique_ptr<Step> make_global_pool(const Workshop& shop, std::string name, int x, int rows);
+std::unique_ptr<Step> make_flatten(const Workshop& shop, std::string name, int x, int rows);
 
 }  // namespace secateur::engine

@@ -37,7 +37,12 @@ struct RowWeights {
 class Linear : public Step {
  public:
   Linear(const Op& op, const cpu::EngineKernels& kernels)
-      : Step(op.name), op_(op), kernels_(kernels), dense_(op.weights->zeros() < 0.6) {
+      : Step(op.name),
+        x_(op.inputs[0]),
+        y_(op.output),
+        op_(op.as<LinearAttributes>()),
+        kernels_(kernels),
+        dense_(op_.weights->zeros() < 0.6) {
     if (dense_) pack_dense();
     else pack_sparse();
     while (max_rows_ < kTileImages / kLanes && (dense_ ? kernels.dense_planes[0][max_rows_ + 1][1] != nullptr
@@ -52,8 +57,8 @@ class Linear : public Step {
   }
 
   void run(const Call& call, const Worker& worker, int64_t image, int64_t count, int64_t task) const override {
-    const float* x = call.rows[op_.inputs[0]] + image * channels();
-    float* y = call.rows[op_.output] + image * neurons();
+    const float* x = call.rows[x_] + image * channels();
+    float* y = call.rows[y_] + image * neurons();
     const Range k{bounds_[task], bounds_[task + 1]};
     if (count < kLaneImages) {
       for (int64_t n = 0; n < count; ++n) run_vector(worker.scratch, x + n * channels(), y + n * neurons(), k, task);
@@ -203,7 +208,8 @@ class Linear : public Step {
       for (int64_t n = 0; n < images; ++n) y[n * neurons() + i] = out[n / kLanes * out_row + i * kLanes + n % kLanes];
   }
 
-  const Op& op_;
+  int x_, y_;  // values
+  const LinearAttributes& op_;
   const cpu::EngineKernels& kernels_;
   bool dense_;
   int64_t max_rows_ = 1;
@@ -224,18 +230,18 @@ class Linear : public Step {
 class RowsMap : public Step {
  public:
   RowsMap(const Op& op, int64_t features, const cpu::EngineKernels& kernels)
-      : Step(op.name), op_(op), features_(features), kernels_(kernels) {}
+      : Step(op.name), op_(op), map_(op.as<MapAttributes>()), features_(features), kernels_(kernels) {}
   void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
     // A feature is a channel of its own, so the kernel sees vectors of one float each where scale, shift or theta
     // differ between features; plain activations and joins run over whole rows.
-    const bool per_feature = !op_.scale.empty() || !op_.shift.empty() || !op_.activation.theta.empty();
+    const bool per_feature = !map_.scale.empty() || !map_.shift.empty() || !map_.activation.theta.empty();
     const float* a = call.rows[op_.inputs[0]] + image * features_;
     const float* b = op_.inputs.size() > 1 ? call.rows[op_.inputs[1]] + image * features_ : nullptr;
     float* y = call.rows[op_.output] + image * features_;
     cpu::MapRow row{};
     row.count = 1;
-    row.join = op_.join;
-    row.activation = op_.activation.view();
+    row.join = map_.join;
+    row.activation = map_.activation.view();
     row.scale = 1;
     alignas(64) float va[kLanes], vb[kLanes], vy[kLanes];
     row.a = va;
@@ -250,8 +256,8 @@ class RowsMap : public Step {
       if (b) std::copy_n(b + i, n, vb);
       if (per_feature) {
         row.channel = f;
-        row.scale = op_.scale.empty() ? 1.0f : op_.scale[f];
-        row.shift = op_.shift.empty() ? 0.0f : op_.shift[f];
+        row.scale = map_.scale.empty() ? 1.0f : map_.scale[f];
+        row.shift = map_.shift.empty() ? 0.0f : map_.shift[f];
       }
       kernels_.map_row(row);
       std::copy_n(vy, n, y + i);
@@ -268,6 +274,7 @@ class RowsMap : public Step {
 
  private:
   const Op& op_;
+  const MapAttributes& map_;
   int64_t features_;
   const cpu::EngineKernels& kernels_;
 };

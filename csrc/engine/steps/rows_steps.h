@@ -1,6 +1,7 @@
 // Steps over rows [N, F]: linear layers, elementwise, concat, copies to the caller.
 #pragma once
 
+#include "engine/program/layers.h"
 #include "engine/program/program.h"
 #include "step.h"
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -10,54 +9,10 @@
 #include <vector>
 
 #include "cpu/engine.h"
-#include "engine/layout/layout.h"
-#include "engine/program/program.h"
+#include "cpu/quads.h"
+#include "engine/layout/store.h"
 
 namespace secateur::engine {
-
-// A planes value in the arena of an image.
-struct Store {
-  int64_t channels = 0;
-  Layout layout;
-  std::vector<uint16_t> valid;  // see valid_lanes
-  FrameFill fill;
-  float fill_value = 0;  // what lies beyond the image: 0, or -inf for a maximum
-  int64_t offset = 0;    // floats from the arena's start to vector (0, 0) of plane 0
-  bool bytes = false;    // quads of channels (cpu/quads.h); otherwise a plane is a channel
-  float scale = 1;       // of bytes
-  int32_t zero_point = 0;
-  // Channels [first_channel, first_channel + channels) of another store, or on its own (-1).
-  int parent = -1;
-  int64_t first_channel = 0;
-  int64_t begin = INT64_MAX, end = -1;  // steps between which it must be kept
-
-  int64_t planes() const { return bytes ? (channels + 3) / 4 : channels; }
-  int64_t plane_floats() const { return layout.plane() * kLanes; }
-  float* channel(float* arena, int64_t plane) const { return arena + offset + plane * plane_floats(); }
-  uint8_t* plane_bytes(float* arena, int64_t plane) const { return reinterpret_cast<uint8_t*>(channel(arena, plane)); }
-  // A lane beyond the image: 32 bits, on their way as a float.
-  float fill_lane() const {
-    if (!bytes) return fill_value;
-    return std::bit_cast<float>(fill_value == 0 ? 0x01010101u * static_cast<uint32_t>(zero_point) : 0u);
-  }
-  const uint16_t* valid_data() const { return valid.empty() ? nullptr : valid.data(); }
-  // Row r of the blocks: which of its lanes are pixels (null: all), and where it begins in a plane.
-  const uint16_t* valid_row(int64_t r) const {
-    return valid.empty() ? nullptr : valid.data() + r * layout.blocks.columns;
-  }
-  float* channel_row(float* arena, int64_t plane, int64_t r) const {
-    return channel(arena, plane) + r * layout.pitch() * kLanes;
-  }
-  uint8_t* row_bytes(float* arena, int64_t plane, int64_t r) const {
-    return reinterpret_cast<uint8_t*>(channel_row(arena, plane, r));
-  }
-  void fill_frames(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
-    if (fill.copies.empty()) return;
-    for (int64_t c = c0; c < c1; ++c)
-      k.frame(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(),
-              fill_lane());
-  }
-};
 
 // What one call of the operator brings.
 struct Call {
@@ -73,7 +28,18 @@ struct Worker {
   float* scratch;
 };
 
-using StepReport = ProgramStep;
+// A step as reports show it.
+struct StepReport {
+  std::string name, kind, kernel, tile, why;
+  std::vector<int64_t> shape;  // of the weight; empty where there is none
+  double zeros = 0;
+  double ms = 0, dense_ms = 0;         // as measured when the kernel was chosen, on one thread; 0: not measured
+  double input_zeros = -1;             // share of zeros that the example brought to a convolution; -1: not known
+  double active_ms = 0, other_ms = 0;  // lists of nonzeros; where they were chosen, what the planes would have taken
+  int64_t chunk = 0;
+  double multiply_adds = 0;  // vectors multiplied and added
+  double floor_ms = 0;       // those, at the speed at which one core loads and multiplies from its nearest cache
+};
 
 class Step {
  public:
@@ -104,6 +70,13 @@ class FramedStep : public Step {
   using Step::Step;
   // Whether the frame is left for a step of its own (but by run_all), since no task has a whole plane.
   virtual bool leaves_frame() const = 0;
+};
+
+// Stores and kernels that a step works with; both outlive it.
+struct Workshop {
+  const std::vector<Store>& stores;
+  const cpu::EngineKernels& kernels;
+  const cpu::QuadKernels& quads;
 };
 
 // Into how many tasks a step is cut where it can be: as many as there are cores, whatever the number of threads that a

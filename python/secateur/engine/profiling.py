@@ -113,7 +113,7 @@ def _profile_unit(unit: Unit, args: Sequence[Any]) -> Iterator[Row]:
             inputs = segment._inputs(timed.given[node]) or []
             if inputs:
                 sizes = [(x.shape[2], x.shape[3]) for x in inputs if x.dim() == 4]
-                segment.example = (inputs[0].shape[0], sizes)
+                segment.example = sizes
             yield from segment_rows(state, str(node.target), ms, inputs)
         elif (child := child_unit(state, node)) is not None:
             yield from _profile_unit(child, timed.given[node])

@@ -91,7 +91,7 @@ def segment_rows(
     segment = state.assembled.segments[name]
     label = f"{state.path}.{name}" if state.path else name
     if segment.engine and segment.program is not None:
-        steps = segment.program.describe(*segment.example)
+        steps = segment.program.describe(segment.example)
         if inputs is not None:
             steps = _timed_steps(segment.program, steps, inputs)
         for made in steps:

@@ -142,14 +142,15 @@ class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # as 
         bias = self.bias
         program = host.Program()
         top, left = self._padding()
-        y = program.conv2d(
-            program.input_planes(self.in_channels), self.weight.numpy(force=True),
-            None if bias is None else bias.numpy(force=True), _pair(self.stride), (top, left, top, left),
-            _pair(self.dilation), self.groups, -1, ("none", 0.0, 0.0, None), "conv2d",
-        )  # fmt: skip
+        attributes = {
+            "weight": self.weight.numpy(force=True), "bias": None if bias is None else bias.numpy(force=True),
+            "stride": _pair(self.stride), "padding": (top, left, top, left), "dilation": _pair(self.dilation),
+            "groups": self.groups,
+        }  # fmt: skip
+        y = program.add("conv2d", [program.input_planes(self.in_channels)], attributes)
         program.output(y)
         program.finish()
-        program.prepare(1, [(x.shape[2], x.shape[3])], _BLOCKS_BUDGET_S)
+        program.prepare([(x.shape[2], x.shape[3])], _BLOCKS_BUDGET_S)
         return program
 
     def _choose_form(self, x: Tensor) -> None:

@@ -24,16 +24,16 @@ ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t 
   return f;
 }
 
-ActiveConvStep::ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                               const cpu::EngineKernels& kernels)
-    : FramedStep(op.name),
+ActiveConvStep::ActiveConvStep(const std::string& name, const ConvAttributes& op, const std::vector<Store>& stores,
+                               int x, int y, int residual, const cpu::EngineKernels& kernels)
+    : FramedStep(name),
       op_(op),
       stores_(stores),
       x_(x),
       y_(y),
       residual_(residual),
       kernels_(kernels),
-      planes_(op, stores, x, y, residual, kernels) {}
+      planes_(name, op, stores, x, y, residual, kernels) {}
 
 bool ActiveConvStep::fits(const ActiveChoice& c) const {
   return op_.groups == 1 && op_.window.dilation[1] == 1 && c.group % kLanes == 0 && c.group > 0 &&

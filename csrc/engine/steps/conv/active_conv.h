@@ -9,6 +9,14 @@
 
 namespace secateur::engine {
 
+// How a convolution works with lists of its input's nonzeros.
+struct ActiveChoice {
+  int64_t group = 0;      // input channels of a list; 0: planes
+  int sums = 0;           // vectors of output channels in registers
+  double most_dense = 0;  // share of nonzeros up to which lists pay
+  bool operator==(const ActiveChoice&) const = default;
+};
+
 // Where the nonzero form of a value lies: floats from the start of its place in the arena.
 struct ActiveForm {
   int64_t groups = 0, group = 0, height = 0, width = 0;
@@ -31,12 +39,12 @@ ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t 
 
 class ActiveConvStep : public FramedStep {
  public:
-  ActiveConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                 const cpu::EngineKernels& kernels);
+  ActiveConvStep(const std::string& name, const ConvAttributes& conv, const std::vector<Store>& stores, int x, int y,
+                 int residual, const cpu::EngineKernels& kernels);
 
   ConvStep& planes() { return planes_; }
   const ConvStep& planes() const { return planes_; }
-  const Op& op() const { return op_; }
+  const ConvAttributes& op() const { return op_; }
 
   // Choices worth measuring; none where lists cannot serve this layer.
   std::vector<ActiveChoice> candidates() const;
@@ -81,7 +89,7 @@ class ActiveConvStep : public FramedStep {
   void list_row(const Worker& worker, int64_t group, int64_t row, float* pixels, int64_t pixel, bool from_planes) const;
   void tell_readers(float* arena, bool written) const;
 
-  const Op& op_;
+  const ConvAttributes& op_;
   const std::vector<Store>& stores_;
   int x_, y_, residual_;
   const cpu::EngineKernels& kernels_;

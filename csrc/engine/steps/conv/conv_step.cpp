@@ -9,9 +9,9 @@ constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // values larger than this 
 
 }  // namespace
 
-ConvStep::ConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                   const cpu::EngineKernels& kernels)
-    : TiledConv(op.name, {.near_planes = 640, .scratch_floats = 512 * 1024 / 4, .candidates = 8}, op.window,
+ConvStep::ConvStep(const std::string& name, const ConvAttributes& op, const std::vector<Store>& stores, int x, int y,
+                   int residual, const cpu::EngineKernels& kernels)
+    : TiledConv(name, {.near_planes = 640, .scratch_floats = 512 * 1024 / 4, .candidates = 8}, op.window,
                 op.weights->neurons(), op.weights->per_neuron() / (op.window.kernel[0] * op.window.kernel[1]), stores,
                 x, y, residual, kernels),
       op_(op) {}

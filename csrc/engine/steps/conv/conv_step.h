@@ -27,8 +27,8 @@ struct Nonzeros {
 
 class ConvStep : public TiledConv {
  public:
-  ConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-           const cpu::EngineKernels& kernels);
+  ConvStep(const std::string& name, const ConvAttributes& conv, const std::vector<Store>& stores, int x, int y,
+           int residual, const cpu::EngineKernels& kernels);
 
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
@@ -47,7 +47,7 @@ class ConvStep : public TiledConv {
   void run_range(const Worker&, Range tiles, Range parts) const override;
   const char* why() const;
 
-  const Op& op_;
+  const ConvAttributes& op_;
   Stream<cpu::SparseRow, float> stream_;  // sparse
   // dense
   std::vector<float> weights_;

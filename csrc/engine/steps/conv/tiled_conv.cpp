@@ -116,7 +116,7 @@ void TiledConv::set_chunks(int64_t chunk) {
 int64_t TiledConv::fit_chunks() {
   const auto [lowest, highest] = reach();
   const int64_t room = kMaxOffset - (highest - lowest);  // for the step from a chunk's first plane to its last
-  if (room < 0) throw std::length_error("engine: " + name() + ": the image is too large for 16-bit offsets");
+  if (room < 0) unplannable(name(), "the image is too large for 16-bit offsets");
   set_chunks(std::min(choice_.chunk, room / stores_[x_].layout.plane() + 1));
   return lowest;
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/program/layers.h"
 #include "engine/program/program.h"
 #include "engine/steps/step.h"
 

@@ -5,9 +5,10 @@
 
 namespace secateur::engine {
 
-BlockConvStep::BlockConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                             const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads)
-    : TiledConv(op.name, {.near_planes = 440, .scratch_floats = 256 * 1024 / 4, .candidates = 10}, op.window,
+BlockConvStep::BlockConvStep(const std::string& name, const Int8ConvAttributes& op, const std::vector<Store>& stores,
+                             int x, int y, int residual, const cpu::EngineKernels& kernels,
+                             const cpu::QuadKernels& quads)
+    : TiledConv(name, {.near_planes = 440, .scratch_floats = 256 * 1024 / 4, .candidates = 10}, op.window,
                 op.bytes->neurons(), BlockShape{op.window.kernel[0] * op.window.kernel[1], op.groups}.quads(*op.bytes),
                 stores, x, y, residual, kernels),
       op_(op),
@@ -16,7 +17,7 @@ BlockConvStep::BlockConvStep(const Op& op, const std::vector<Store>& stores, int
   blocks_ = count_blocks(*op.bytes, shape_);
   whole_blocks_ = quads.pairs ? count_blocks(*op.bytes, {shape_.taps, shape_.groups}) : blocks_;
   squares_ = squares_exist(*op.bytes, shape_) ? count_squares(*op.bytes, shape_) : 0;
-  end_ = op.end.view(op, residual < 0 ? 0 : stores[residual].zero_point);
+  end_ = op.epilogue(residual < 0 ? 0 : stores[residual].zero_point);
 }
 
 // As ConvStep's, with a line of the cache for four channels; only the order matters.

@@ -9,8 +9,8 @@ namespace secateur::engine {
 
 class BlockConvStep : public TiledConv {
  public:
-  BlockConvStep(const Op& op, const std::vector<Store>& stores, int x, int y, int residual,
-                const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads);
+  BlockConvStep(const std::string& name, const Int8ConvAttributes& conv, const std::vector<Store>& stores, int x, int y,
+                int residual, const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads);
 
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
@@ -28,7 +28,7 @@ class BlockConvStep : public TiledConv {
   void pack_weights() override;
   void run_range(const Worker&, Range tiles, Range parts) const override;
 
-  const Op& op_;
+  const Int8ConvAttributes& op_;
   const cpu::QuadKernels& quads_;
   BlockShape shape_;
   int64_t whole_blocks_, blocks_;  // that are not zero, and as they are written: some as two

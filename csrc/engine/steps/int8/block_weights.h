@@ -5,6 +5,7 @@
 
 #include "cpu/quad_pairs.h"
 #include "cpu/quads.h"
+#include "engine/layout/quads.h"
 #include "engine/program/weights.h"
 #include "engine/steps/stream.h"
 
@@ -52,8 +53,6 @@ void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuro
 
 // How many there are, in all.
 int64_t count_blocks(const ByteWeights& w, const BlockShape& shape);
-
-inline int64_t whole_quads(int64_t channels) { return (channels + 3) / 4; }
 
 using BlockStream = Stream<cpu::BlockRow, uint32_t>;
 using SquareStream = Stream<cpu::SquareRow, uint32_t>;  // a row for each output quad; weights [square][4]

@@ -11,8 +11,13 @@ namespace {
 // Taps at which the four channels of a quad have no weight are left out.
 class QuadDepthwise : public ChannelStep {
  public:
-  QuadDepthwise(const Workshop& shop, const Op& op, int x, int y, std::string why)
-      : ChannelStep(shop, op.name, "conv2d", y), op_(op), x_(x), y_(y), why_(std::move(why)), end_(op.end.view(op, 0)) {
+  QuadDepthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& op, int x, int y, std::string why)
+      : ChannelStep(shop, std::move(name), "conv2d", y),
+        op_(op),
+        x_(x),
+        y_(y),
+        why_(std::move(why)),
+        end_(op.epilogue(0)) {
     const std::vector<int32_t> floats = window_taps(op.window, store(x).layout);
     const auto taps = static_cast<int64_t>(floats.size());
     std::vector<int16_t> dense(static_cast<size_t>(taps * 4));  // of a quad: [tap][channel]
@@ -70,7 +75,7 @@ class QuadDepthwise : public ChannelStep {
   }
 
  private:
-  const Op& op_;
+  const Int8ConvAttributes& op_;
   int x_, y_;
   std::string why_;
   cpu::QuadEnd end_;
@@ -81,13 +86,14 @@ class QuadDepthwise : public ChannelStep {
 
 }  // namespace
 
-bool fits_depthwise(const Op& op, const cpu::QuadKernels& quads) {
-  return quads.depthwise_row && op.bytes && op.quant && !op.end.wide && op.groups == op.bytes->neurons() &&
+bool fits_depthwise(const Int8ConvAttributes& op, const cpu::QuadKernels& quads) {
+  return quads.depthwise_row && op.quant && !op.end.wide && op.groups == op.bytes->neurons() &&
          op.bytes->per_neuron() == op.window.kernel[0] * op.window.kernel[1];
 }
 
-std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, const Op& op, int x, int y, std::string why) {
-  return std::make_unique<QuadDepthwise>(shop, op, x, y, std::move(why));
+std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& conv, int x,
+                                          int y, std::string why) {
+  return std::make_unique<QuadDepthwise>(shop, std::move(name), conv, x, y, std::move(why));
 }
 
 }  // namespace secateur::engine

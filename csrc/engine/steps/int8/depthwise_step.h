@@ -1,13 +1,14 @@
 // A depthwise convolution of bytes without blocks or squares: each channel of a quad for itself.
 #pragma once
 
-#include "engine/steps/planes_steps.h"
+#include "engine/program/layers.h"
+#include "engine/steps/step.h"
 
 namespace secateur::engine {
 
 // Where it can serve, and takes less than squares would; without a residual.
-bool fits_depthwise(const Op& op, const cpu::QuadKernels& quads);
-// why: added to the report's, or empty.
-std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, const Op& op, int x, int y, std::string why);
+bool fits_depthwise(const Int8ConvAttributes& conv, const cpu::QuadKernels& quads);
+std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& conv, int x,
+                                          int y, std::string why);
 
 }  // namespace secateur::engine

@@ -3,19 +3,22 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/program/int8_layer.h"
 #include "engine/steps/channel_step.h"
 #include "rows_bytes.h"
 
 namespace secateur::engine {
 namespace {
 
+const MapAttributes kIdentity;
+
 class QuadPool : public ChannelStep {
  public:
-  QuadPool(const Workshop& shop, const Op& op, int x, int y)
-      : ChannelStep(shop, op.name, op.kind == OpKind::kMaxPool ? "max_pool" : "avg_pool", y), op_(op), x_(x), y_(y) {
-    for (int32_t tap : window_taps(op.window, store(x).layout)) taps_.push_back(tap * 4);
-    if (op.kind != OpKind::kAvgPool) return;
-    std::tie(factor_, scale_) = window_factors(op, store(x).layout, store(y).layout);
+  QuadPool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x, int y)
+      : QuadPool(shop, std::move(name), "max_pool", true, pool.window, x, y) {}
+  QuadPool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x, int y)
+      : QuadPool(shop, std::move(name), "avg_pool", false, pool.window, x, y) {
+    std::tie(factor_, scale_) = window_factors(pool, store(x).layout, store(y).layout);
     const float ratio = store(x).scale / store(y).scale;
     factor_ *= ratio;
     for (float& s : scale_) s *= ratio;
@@ -29,15 +32,15 @@ class QuadPool : public ChannelStep {
     cpu::QuadPoolRow row{};
     row.taps = taps_.data();
     row.tap_count = static_cast<int64_t>(taps_.size());
-    row.step = op_.window.stride[1] * kVectorBytes;
+    row.step = window_.stride[1] * kVectorBytes;
     row.count = b.columns;
-    row.is_max = op_.kind == OpKind::kMaxPool;
+    row.is_max = is_max_;
     row.factor = factor_;
     row.zero_point = x.zero_point;
     row.y_zero_point = y.zero_point;
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < b.rows; ++r) {
-        row.x = x.row_bytes(worker.arena, c, r * op_.window.stride[0]);
+        row.x = x.row_bytes(worker.arena, c, r * window_.stride[0]);
         row.y = y.row_bytes(worker.arena, c, r);
         row.scale = scale_.empty() ? nullptr : scale_.data() + r * b.columns * kLanes;
         row.valid = y.valid_row(r);
@@ -47,7 +50,13 @@ class QuadPool : public ChannelStep {
   }
 
  private:
-  const Op& op_;
+  QuadPool(const Workshop& shop, std::string name, const char* kind, bool is_max, const Window& window, int x, int y)
+      : ChannelStep(shop, std::move(name), kind, y), window_(window), is_max_(is_max), x_(x), y_(y) {
+    for (int32_t tap : window_taps(window, store(x).layout)) taps_.push_back(tap * 4);
+  }
+
+  const Window& window_;
+  bool is_max_;
   int x_, y_;
   std::vector<int32_t> taps_;
   float factor_ = 1;
@@ -57,13 +66,13 @@ class QuadPool : public ChannelStep {
 // Quad by quad: what is bytes becomes real in scratch, the arithmetic is engine.h's, and the result bytes if it is to.
 class QuadMap : public ChannelStep {
  public:
-  QuadMap(const Workshop& shop, const Op& op, int x, int other, int rows, int y)
-      : ChannelStep(shop, op.name,
-                    op.kind == OpKind::kQuantize     ? "quantize"
-                    : op.kind == OpKind::kDequantize ? "dequantize"
-                                                     : "elementwise",
-                    y),
-        op_(op),
+  // straight: no arithmetic between real values and bytes.
+  QuadMap(const Workshop& shop, std::string name, const char* kind, bool straight, const MapAttributes& map,
+          const std::vector<uint8_t>& theta, int x, int other, int rows, int y)
+      : ChannelStep(shop, std::move(name), kind, y),
+        map_(map),
+        theta_(padded(theta)),
+        straight_(straight),
         x_(x),
         other_(other),
         rows_(rows),
@@ -91,10 +100,9 @@ class QuadMap : public ChannelStep {
         real_rows(worker, x, q, n, r, spare_a, a);
         if (other_ >= 0) real_rows(worker, store(other_), q, n, r, spare_b, other);
         const uint16_t* valid = y.valid_row(r);
-        const bool straight = op_.kind == OpKind::kQuantize;
         for (int64_t j = 0; j < n; ++j)
-          to[j] = straight ? a[j] : y.bytes ? spare_y + j * line : y.channel_row(worker.arena, 4 * q + j, r);
-        for (int64_t j = 0; j < n && !straight; ++j) map_one(call, image, 4 * q + j, a[j], other[j], to[j], valid);
+          to[j] = straight_ ? a[j] : y.bytes ? spare_y + j * line : y.channel_row(worker.arena, 4 * q + j, r);
+        for (int64_t j = 0; j < n && !straight_; ++j) map_one(call, image, 4 * q + j, a[j], other[j], to[j], valid);
         if (!y.bytes) continue;
         cpu::QuadCast cast{};
         cast.quads = y.row_bytes(worker.arena, q, r);
@@ -102,7 +110,7 @@ class QuadMap : public ChannelStep {
         cast.count = b.columns;
         cast.scale = static_cast<float>(1.0 / y.scale);
         cast.zero_point = y.zero_point;
-        cast.theta = op_.end.theta.empty() ? nullptr : op_.end.theta.data() + 4 * q;
+        cast.theta = theta_.empty() ? nullptr : theta_.data() + 4 * q;
         cast.valid = valid;
         quads().quantize(cast);
       }
@@ -131,29 +139,31 @@ class QuadMap : public ChannelStep {
     row.b = b;
     row.y = y;
     row.count = store(y_).layout.blocks.columns;
-    row.scale = op_.scale.empty() ? 1.0f : op_.scale[c];
-    row.shift = op_.shift.empty() ? 0.0f : op_.shift[c];
+    row.scale = map_.scale.empty() ? 1.0f : map_.scale[c];
+    row.shift = map_.shift.empty() ? 0.0f : map_.shift[c];
     if (rows_ >= 0) {  // one number for all pixels: it joins scale and shift
       const float v = call.rows[rows_][image * store(y_).channels + c];
-      if (op_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
+      if (map_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
       else row.shift += v;
     }
-    row.join = b ? op_.join : cpu::Join::kNone;
-    row.activation = op_.activation.view();
+    row.join = b ? map_.join : cpu::Join::kNone;
+    row.activation = map_.activation.view();
     row.channel = c;
     row.valid = valid;
     kernels().map_row(row);
   }
 
-  const Op& op_;
+  const MapAttributes& map_;
+  std::vector<uint8_t> theta_;
+  bool straight_;
   int x_, other_, rows_, y_;
 };
 
 // Channels that change their place within quads.
 class QuadCopy : public ChannelStep {
  public:
-  QuadCopy(const Workshop& shop, const Op& op, int x, int y, int64_t first, std::vector<int64_t> index)
-      : ChannelStep(shop, op.name, "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {
+  QuadCopy(const Workshop& shop, std::string name, int x, int y, int64_t first, std::vector<int64_t> index)
+      : ChannelStep(shop, std::move(name), "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {
     if (!index_.empty()) return;
     for (int64_t c = 0; c < store(x).channels; ++c) index_.push_back(c);
   }
@@ -189,8 +199,8 @@ class QuadCopy : public ChannelStep {
 
 class QuadFlatten : public ChannelStep {
  public:
-  QuadFlatten(const Workshop& shop, const Op& op, int x)
-      : ChannelStep(shop, op.name, "flatten", x), x_(x), value_(op.output) {
+  QuadFlatten(const Workshop& shop, std::string name, int x, int rows)
+      : ChannelStep(shop, std::move(name), "flatten", x), x_(x), value_(rows) {
     const Layout& l = store(x).layout;
     place_.assign(static_cast<size_t>(l.height * l.width), 0);
     for_each_lane(l.blocks, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
@@ -221,11 +231,11 @@ class QuadFlatten : public ChannelStep {
 // Pad pixels hold zero_point, so they add nothing.
 class QuadGlobalPool : public ChannelStep {
  public:
-  QuadGlobalPool(const Workshop& shop, const Op& op, int x)
-      : ChannelStep(shop, op.name, "global_avg_pool", x), op_(op), x_(x) {
+  QuadGlobalPool(const Workshop& shop, std::string name, const std::optional<Quant>& quant, int x, int rows)
+      : ChannelStep(shop, std::move(name), "global_avg_pool", x), quant_(quant), x_(x), value_(rows) {
     const Layout& l = store(x).layout;
     const double pixels = static_cast<double>(l.height * l.width);
-    factor_ = static_cast<float>(double{store(x).scale} / (pixels * (op.quant ? double{op.quant->scale} : 1.0)));
+    factor_ = static_cast<float>(double{store(x).scale} / (pixels * (quant ? double{quant->scale} : 1.0)));
   }
 
  protected:
@@ -243,35 +253,50 @@ class QuadGlobalPool : public ChannelStep {
         int32_t sum = 0;
         for (int32_t s : sums[j]) sum += s - vectors * x.zero_point;
         const float v = static_cast<float>(sum) * factor_;
-        if (op_.quant) bytes_of(call, op_.output, image, x.channels)[c] = byte_of(v, op_.quant->zero_point);
-        else if (c < x.channels) call.rows[op_.output][image * x.channels + c] = v;
+        if (quant_) bytes_of(call, value_, image, x.channels)[c] = byte_of(v, quant_->zero_point);
+        else if (c < x.channels) call.rows[value_][image * x.channels + c] = v;
       }
     }
   }
 
  private:
-  const Op& op_;
-  int x_;
+  std::optional<Quant> quant_;
+  int x_, value_;
   float factor_;
 };
 
 }  // namespace
 
-std::unique_ptr<Step> make_quad_pool(const Workshop& shop, const Op& op, int x, int y) {
-  return std::make_unique<QuadPool>(shop, op, x, y);
+std::unique_ptr<Step> make_quad_max_pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x,
+                                         int y) {
+  return std::make_unique<QuadPool>(shop, std::move(name), pool, x, y);
 }
-std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y) {
-  return std::make_unique<QuadMap>(shop, op, x, other, rows, y);
+std::unique_ptr<Step> make_quad_avg_pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x,
+                                         int y) {
+  return std::make_unique<QuadPool>(shop, std::move(name), pool, x, y);
 }
-std::unique_ptr<Step> make_quad_copy(const Workshop& shop, const Op& op, int x, int y, int64_t first,
+std::unique_ptr<FramedStep> make_quad_quantize(const Workshop& shop, std::string name, const QuantizeAttributes& cast,
+                                               int x, int y) {
+  return std::make_unique<QuadMap>(shop, std::move(name), "quantize", true, kIdentity, cast.theta, x, -1, -1, y);
+}
+std::unique_ptr<FramedStep> make_quad_dequantize(const Workshop& shop, std::string name, int x, int y) {
+  return std::make_unique<QuadMap>(shop, std::move(name), "dequantize", false, kIdentity, std::vector<uint8_t>{}, x, -1,
+                                   -1, y);
+}
+std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, std::string name, const MapAttributes& map, int x,
+                                          int other, int rows, int y) {
+  return std::make_unique<QuadMap>(shop, std::move(name), "elementwise", false, map, map.theta, x, other, rows, y);
+}
+std::unique_ptr<Step> make_quad_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
                                      std::vector<int64_t> index) {
-  return std::make_unique<QuadCopy>(shop, op, x, y, first, std::move(index));
+  return std::make_unique<QuadCopy>(shop, std::move(name), x, y, first, std::move(index));
 }
-std::unique_ptr<Step> make_quad_flatten(const Workshop& shop, const Op& op, int x) {
-  return std::make_unique<QuadFlatten>(shop, op, x);
+std::unique_ptr<Step> make_quad_flatten(const Workshop& shop, std::string name, int x, int rows) {
+  return std::make_unique<QuadFlatten>(shop, std::move(name), x, rows);
 }
-std::unique_ptr<Step> make_quad_global_pool(const Workshop& shop, const Op& op, int x) {
-  return std::make_unique<QuadGlobalPool>(shop, op, x);
+std::unique_ptr<Step> make_quad_global_pool(const Workshop& shop, std::string name, const std::optional<Quant>& quant,
+                                            int x, int rows) {
+  return std::make_unique<QuadGlobalPool>(shop, std::move(name), quant, x, rows);
 }
 
 }  // namespace secateur::engine

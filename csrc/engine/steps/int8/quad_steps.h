@@ -5,14 +5,23 @@
 
 namespace secateur::engine {
 
-std::unique_ptr<Step> make_quad_pool(const Workshop& shop, const Op& op, int x, int y);
-// Real values and quads, one way or the other, and a map between values of either kind; other, rows as make_map.
-std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, const Op& op, int x, int other, int rows, int y);
+std::unique_ptr<Step> make_quad_max_pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x,
+                                         int y);
+std::unique_ptr<Step> make_quad_avg_pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x,
+                                         int y);
+// Real values -> quads, and back.
+std::unique_ptr<FramedStep> make_quad_quantize(const Workshop& shop, std::string name, const QuantizeAttributes& cast,
+                                               int x, int y);
+std::unique_ptr<FramedStep> make_quad_dequantize(const Workshop& shop, std::string name, int x, int y);
+// A map between values of either kind; other, rows as make_map.
+std::unique_ptr<FramedStep> make_quad_map(const Workshop& shop, std::string name, const MapAttributes& map, int x,
+                                          int other, int rows, int y);
 // Channels of x, from channel `first` of y on, as make_copy: byte by byte.
-std::unique_ptr<Step> make_quad_copy(const Workshop& shop, const Op& op, int x, int y, int64_t first,
+std::unique_ptr<Step> make_quad_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
                                      std::vector<int64_t> index);
-// -> rows of bytes [N, C * H * W], and [N, C] of bytes or (op.quant absent) real values.
-std::unique_ptr<Step> make_quad_flatten(const Workshop& shop, const Op& op, int x);
-std::unique_ptr<Step> make_quad_global_pool(const Workshop& shop, const Op& op, int x);
+// -> rows of bytes [N, C * H * W], and [N, C] of bytes or (quant absent) real values; the value `rows`.
+std::unique_ptr<Step> make_quad_flatten(const Workshop& shop, std::string name, int x, int rows);
+std::unique_ptr<Step> make_quad_global_pool(const Workshop& shop, std::string name, const std::optional<Quant>& quant,
+                                            int x, int rows);
 
 }  // namespace secateur::engine

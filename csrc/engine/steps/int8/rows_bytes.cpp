@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "engine/program/program.h"
+#include "engine/program/layers.h"
 
 namespace secateur::engine {
 namespace {
@@ -13,18 +13,32 @@ constexpr int64_t kReach = 65536;  // quads of inputs that a 16-bit offset names
 constexpr int64_t kLaneImages = 4;
 constexpr int64_t kTileRows = 4;  // 16 images each
 
+StepReport cast_report(const std::string& name, const char* kind, int64_t features) {
+  StepReport r;
+  r.name = name;
+  r.kind = kind;
+  r.kernel = "rows";
+  r.tile = std::to_string(features);
+  return r;
+}
+
 class BlockLinear : public Step {
  public:
   BlockLinear(const Op& op, const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads)
-      : Step(op.name), op_(op), kernels_(kernels), quads_(quads) {
+      : Step(op.name),
+        x_(op.inputs[0]),
+        y_(op.output),
+        op_(op.as<Int8LinearAttributes>()),
+        kernels_(kernels),
+        quads_(quads) {
     const int64_t input_quads = whole_quads(channels());
     chunks_ = std::max<int64_t>((input_quads + kReach - 1) / kReach, 1);
-    parts_ = equal_parts(*op.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()), 4);
+    parts_ = equal_parts(*op_.bytes, std::clamp<int64_t>(neurons() / 16, 1, work_units()), 4);
     BlockShape shape;
     shape.pairs = quads.pairs;
-    stream_ = block_stream(*op.bytes, shape, parts_, {std::min(input_quads, kReach), chunks_, 1, {0}, 0});
+    stream_ = block_stream(*op_.bytes, shape, parts_, {std::min(input_quads, kReach), chunks_, 1, {0}, 0});
     while (max_rows_ < kTileRows && quads.block_planes[0][max_rows_ + 1][1]) ++max_rows_;
-    end_ = op.end.view(op, 0);
+    end_ = op_.epilogue(0);
   }
 
   int64_t tasks() const override { return static_cast<int64_t>(parts_.size()) - 1; }
@@ -73,17 +87,17 @@ class BlockLinear : public Step {
     for (int64_t c = 0; c < chunks_; ++c) {
       const Range r = rows_of(c, task);
       quads_.block_vector({stream_.rows.data() + r.begin, r.end - r.begin, stream_.offsets.data(),
-                           stream_.weights.data(), bytes_of(call, op_.inputs[0], image, channels()),
-                           c == 0 ? end_.bias : nullptr, sums});
+                           stream_.weights.data(), bytes_of(call, x_, image, channels()), c == 0 ? end_.bias : nullptr,
+                           sums});
     }
     const Range k = bounds(task);
     if (end_.real) {
-      float* y = call.rows[op_.output] + image * neurons();
+      float* y = call.rows[y_] + image * neurons();
       for (int64_t i = k.begin; i < k.end; ++i) y[i] = static_cast<float>(sums[i]) * end_.multiplier[i];
       activate(y, k);
       return;
     }
-    uint8_t* y = bytes_of(call, op_.output, image, neurons());
+    uint8_t* y = bytes_of(call, y_, image, neurons());
     for (int64_t i = k.begin; i < (k.end == neurons() ? row_bytes(k.end) : k.end); ++i) {
       const uint8_t q =
           std::clamp(byte_of(static_cast<float>(sums[i]) * end_.multiplier[i], end_.zero_point), end_.lo, end_.hi);
@@ -120,7 +134,7 @@ class BlockLinear : public Step {
       const float* lanes[kLanes];  // a quad is as wide as a float; lanes without an image repeat another
       for (int64_t l = 0; l < kLanes; ++l)
         lanes[l] = reinterpret_cast<const float*>(
-            bytes_of(call, op_.inputs[0], image + std::min(r * kLanes + l, images - 1), channels()));
+            bytes_of(call, x_, image + std::min(r * kLanes + l, images - 1), channels()));
       kernels_.interleave(in + r * in_quads * kLanes, lanes, in_quads);
     }
     cpu::BlockPlanes args{};
@@ -145,14 +159,15 @@ class BlockLinear : public Step {
     const Range k = bounds(task);
     for (int64_t n = 0; n < images; ++n) {
       const float* from = out + n / kLanes * out_planes * kLanes + n % kLanes;
-      float* y = end_.real ? call.rows[op_.output] + (image + n) * neurons()
-                           : reinterpret_cast<float*>(bytes_of(call, op_.output, image + n, neurons()));
+      float* y = end_.real ? call.rows[y_] + (image + n) * neurons()
+                           : reinterpret_cast<float*>(bytes_of(call, y_, image + n, neurons()));
       const Range planes = end_.real ? k : Range{k.begin / 4, whole_quads(k.end)};
       for (int64_t i = planes.begin; i < planes.end; ++i) y[i] = from[i * kLanes];
     }
   }
 
-  const Op& op_;
+  int x_, y_;  // values
+  const Int8LinearAttributes& op_;
   const cpu::EngineKernels& kernels_;
   const cpu::QuadKernels& quads_;
   int64_t chunks_ = 1, max_rows_ = 1;
@@ -161,41 +176,52 @@ class BlockLinear : public Step {
   cpu::QuadEnd end_;
 };
 
-class RowsCast : public Step {
+class RowsQuantize : public Step {
  public:
-  RowsCast(const Op& op, const Program& program, int64_t features)
-      : Step(op.name), op_(op), from_(program.values()[op.inputs[0]].quant), features_(features) {}
+  RowsQuantize(const Op& op, int64_t features)
+      : Step(op.name),
+        x_(op.inputs[0]),
+        y_(op.output),
+        to_(op.quant.value()),
+        theta_(op.as<QuantizeAttributes>().theta),
+        features_(features) {}
   void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
     for (int64_t n = image; n < image + count; ++n) {
-      if (op_.kind == OpKind::kDequantize) {
-        const uint8_t* x = bytes_of(call, op_.inputs[0], n, features_);
-        float* y = call.rows[op_.output] + n * features_;
-        for (int64_t i = 0; i < features_; ++i)
-          y[i] = static_cast<float>(int32_t{x[i]} - from_->zero_point) * from_->scale;
-        continue;
-      }
-      const float* x = call.rows[op_.inputs[0]] + n * features_;
-      uint8_t* y = bytes_of(call, op_.output, n, features_);
-      const auto inverse = static_cast<float>(1.0 / op_.quant->scale);
+      const float* x = call.rows[x_] + n * features_;
+      uint8_t* y = bytes_of(call, y_, n, features_);
+      const auto inverse = static_cast<float>(1.0 / to_.scale);
       std::fill(y + features_, y + row_bytes(features_), uint8_t{0});
       for (int64_t i = 0; i < features_; ++i) {
-        y[i] = byte_of(x[i] * inverse, op_.quant->zero_point);
-        if (!op_.end.theta.empty() && y[i] < op_.end.theta[i]) y[i] = static_cast<uint8_t>(op_.quant->zero_point);
+        y[i] = byte_of(x[i] * inverse, to_.zero_point);
+        if (!theta_.empty() && y[i] < theta_[i]) y[i] = static_cast<uint8_t>(to_.zero_point);
       }
     }
   }
-  StepReport report() const override {
-    StepReport r;
-    r.name = name();
-    r.kind = op_.kind == OpKind::kDequantize ? "dequantize" : "quantize";
-    r.kernel = "rows";
-    r.tile = std::to_string(features_);
-    return r;
-  }
+  StepReport report() const override { return cast_report(name(), "quantize", features_); }
 
  private:
-  const Op& op_;
-  std::optional<Quant> from_;
+  int x_, y_;  // values
+  Quant to_;
+  const std::vector<uint8_t>& theta_;
+  int64_t features_;
+};
+
+class RowsDequantize : public Step {
+ public:
+  RowsDequantize(const Op& op, const Quant& from, int64_t features)
+      : Step(op.name), x_(op.inputs[0]), y_(op.output), from_(from), features_(features) {}
+  void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
+    for (int64_t n = image; n < image + count; ++n) {
+      const uint8_t* x = bytes_of(call, x_, n, features_);
+      float* y = call.rows[y_] + n * features_;
+      for (int64_t i = 0; i < features_; ++i) y[i] = static_cast<float>(int32_t{x[i]} - from_.zero_point) * from_.scale;
+    }
+  }
+  StepReport report() const override { return cast_report(name(), "dequantize", features_); }
+
+ private:
+  int x_, y_;  // values
+  Quant from_;
   int64_t features_;
 };
 
@@ -205,8 +231,11 @@ std::unique_ptr<Step> make_block_linear(const Op& op, const cpu::EngineKernels& 
                                         const cpu::QuadKernels& quads) {
   return std::make_unique<BlockLinear>(op, kernels, quads);
 }
-std::unique_ptr<Step> make_rows_cast(const Op& op, const Program& program, int64_t features) {
-  return std::make_unique<RowsCast>(op, program, features);
+std::unique_ptr<Step> make_rows_quantize(const Op& op, int64_t features) {
+  return std::make_unique<RowsQuantize>(op, features);
+}
+std::unique_ptr<Step> make_rows_dequantize(const Op& op, const Quant& x, int64_t features) {
+  return std::make_unique<RowsDequantize>(op, x, features);
 }
 
 }  // namespace secateur::engine

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block_weights.h"
+#include "engine/program/program.h"
 #include "engine/steps/step.h"
 
 namespace secateur::engine {
@@ -21,6 +22,8 @@ inline uint8_t byte_of(float v, int32_t zero_point) {
 }
 
 std::unique_ptr<Step> make_block_linear(const Op& op, const cpu::EngineKernels& kernels, const cpu::QuadKernels& quads);
-std::unique_ptr<Step> make_rows_cast(const Op& op, const Program& program, int64_t features);
+// Rows of real values -> bytes, and back from bytes of `x`.
+std::unique_ptr<Step> make_rows_quantize(const Op& op, int64_t features);
+std::unique_ptr<Step> make_rows_dequantize(const Op& op, const Quant& x, int64_t features);
 
 }  // namespace secateur::engine

@@ -1,18 +1,21 @@
 """What a segment is built with: the builder's interface, the form of an activation, and who runs the result.
 
 Two classes have this interface: ``secateur._host.Program`` (C++) and its plain-torch twin
-:class:`secateur.engine.reference.ReferenceProgram`. The front takes either, so that each is tested against the other.
+:class:`secateur.engine.backends.reference.ReferenceProgram`. The front takes either, so that each is tested against the
+other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from ..._base.library import host
 
 
 class Act(NamedTuple):
@@ -27,6 +30,19 @@ class Act(NamedTuple):
 NONE = Act()
 RELU = Act("clamp", 0.0, math.inf)
 
+#: No plan of a program for these image sizes (a ValueError). Torch may compute them; any other error is a bug.
+Unplannable = host.Unplannable
+
+#: The kinds of operations: name -> (attributes that must be given, all attributes as they are where none is given).
+#: They are declared once, in csrc/engine/kinds.
+KINDS: dict[str, tuple[list[str], dict[str, Any]]] = host.kinds()
+
+
+def declares(kind: str, attribute: str) -> bool:
+    """Whether operations of this kind have the attribute."""
+    return kind in KINDS and attribute in KINDS[kind][1]
+
+
 Size = tuple[int, int]
 Grid = tuple[float, int]  # scale, zero point: a byte q stands for (q - zero_point) * scale
 
@@ -39,43 +55,19 @@ class ProgramLike(Protocol):
     def id(self) -> int: ...
     def input_planes(self, channels: int) -> int: ...
     def input_rows(self, features: int) -> int: ...
-    def conv2d(
-        self, x: int, weight: Any, bias: Any, stride: Size, padding: tuple[int, int, int, int], dilation: Size,
-        groups: int, residual: int, act: Act, name: str,
-    ) -> int: ...  # fmt: skip
-    def linear(self, x: int, weight: Any, bias: Any, act: Act, name: str) -> int: ...
-    def max_pool(
-        self, x: int, kernel: Size, stride: Size, padding: Size, dilation: Size, ceil_mode: bool, name: str
-    ) -> int: ...
-    def avg_pool(
-        self, x: int, kernel: Size, stride: Size, padding: Size, ceil_mode: bool, count_include_pad: bool,
-        divisor: int, name: str, grid: Grid | None = None,
-    ) -> int: ...  # fmt: skip
-    def global_avg_pool(self, x: int, name: str, grid: Grid | None = None) -> int: ...
-    def map(
-        self, x: int, scale: Any, shift: Any, join: str, other: int, act: Act, name: str, grid: Grid | None = None,
-        theta: Any = None,
-    ) -> int: ...  # fmt: skip
-    def quantize(self, x: int, grid: Grid, theta: Any, name: str) -> int: ...
-    def dequantize(self, x: int, name: str) -> int: ...
-    def conv2d_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, stride: Size, padding: tuple[int, int, int, int],
-        dilation: Size, groups: int, residual: int, residual_multiplier: float, grid: Grid | None,
-        limits: tuple[int, int], theta: Any, act: Act, name: str,
-    ) -> int: ...  # fmt: skip
-    def linear_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, grid: Grid | None, limits: tuple[int, int], theta: Any,
-        act: Act, name: str,
-    ) -> int: ...  # fmt: skip
-    def concat(self, xs: Sequence[int], name: str) -> int: ...
-    def select_channels(self, x: int, index: Sequence[int], name: str) -> int: ...
-    def flatten(self, x: int) -> int: ...
+    def add(
+        self, kind: str, inputs: Sequence[int], attributes: Mapping[str, Any] = ..., name: str | None = None
+    ) -> int:
+        """An operation of one of the :data:`KINDS`; its output. Attributes that are not given, or None, are what the
+        kind says of them."""
+        ...
+
     def output(self, x: int) -> None: ...
     def finish(self) -> None: ...
     def prepare(
-        self, batch: int, sizes: Sequence[Size], budget_s: float, example: Sequence[Any] = (), kernels: str = "fastest"
+        self, sizes: Sequence[Size], budget_s: float, example: Sequence[Any] = (), kernels: str = "fastest"
     ) -> None: ...
-    def describe(self, batch: int, sizes: Sequence[Size]) -> list[dict[str, Any]]: ...
+    def describe(self, sizes: Sequence[Size]) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -91,20 +83,22 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
 
 
-def _make_engine() -> ProgramLike:
-    from ..._base.library import host
-
-    made: ProgramLike = host.Program()
-    return made
-
-
-def _run_engine(inputs: list[Tensor], program: ProgramLike) -> list[Tensor]:
-    outputs: list[Tensor] = torch.ops.secateur.engine_run.default(inputs, program.id)
+def _run_engine(inputs: list[Tensor], program: Any) -> list[Tensor]:
+    try:
+        outputs: list[Tensor] = torch.ops.secateur.engine_run.default(inputs, program.id)
+    except (ValueError, RuntimeError) as error:
+        if any(torch._C._functorch.is_batchedtensor(x) for x in inputs):  # under vmap
+            raise Unplannable(str(error)) from None
+        # The dispatcher does not keep the type of an error; the program knows whether these sizes have a plan.
+        why = program.unplannable([tuple(x.shape[2:]) for x in inputs if x.dim() == 4])
+        if why is None:
+            raise
+        raise Unplannable(why) from None
     return outputs
 
 
 #: The C++ engine.
 ENGINE = Backend(
-    "engine", _make_engine, lambda t: t.detach().to(torch.float32).contiguous().numpy(),
+    "engine", host.Program, lambda t: t.detach().to(torch.float32).contiguous().numpy(),
     lambda t: t.detach().contiguous().numpy(), _run_engine, (torch.float32,),
 )  # fmt: skip

@@ -7,16 +7,16 @@ reorders wrongly differs from the model by far more than rounding.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..._base.errors import Error
-from .program import NONE, Act, Backend, Grid, Size
+from .program import KINDS, NONE, Act, Backend, Grid, Size, Unplannable
 from .reference_int8 import Ending, average, dequantize, quantize
 
 _ids = itertools.count(1)
@@ -34,7 +34,7 @@ class _Value:
 class _Step:
     kind: str
     name: str
-    compute: Callable[[list[Tensor], Tensor], Tensor]  # (values so far, a tensor of the wanted dtype and device)
+    compute: Callable[[list[Tensor], Tensor], Tensor]  # as _Compute
     weight: Tensor | None = None
 
 
@@ -62,7 +62,7 @@ def activate(v: Tensor, act: Act, channel: int = 1) -> Tensor:
 
 
 class ReferenceProgram:
-    """See :class:`secateur.engine.program.ProgramLike`; :meth:`run` computes."""
+    """See :class:`secateur.engine.backends.program.ProgramLike`; :meth:`run` computes."""
 
     def __init__(self) -> None:
         self.id = next(_ids)
@@ -91,16 +91,6 @@ class ReferenceProgram:
             raise Error(f"Program.{where}: x must be {names[planes]}, got {names[not planes]}")
         return value
 
-    def _act(self, where: str, act: Sequence[Any], channels: int | None) -> Act:
-        made = Act(*act)
-        if made.kind not in _KINDS:
-            raise Error(f"Program.{where}: act must be one of {', '.join(_KINDS)}, got {made.kind!r}")
-        if (made.theta is not None) != (made.kind == "threshold"):
-            raise Error(f'Program.{where}: act must have a theta if, and only if, it is "threshold"')
-        if made.theta is not None and channels is not None and torch.as_tensor(made.theta).shape != (channels,):
-            raise Error(f"Program.{where}: theta must be [{channels}], got {list(torch.as_tensor(made.theta).shape)}")
-        return made
-
     def input_planes(self, channels: int) -> int:
         self._inputs.append(self._new(True, channels))
         return self._inputs[-1]
@@ -109,199 +99,19 @@ class ReferenceProgram:
         self._inputs.append(self._new(False, features))
         return self._inputs[-1]
 
-    def conv2d(
-        self, x: int, weight: Any, bias: Any, stride: Size, padding: tuple[int, int, int, int], dilation: Size,
-        groups: int, residual: int, act: Sequence[Any], name: str,
-    ) -> int:  # fmt: skip
-        source = self._get("conv2d", x, planes=True)
-        w = torch.as_tensor(weight)
-        b = None if bias is None else torch.as_tensor(bias)
-        if w.dim() != 4 or w.shape[1] * groups != source.size or w.shape[0] % groups:
-            raise Error(
-                f"Program.conv2d: weight must be [K, {source.size} / groups, R, S] with groups = {groups}, "
-                f"got {list(w.shape)}"
-            )
-        _check_bias("conv2d", b, w)
-        if residual >= 0 and self._get("conv2d", residual, planes=True).size != w.shape[0]:
-            raise Error(f"Program.conv2d: residual must have {w.shape[0]} channels")
-        epilogue = self._act("conv2d", act, w.shape[0])
-        top, left, bottom, right = padding
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            padded = F.pad(values[x], (left, right, top, bottom))
-            y = F.conv2d(padded, w.to(like), None if b is None else b.to(like), stride, 0, dilation, groups)
-            if residual >= 0:
-                y = y + values[residual]
-            return activate(y, epilogue)
-
-        return self._new(True, w.shape[0], _Step("conv2d", name, compute, w))
-
-    def linear(self, x: int, weight: Any, bias: Any, act: Sequence[Any], name: str) -> int:
-        source = self._get("linear", x, planes=False)
-        w = torch.as_tensor(weight)
-        b = None if bias is None else torch.as_tensor(bias)
-        if w.dim() != 2 or (source.size is not None and w.shape[1] != source.size):
-            raise Error(f"Program.linear: weight must be [K, {source.size}], got {list(w.shape)}")
-        _check_bias("linear", b, w)
-        epilogue = self._act("linear", act, w.shape[0])
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            return activate(F.linear(values[x], w.to(like), None if b is None else b.to(like)), epilogue)
-
-        return self._new(False, w.shape[0], _Step("linear", name, compute, w))
-
-    def max_pool(
-        self, x: int, kernel: Size, stride: Size, padding: Size, dilation: Size, ceil_mode: bool, name: str
-    ) -> int:
-        source = self._get("max_pool", x, planes=True)
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            return F.max_pool2d(values[x], kernel, stride, padding, dilation, ceil_mode)
-
-        return self._new(True, source.size, _Step("max_pool", name, compute), source.grid)
-
-    def avg_pool(
-        self, x: int, kernel: Size, stride: Size, padding: Size, ceil_mode: bool, count_include_pad: bool,
-        divisor: int, name: str, grid: Grid | None = None,
-    ) -> int:  # fmt: skip
-        source = self._get("avg_pool", x, planes=True)
-        window = (kernel, stride, padding, ceil_mode, count_include_pad, divisor or None)
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            if source.grid is not None:
-                return average(values[x], window, source.grid, grid or source.grid)
-            return F.avg_pool2d(values[x], *window)
-
-        made = None if source.grid is None else grid or source.grid
-        return self._new(True, source.size, _Step("avg_pool", name, compute), made)
-
-    def global_avg_pool(self, x: int, name: str, grid: Grid | None = None) -> int:
-        source = self._get("global_avg_pool", x, planes=True)
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            if source.grid is None:
-                return values[x].mean((2, 3))
-            sums = (values[x] - source.grid[1]).sum((2, 3)).to(torch.float32)
-            scale = torch.tensor(source.grid[0], dtype=torch.float32).double() / values[x][0, 0].numel()
-            if grid is None:
-                return (sums * scale.float()).to(like)
-            return quantize(sums * (scale / torch.tensor(grid[0]).double()).float(), (1.0, grid[1]), None)
-
-        return self._new(False, source.size, _Step("global_avg_pool", name, compute), grid)
-
-    def map(
-        self, x: int, scale: Any, shift: Any, join: str, other: int, act: Sequence[Any], name: str,
-        grid: Grid | None = None, theta: Any = None,
-    ) -> int:  # fmt: skip
-        source = self._get("map", x)
-        factor = None if scale is None else torch.as_tensor(scale)
-        offset = None if shift is None else torch.as_tensor(shift)
-        for what, t in (("scale", factor), ("shift", offset)):
-            if t is not None and source.size is not None and t.shape != (source.size,):
-                raise Error(f"Program.map: {what} must be [{source.size}], got {list(t.shape)}")
-        if join not in ("none", "add", "multiply") or (join == "none") != (other < 0):
-            raise Error(f'Program.map: join must be "none" without other, "add" or "multiply" with it, got {join!r}')
-        broadcast = other >= 0 and source.planes and not self._get("map", other).planes
-        if other >= 0 and not source.planes:
-            self._get("map", other, planes=False)
-        epilogue = self._act("map", act, source.size)
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            y = self._real(values, x, like)
-            shape = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
-            if factor is not None:
-                y = y * factor.to(like).reshape(shape)
-            if offset is not None:
-                y = y + offset.to(like).reshape(shape)
-            if other >= 0:
-                second = values[other][:, :, None, None] if broadcast else self._real(values, other, like)
-                if not broadcast and second.shape != y.shape:
-                    raise Error(f"engine_run: {name}: {list(y.shape)} and {list(second.shape)} must be the same")
-                y = y + second if join == "add" else y * second
-            y = activate(y, epilogue)
-            return y if grid is None else quantize(y, grid, theta)
-
-        return self._new(source.planes, source.size, _Step("map", name, compute), grid)
-
-    def _real(self, values: list[Tensor], x: int, like: Tensor) -> Tensor:
-        grid = self._values[x].grid
-        return values[x] if grid is None else dequantize(values[x], grid).to(like)
-
-    def quantize(self, x: int, grid: Grid, theta: Any, name: str) -> int:
-        source = self._get("quantize", x)
-        compute = lambda values, like: quantize(values[x], grid, theta)  # noqa: E731
-        return self._new(source.planes, source.size, _Step("quantize", name, compute), grid)
-
-    def dequantize(self, x: int, name: str) -> int:
-        source = self._get("dequantize", x)
-        if source.grid is None:
-            raise Error("Program.dequantize: x must be bytes")
-        return self._new(
-            source.planes, source.size, _Step("dequantize", name, lambda values, like: self._real(values, x, like))
-        )
-
-    def conv2d_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, stride: Size, padding: tuple[int, int, int, int],
-        dilation: Size, groups: int, residual: int, residual_multiplier: float, grid: Grid | None,
-        limits: tuple[int, int], theta: Any, act: Sequence[Any], name: str,
-    ) -> int:  # fmt: skip
-        source = self._get("conv2d_int8", x, planes=True)
-        w = torch.as_tensor(weight)
-        if source.grid is None or w.dtype != torch.int8 or w.dim() != 4 or w.shape[1] * groups != source.size:
-            raise Error("Program.conv2d_int8: x must be bytes, weight int8 [K, C / groups, R, S]")
-        zero = source.grid[1]
-        other = None if residual < 0 else self._get("conv2d_int8", residual, planes=True).grid
-        ending = Ending(bias, multiplier, residual_multiplier, other, grid, limits, theta)
-        epilogue = self._act("conv2d_int8", act, w.shape[0])
-        top, left, bottom, right = padding
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            padded = F.pad(values[x].double(), (left, right, top, bottom), value=zero)
-            sums = F.conv2d(padded, w.double(), None, stride, 0, dilation, groups)
-            y = ending(sums, values[residual] if residual >= 0 else None)
-            return y if grid is not None else activate(y.to(like), epilogue)
-
-        return self._new(True, w.shape[0], _Step("conv2d", name, compute, w), grid)
-
-    def linear_int8(
-        self, x: int, weight: Any, bias: Any, multiplier: Any, grid: Grid | None, limits: tuple[int, int], theta: Any,
-        act: Sequence[Any], name: str,
-    ) -> int:  # fmt: skip
-        source = self._get("linear_int8", x, planes=False)
-        w = torch.as_tensor(weight)
-        if source.grid is None or w.dtype != torch.int8 or w.dim() != 2:
-            raise Error("Program.linear_int8: x must be bytes, weight int8 [K, C]")
-        ending = Ending(bias, multiplier, 0.0, None, grid, limits, theta)
-        epilogue = self._act("linear_int8", act, w.shape[0])
-
-        def compute(values: list[Tensor], like: Tensor) -> Tensor:
-            y = ending(F.linear(values[x].double(), w.double()), None)
-            return y if grid is not None else activate(y.to(like), epilogue)
-
-        return self._new(False, w.shape[0], _Step("linear", name, compute, w), grid)
-
-    def concat(self, xs: Sequence[int], name: str) -> int:
-        planes = self._get("concat", xs[0]).planes
-        sizes = [self._get("concat", x, planes).size for x in xs]
-        total = None if None in sizes else sum(size for size in sizes if size is not None)
-        ids = list(xs)
-        compute = lambda values, like: torch.cat([values[x] for x in ids], 1)  # noqa: E731
-        grids = {self._values[x].grid for x in ids}
-        if len(grids) > 1:
-            raise Error("Program.concat: xs must all be real values, or bytes of one scale")
-        return self._new(planes, total, _Step("concat", name, compute), grids.pop())
-
-    def select_channels(self, x: int, index: Sequence[int], name: str) -> int:
-        source = self._get("select_channels", x, planes=True)
-        wanted = torch.as_tensor(list(index))
-        if not index or min(index) < 0 or (source.size is not None and max(index) >= source.size):
-            raise Error(f"Program.select_channels: index must be in 0 .. {source.size} - 1")
-        compute = lambda values, like: values[x].index_select(1, wanted.to(like.device))  # noqa: E731
-        return self._new(True, len(wanted), _Step("select_channels", name, compute), source.grid)
-
-    def flatten(self, x: int) -> int:
-        grid = self._get("flatten", x, planes=True).grid
-        return self._new(False, None, _Step("flatten", "flatten", lambda values, like: values[x].flatten(1)), grid)
+    def add(self, kind: str, inputs: Sequence[int], attributes: Mapping[str, Any] = {}, name: str | None = None) -> int:
+        if kind not in KINDS:
+            raise Error(f'Program.add: no kind of operation is named "{kind}"')
+        required, known = KINDS[kind]
+        for attribute in attributes:
+            if attribute not in known:
+                raise Error(f'Program.{kind}: it has no attribute "{attribute}"')
+        given = {key: value for key, value in attributes.items() if value is not None}
+        for attribute in required:
+            if attribute not in given:
+                raise Error(f"Program.{kind}: attribute {attribute} is missing")
+        made = _TWINS[kind](_Adding(self, kind, list(inputs), {**known, **given}))
+        return self._new(made.planes, made.size, _Step(kind, name or kind, made.compute, made.weight), made.grid)
 
     def output(self, x: int) -> None:
         if self._get("output", x).grid is not None:
@@ -336,11 +146,11 @@ class ReferenceProgram:
         return [values[id].clone(memory_format=torch.contiguous_format) for id in self._outputs]
 
     def prepare(
-        self, batch: int, sizes: Sequence[Size], budget_s: float, example: Sequence[Any] = (), kernels: str = "fastest"
+        self, sizes: Sequence[Size], budget_s: float, example: Sequence[Any] = (), kernels: str = "fastest"
     ) -> None:
         """Nothing to plan."""
 
-    def describe(self, batch: int, sizes: Sequence[Size]) -> list[dict[str, Any]]:
+    def describe(self, sizes: Sequence[Size]) -> list[dict[str, Any]]:
         """One dict a step, with the keys of the C++ class; there are no times."""
         rows = []
         for step in self._steps.values():
@@ -354,9 +164,256 @@ class ReferenceProgram:
         return rows
 
 
-def _check_bias(where: str, bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise Error(f"Program.{where}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+# ---- the kinds: one function each, which checks and says what comes out and how it is computed ----
+
+_Compute = Callable[[list[Tensor], Tensor], Tensor]  # (values so far, a tensor of the wanted dtype and device)
+
+
+class _Made(NamedTuple):
+    planes: bool
+    size: int | None
+    compute: _Compute
+    grid: Grid | None = None
+    weight: Tensor | None = None
+
+
+@dataclass
+class _Adding:
+    """An operation on its way into a program."""
+
+    program: ReferenceProgram
+    kind: str
+    inputs: list[int]
+    attributes: dict[str, Any]  # all that the kind declares
+
+    def __getitem__(self, attribute: str) -> Any:
+        return self.attributes[attribute]
+
+    def fail(self, rule: str) -> Error:
+        return Error(f"Program.{self.kind}: {rule}")
+
+    def value(self, i: int, planes: bool | None = None) -> _Value:
+        if i >= len(self.inputs):
+            raise self.fail("needs an input")
+        return self.program._get(self.kind, self.inputs[i], planes)
+
+    def tensor(self, attribute: str, shape: tuple[int, ...] | None = None) -> Tensor | None:
+        value = self.attributes[attribute]
+        t = None if value is None else torch.as_tensor(value)
+        if t is not None and shape is not None and t.shape != shape:
+            raise self.fail(f"{attribute} must be {list(shape)}, got {list(t.shape)}")
+        return t
+
+    def act(self, channels: int | None) -> Act:
+        made = Act(*self.attributes["act"])
+        if made.kind not in _KINDS:
+            raise self.fail(f"act must be one of {', '.join(_KINDS)}, got {made.kind!r}")
+        if (made.theta is not None) != (made.kind == "threshold"):
+            raise self.fail('act must have a theta if, and only if, it is "threshold"')
+        if made.theta is not None and channels is not None and torch.as_tensor(made.theta).shape != (channels,):
+            raise self.fail(f"theta must be [{channels}], got {list(torch.as_tensor(made.theta).shape)}")
+        return made
+
+    def real(self, i: int) -> _Compute:
+        """Input ``i`` as real values."""
+        id, grid = self.inputs[i], self.value(i).grid
+        if grid is None:
+            return lambda values, like: values[id]
+        return lambda values, like: dequantize(values[id], grid).to(like)
+
+
+def _conv2d(op: _Adding) -> _Made:
+    x, source = op.inputs[0], op.value(0, planes=True)
+    w, stride, dilation, groups = torch.as_tensor(op["weight"]), op["stride"], op["dilation"], op["groups"]
+    if w.dim() != 4 or w.shape[1] * groups != source.size or w.shape[0] % groups:
+        raise op.fail(f"weight must be [K, {source.size} / groups, R, S] with groups = {groups}, got {list(w.shape)}")
+    b = op.tensor("bias", (w.shape[0],))
+    residual = op.inputs[1] if len(op.inputs) > 1 else -1
+    if residual >= 0 and op.value(1, planes=True).size != w.shape[0]:
+        raise op.fail(f"residual must have {w.shape[0]} channels")
+    act = op.act(w.shape[0])
+    top, left, bottom, right = op["padding"]
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        padded = F.pad(values[x], (left, right, top, bottom))
+        y = F.conv2d(padded, w.to(like), None if b is None else b.to(like), stride, 0, dilation, groups)
+        return activate(y if residual < 0 else y + values[residual], act)
+
+    return _Made(True, w.shape[0], compute, weight=w)
+
+
+def _linear(op: _Adding) -> _Made:
+    x, source, w = op.inputs[0], op.value(0, planes=False), torch.as_tensor(op["weight"])
+    if w.dim() != 2 or (source.size is not None and w.shape[1] != source.size):
+        raise op.fail(f"weight must be [K, {source.size}], got {list(w.shape)}")
+    b, act = op.tensor("bias", (w.shape[0],)), op.act(w.shape[0])
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        return activate(F.linear(values[x], w.to(like), None if b is None else b.to(like)), act)
+
+    return _Made(False, w.shape[0], compute, weight=w)
+
+
+def _pool_padding(op: _Adding) -> Size:
+    top, left, bottom, right = op["padding"]
+    if (top, left) != (bottom, right):
+        raise op.fail(f"padding must be the same on both sides here, got {(top, left, bottom, right)}")
+    return top, left
+
+
+def _max_pool(op: _Adding) -> _Made:
+    x, source, padding = op.inputs[0], op.value(0, planes=True), _pool_padding(op)
+    kernel, stride, dilation, ceil_mode = op["kernel"], op["stride"], op["dilation"], op["ceil_mode"]
+    compute = lambda values, like: F.max_pool2d(values[x], kernel, stride, padding, dilation, ceil_mode)  # noqa: E731
+    return _Made(True, source.size, compute, source.grid)
+
+
+def _avg_pool(op: _Adding) -> _Made:
+    x, source, grid = op.inputs[0], op.value(0, planes=True), op["grid"]
+    window = (
+        op["kernel"], op["stride"], _pool_padding(op), op["ceil_mode"], op["count_include_pad"], op["divisor"] or None
+    )  # fmt: skip
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        if source.grid is not None:
+            return average(values[x], window, source.grid, grid or source.grid)
+        return F.avg_pool2d(values[x], *window)
+
+    return _Made(True, source.size, compute, None if source.grid is None else grid or source.grid)
+
+
+def _global_avg_pool(op: _Adding) -> _Made:
+    x, source, grid = op.inputs[0], op.value(0, planes=True), op["grid"]
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        if source.grid is None:
+            return values[x].mean((2, 3))
+        sums = (values[x] - source.grid[1]).sum((2, 3)).to(torch.float32)
+        scale = torch.tensor(source.grid[0], dtype=torch.float32).double() / values[x][0, 0].numel()
+        if grid is None:
+            return (sums * scale.float()).to(like)
+        return quantize(sums * (scale / torch.tensor(grid[0]).double()).float(), (1.0, grid[1]), None)
+
+    return _Made(False, source.size, compute, grid)
+
+
+def _map(op: _Adding) -> _Made:
+    source, join, grid, theta = op.value(0), op["join"], op["grid"], op["theta"]
+    shape = None if source.size is None else (source.size,)
+    factor, offset, act = op.tensor("scale", shape), op.tensor("shift", shape), op.act(source.size)
+    if join not in ("none", "add", "multiply") or (join == "none") != (len(op.inputs) == 1):
+        raise op.fail(f'join must be "none" without other, "add" or "multiply" with it, got {join!r}')
+    first, second = op.real(0), None if join == "none" else op.real(1)
+    broadcast = join != "none" and source.planes and not op.value(1).planes
+    if join != "none" and not source.planes:
+        op.value(1, planes=False)
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        y = first(values, like)
+        per_channel = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
+        if factor is not None:
+            y = y * factor.to(like).reshape(per_channel)
+        if offset is not None:
+            y = y + offset.to(like).reshape(per_channel)
+        if second is not None:
+            other = second(values, like)
+            other = other[:, :, None, None] if broadcast else other
+            if not broadcast and other.shape != y.shape:
+                raise Unplannable(f"map: {list(y.shape)} and {list(other.shape)} must be the same")
+            y = y + other if join == "add" else y * other
+        y = activate(y, act)
+        return y if grid is None else quantize(y, grid, theta)
+
+    return _Made(source.planes, source.size, compute, grid)
+
+
+def _quantize(op: _Adding) -> _Made:
+    x, source, grid, theta = op.inputs[0], op.value(0), op["grid"], op["theta"]
+    return _Made(source.planes, source.size, lambda values, like: quantize(values[x], grid, theta), grid)
+
+
+def _dequantize(op: _Adding) -> _Made:
+    source = op.value(0)
+    if source.grid is None:
+        raise op.fail("x must be bytes")
+    return _Made(source.planes, source.size, op.real(0))
+
+
+def _conv2d_int8(op: _Adding) -> _Made:
+    x, source, w = op.inputs[0], op.value(0, planes=True), torch.as_tensor(op["weight"])
+    stride, dilation, groups, grid = op["stride"], op["dilation"], op["groups"], op["grid"]
+    if source.grid is None or w.dtype != torch.int8 or w.dim() != 4 or w.shape[1] * groups != source.size:
+        raise op.fail("x must be bytes, weight int8 [K, C / groups, R, S]")
+    zero = source.grid[1]
+    residual = op.inputs[1] if len(op.inputs) > 1 else -1
+    other = None if residual < 0 else op.value(1, planes=True).grid
+    ending = Ending(op["bias"], op["multiplier"], op["residual_multiplier"], other, grid, op["limits"], op["theta"])
+    act = op.act(w.shape[0])
+    top, left, bottom, right = op["padding"]
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        padded = F.pad(values[x].double(), (left, right, top, bottom), value=zero)
+        sums = F.conv2d(padded, w.double(), None, stride, 0, dilation, groups)
+        y = ending(sums, values[residual] if residual >= 0 else None)
+        return y if grid is not None else activate(y.to(like), act)
+
+    return _Made(True, w.shape[0], compute, grid, w)
+
+
+def _linear_int8(op: _Adding) -> _Made:
+    x, source, w, grid = op.inputs[0], op.value(0, planes=False), torch.as_tensor(op["weight"]), op["grid"]
+    if source.grid is None or w.dtype != torch.int8 or w.dim() != 2:
+        raise op.fail("x must be bytes, weight int8 [K, C]")
+    ending = Ending(op["bias"], op["multiplier"], 0.0, None, grid, op["limits"], op["theta"])
+    act = op.act(w.shape[0])
+
+    def compute(values: list[Tensor], like: Tensor) -> Tensor:
+        y = ending(F.linear(values[x].double(), w.double()), None)
+        return y if grid is not None else activate(y.to(like), act)
+
+    return _Made(False, w.shape[0], compute, grid, w)
+
+
+def _concat(op: _Adding) -> _Made:
+    planes, ids = op.value(0).planes, op.inputs
+    sources = [op.value(i, planes) for i in range(len(ids))]
+    total: int | None = 0
+    for source in sources:
+        total = None if total is None or source.size is None else total + source.size
+    if len({source.grid for source in sources}) > 1:
+        raise op.fail("xs must all be real values, or bytes of one scale")
+    return _Made(planes, total, lambda values, like: torch.cat([values[x] for x in ids], 1), sources[0].grid)
+
+
+def _select_channels(op: _Adding) -> _Made:
+    x, source, index = op.inputs[0], op.value(0, planes=True), list(op["index"])
+    wanted = torch.as_tensor(index)
+    if not index or min(index) < 0 or (source.size is not None and max(index) >= source.size):
+        raise op.fail(f"index must be in 0 .. {source.size} - 1")
+    compute = lambda values, like: values[x].index_select(1, wanted.to(like.device))  # noqa: E731
+    return _Made(True, len(wanted), compute, source.grid)
+
+
+def _flatten(op: _Adding) -> _Made:
+    x = op.inputs[0]
+    return _Made(False, None, lambda values, like: values[x].flatten(1), op.value(0, planes=True).grid)
+
+
+_TWINS: dict[str, Callable[[_Adding], _Made]] = {
+    "conv2d": _conv2d,
+    "conv2d_int8": _conv2d_int8,
+    "linear": _linear,
+    "linear_int8": _linear_int8,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "global_avg_pool": _global_avg_pool,
+    "map": _map,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "concat": _concat,
+    "select_channels": _select_channels,
+    "flatten": _flatten,
+}
 
 
 #: Plain torch, for tests: float64 too.

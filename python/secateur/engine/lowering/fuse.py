@@ -6,13 +6,12 @@ whatever comes before. Only where nobody else reads the value in between.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 
 import torch
 from torch import Tensor, fx
 
-from ..backends.program import NONE, Act
+from ..backends.program import NONE, Act, declares
 from ..recognise.steps import LEAD, PLANES, Step
 from .partition import Part
 
@@ -28,7 +27,7 @@ class Fuser:
             if step.kind == "alias":
                 self.value[step.node] = self.of(step.inputs[0][0])
             else:
-                self.steps[step.node] = copy.copy(step)
+                self.steps[step.node] = step.copy()
         for step in self.steps.values():
             step.inputs = [(self.of(node), layout) for node, layout in step.inputs]
         self.uses = Counter(node for step in self.steps.values() for node, _ in step.inputs)
@@ -77,7 +76,8 @@ class Fuser:
         for step in self.steps.values():
             if any(n is node for n, _ in step.inputs):
                 step.inputs = [source if n is node else (n, layout) for n, layout in step.inputs]
-                step.padding = tuple(a + b for a, b in zip(step.padding, pad.padding, strict=True))  # type: ignore[assignment]
+                sides = zip(step.attributes["padding"], pad.attributes["padding"], strict=True)
+                step.attributes["padding"] = tuple(a + b for a, b in sides)
                 self.uses[source[0]] += 1
         self.uses[source[0]] -= 1
         del self.uses[node]
@@ -85,17 +85,18 @@ class Fuser:
     def _gate(self, node: fx.Node) -> None:
         """x * sigmoid(x) is SiLU, x * hardsigmoid(x) is Hardswish."""
         step = self.steps[node]
-        if step.scale is not None or step.shift is not None or step.act != NONE:
+        if step.is_affine or step.act != NONE:
             return
         (a, _), (b, _) = step.inputs
         for x, gate in ((a, b), (b, a)):
             made = self.steps.get(gate)
-            if made is None or made.kind != "map" or made.join != "none" or made.scale is not None:
+            if made is None or made.kind != "map" or made.join != "none" or made.is_affine:
                 continue
-            if made.shift is None and self.uses[gate] == 1 and made.inputs[0][0] is x:
+            if self.uses[gate] == 1 and made.inputs[0][0] is x:
                 kinds = {"sigmoid": Act("silu"), "hardsigmoid": Act("hardswish")}
                 if made.act.kind in kinds:
-                    step.inputs, step.join, step.act = [made.inputs[0]], "none", kinds[made.act.kind]
+                    step.inputs = [made.inputs[0]]
+                    step.attributes.update(join="none", act=kinds[made.act.kind])
                     self.uses[x] -= 1
                     del self.steps[gate], self.uses[gate]
                     return
@@ -103,7 +104,7 @@ class Fuser:
     def _quantize(self, node: fx.Node) -> None:
         """Who makes the real values makes bytes of them at once, if nobody else reads them."""
         step = self.steps[node]
-        source = step.inputs[0][0]
+        source, theta = step.inputs[0][0], step.attributes.get("theta")
         made = self.steps.get(source)
         if made is None or made.grid is not None or self.uses[source] != 1 or step.out == LEAD:
             return
@@ -111,12 +112,13 @@ class Fuser:
             # Activations that are a limit of bytes; the others are computed on real values. A threshold is none: of two
             # values that round to one byte it may keep one.
             fits = made.weight_scale is not None and made.act.kind in ("none", "clamp")
-        elif made.kind == "map":
-            fits = made.out == PLANES
-        else:
-            fits = made.kind in ("avg_pool", "global_avg_pool") and step.theta is None
+        else:  # kinds that can end in bytes say so; those of images, for rows of bytes are made by layers and pools
+            fits = declares(made.kind, "grid") and (made.out == PLANES or made.kind == "global_avg_pool")
+            fits = fits and (theta is None or declares(made.kind, "theta"))
         if fits:
-            made.grid, made.theta, made.out = step.grid, step.theta, step.out
+            made.attributes["grid"], made.out = step.grid, step.out
+            if theta is not None:
+                made.attributes["theta"] = theta
             self._absorb(node, made)
 
     def _map(self, node: fx.Node) -> None:
@@ -128,24 +130,23 @@ class Fuser:
 
     def _unary(self, node: fx.Node, step: Step) -> None:
         source = step.inputs[0][0]
-        affine = step.scale is not None or step.shift is not None
+        affine = step.is_affine
         made = self._alone(source, "conv2d", "linear", "map")
         if made is None or (affine and (made.join != "none" or len(made.inputs) > 1 or made.weight_scale is not None)):
             return
         if made.weight_scale is not None and made.kind == "linear" and step.act.theta is not None:
             return  # integer rows have their thresholds in bytes
         if affine:
-            scale, shift = step.scale, step.shift
             if made.kind == "map":
-                made.scale, made.shift = _compose(made.scale, made.shift, scale, shift)
+                made.attributes.update(_compose(*made.affine, *step.affine))
             else:
-                _fold(made, scale, shift)
-        made.act = step.act
+                _fold(made, *step.affine)
+        made.attributes["act"] = step.act
         made.out = step.out
         self._absorb(node, made)
 
     def _join(self, node: fx.Node, step: Step) -> None:
-        plain = step.scale is None and step.shift is None
+        plain = not step.is_affine
         (a, _), (b, _) = step.inputs
         if plain and step.join == "add" and all(layout == PLANES for _, layout in step.inputs) and a is not b:
             # The later of two convolutions takes the sum: what it adds is there by then.
@@ -153,7 +154,7 @@ class Fuser:
                 made = self._alone(x, "conv2d")
                 if made is not None and len(made.inputs) == 1:
                     made.inputs = [*made.inputs, (other, PLANES)]
-                    made.act = step.act
+                    made.attributes["act"] = step.act
                     self._absorb(node, made)
                     return
         if plain:
@@ -162,7 +163,7 @@ class Fuser:
                 made = self._alone(step.inputs[i][0], "map")
                 if made is not None and made.join == "none" and made.inputs[0][1] == step.inputs[i][1] and a is not b:
                     gone = step.inputs[i][0]
-                    step.scale, step.shift = made.scale, made.shift
+                    step.attributes.update({key: made.attributes.get(key) for key in ("scale", "shift")})
                     step.inputs = [made.inputs[0], step.inputs[1 - i]]
                     del self.steps[gone], self.uses[gone]
                     self.value.pop(gone, None)
@@ -174,22 +175,23 @@ class Fuser:
 
 def _compose(
     scale: Tensor | None, shift: Tensor | None, then: Tensor | None, plus: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> dict[str, Tensor | None]:
     """then * (scale * x + shift) + plus."""
     both = scale if then is None else (then if scale is None else then * scale)
     moved = shift if then is None or shift is None else then * shift
-    return both, plus if moved is None else (moved if plus is None else moved + plus)
+    return {"scale": both, "shift": plus if moved is None else (moved if plus is None else moved + plus)}
 
 
 def _fold(step: Step, scale: Tensor | None, shift: Tensor | None) -> None:
     """Scale and shift of each output channel into the weights, in float64."""
     assert step.weight is not None
     channels = step.weight.shape[0]
-    bias = torch.zeros(channels, dtype=torch.float64) if step.bias is None else step.bias.double()
+    bias = step.attributes.get("bias")
+    bias = torch.zeros(channels, dtype=torch.float64) if bias is None else bias.double()
     if scale is not None:
         step.row_scale = scale if step.row_scale is None else step.row_scale * scale
         bias = bias * scale
-    step.bias = bias if shift is None else bias + shift
+    step.attributes["bias"] = bias if shift is None else bias + shift
 
 
 __all__ = ["Fuser"]

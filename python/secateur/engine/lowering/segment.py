@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ..._base import timing
 from ..._base.tensors import clones, close
-from ..backends.program import Backend, ProgramLike, Size
+from ..backends.program import Backend, ProgramLike, Size, Unplannable
 from ..recognise.steps import LEAD, PLANES, ROWS, ROWS4, Context, Step
 from .fuse import Fuser
 from .partition import Part
@@ -53,7 +53,7 @@ class Segment(nn.Module):
         self.flops = flops
         self.decision = Decision(False, why) if program is None else None
         self.engine = program is not None
-        self.example: tuple[int, list[Size]] = (0, [])
+        self.example: list[Size] = []
         self.dtype = dtype
 
     def forward(self, *args: Tensor) -> Any:
@@ -62,13 +62,13 @@ class Segment(nn.Module):
             if inputs is not None:
                 try:
                     return self._outputs(self.backend.run(inputs, self.program), args)
-                except (ValueError, RuntimeError) as refusal:
+                except Unplannable as refusal:  # any other error is a bug, and nothing to compute around
                     return self._unplanned(args, refusal)
         return self.torch_form(*args)
 
     def _unplanned(self, args: Sequence[Tensor], refusal: Exception) -> Any:
-        """What the engine cannot plan for this image size (offsets that 16 bits do not reach, say) torch computes.
-        Where the size is wrong, torch says so."""
+        """Torch computes what the engine has no plan for at this image size (say, offsets beyond 16 bits). Where the
+        size is wrong, torch says so."""
         result = self.torch_form(*args)
         shapes = ", ".join(str(list(x.shape)) for x in args)
         warnings.warn(f"compile: {self.steps[0].name}: torch computes {shapes}, for {refusal}", stacklevel=2)
@@ -134,15 +134,15 @@ class Segment(nn.Module):
             return
         batch = inputs[0].shape[0]
         sizes = [(x.shape[2], x.shape[3]) for x in inputs if x.dim() == 4]
-        self.example = (batch, sizes)
+        self.example = sizes
         key = self.key(path)
         known = decisions.get(key)
         if known is None or known.engine:
             try:
                 # The zeros of activations are what the example's first image makes them.
                 example = [self.backend.array(x[:1]) for x in inputs] if batch else []
-                self.program.prepare(batch, sizes, budget_s, example)
-            except (ValueError, RuntimeError) as refusal:
+                self.program.prepare(sizes, budget_s, example)
+            except Unplannable as refusal:
                 known = decisions[key] = Decision(False, f"the engine refuses it: {refusal}")
         if known is None:
             known = decisions[key] = self._measure(args, budget_s)
@@ -202,7 +202,7 @@ def build(ctx: Context, plan: Plan, torch_form: fx.GraphModule, backend: Backend
         program.finish()
         feeds = writer.feeds
         gives = [(carried.index(fuser.of(node)), ctx.steps[node].out) for node in plan.outputs]
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         program, why = None, f"the engine refuses it: {error}"
     return Segment(backend, program, feeds, gives, torch_form, fused, flops, why, writer.dtype)
 

@@ -33,7 +33,8 @@ def movement(ctx: Context, node: fx.Node) -> Step:
     if made[0][:2] != made[1][:2] or made[0][2] != made[1][2]:
         raise Unsupported("what it moves depends on the batch size")
     kind, out, index = made[0]
-    return Step(kind, node, [(root, layout)], out, index=index)
+    attributes: dict[str, Any] = {"index": index} if kind == "select_channels" else {}
+    return Step(kind, node, [(root, layout)], out, **attributes)
 
 
 def _chain(ctx: Context, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
@@ -103,7 +104,7 @@ def _what(x: Tensor, y: Tensor, layout: str) -> tuple[str, str, list[int]]:
         if int(index.max()) < x.shape[1] and torch.equal(y, x.index_select(1, index)):
             if index.tolist() == list(range(x.shape[1])):
                 return "alias", PLANES, []
-            return "select", PLANES, index.tolist()
+            return "select_channels", PLANES, index.tolist()
     raise Unsupported("it neither picks channels nor flattens")
 
 

@@ -74,7 +74,7 @@ def _max_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     return Step(
         "max_pool", node, [ctx.source(x, PLANES)], PLANES, kernel=kernel,
         stride=pair(stride) if stride not in (None, (), []) else kernel,
-        padding=(*pair(ctx.number(a["padding"])), 0, 0), dilation=pair(ctx.number(a["dilation"])),
+        padding=2 * pair(ctx.number(a["padding"])), dilation=pair(ctx.number(a["dilation"])),
         ceil_mode=bool(a["ceil_mode"]),
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def _avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     stride = ctx.number(a["stride"])
     step = Step(
         "avg_pool", node, [source], PLANES, kernel=kernel,
-        stride=pair(stride) if stride not in (None, (), []) else kernel, padding=(*padding, 0, 0),
+        stride=pair(stride) if stride not in (None, (), []) else kernel, padding=2 * padding,
         ceil_mode=bool(a["ceil_mode"]), count_include_pad=bool(a["count_include_pad"]),
         divisor=int(a["divisor_override"] or 0),
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
     computed = isinstance(a["kernel_size"], fx.Node) or (
         isinstance(a["kernel_size"], tuple | list) and any(isinstance(k, fx.Node) for k in a["kernel_size"])
     )
-    if computed and shape is not None and shape[2:] == kernel and padding == (0, 0) and not step.divisor:
+    if computed and shape is not None and shape[2:] == kernel and padding == (0, 0) and not a["divisor_override"]:
         return Step("global_avg_pool", node, [source], ROWS4)
     return step
 

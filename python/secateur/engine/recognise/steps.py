@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
 from typing import Any
 
 import torch
@@ -25,39 +25,63 @@ class Unsupported(Exception):
     """The node stays torch; the message says why."""
 
 
-@dataclass
 class Step:
-    """One operation for the builder (:mod:`secateur.engine.program`), with float64 where something was folded."""
+    """One operation for the builder: its kind, and its attributes by the names that the engine declares for the kind
+    (``secateur._host.kinds()``), with tensors of torch and float64 where something was folded.
 
-    kind: str  # conv2d linear max_pool avg_pool global_avg_pool map concat select flatten quantize alias pad
-    node: fx.Node
-    inputs: list[Input]
-    out: str
-    name: str = ""
-    weight: Tensor | None = None
-    row_scale: Tensor | None = None  # [K], folded into the weight only while it is handed over: no copy is kept
-    bias: Tensor | None = None
-    stride: Size = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
-    dilation: Size = (1, 1)
-    groups: int = 1
-    kernel: Size = (1, 1)
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-    divisor: int = 0
-    scale: Tensor | None = None  # [C], map
-    shift: Tensor | None = None
-    join: str = "none"
-    act: Act = NONE
-    index: list[int] = field(default_factory=list)  # select
-    weight_scale: Tensor | None = None  # [K], of int8 weights
-    grid_in: Grid | None = None  # the bytes that int8 weights are for
-    grid: Grid | None = None  # the result is bytes
-    theta: Tensor | None = None  # uint8 [C]: thresholds on those bytes
-    sizes_of: list[fx.Node] = field(default_factory=list)  # tensors of which only the size is read
-    place: int = 0  # in the order of the graph
-    shape: tuple[int, ...] | None = None  # of the weight, and its share of zeros, once it is forgotten
-    zeros: float | None = None
+    ``pad``, ``alias`` and ``expand`` are no kinds of the engine: what reads them takes them over.
+    """
+
+    def __init__(
+        self, kind: str, node: fx.Node, inputs: list[Input], out: str, *, weight_scale: Tensor | None = None,
+        grid_in: Grid | None = None, **attributes: Any,
+    ) -> None:  # fmt: skip
+        self.kind = kind
+        self.node = node
+        self.inputs = inputs
+        self.out = out
+        self.attributes = attributes
+        self.name = ""
+        self.row_scale: Tensor | None = (
+            None  # [K], folded into the weight only while it is handed over: no copy is kept
+        )
+        self.weight_scale = weight_scale  # [K], of int8 weights
+        self.grid_in = grid_in  # the bytes that int8 weights are for
+        self.sizes_of: list[fx.Node] = []  # tensors of which only the size is read
+        self.place = 0  # in the order of the graph
+        self._weighed: tuple[tuple[int, ...], float] | None = None
+
+    def copy(self) -> Step:
+        """The same step, to be changed alone."""
+        made = copy.copy(self)
+        made.attributes = dict(self.attributes)
+        return made
+
+    @property
+    def weight(self) -> Tensor | None:
+        return self.attributes.get("weight")
+
+    @property
+    def act(self) -> Act:
+        return self.attributes.get("act", NONE)  # type: ignore[no-any-return]
+
+    @property
+    def join(self) -> str:
+        return self.attributes.get("join", "none")  # type: ignore[no-any-return]
+
+    @property
+    def grid(self) -> Grid | None:
+        """Set: the result is bytes."""
+        return self.attributes.get("grid")
+
+    @property
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift of a map."""
+        return self.attributes.get("scale"), self.attributes.get("shift")
+
+    @property
+    def is_affine(self) -> bool:
+        return any(t is not None for t in self.affine)
 
     @property
     def heavy(self) -> bool:
@@ -65,14 +89,15 @@ class Step:
 
     def weighed(self) -> tuple[tuple[int, ...] | None, float | None]:
         """The weight's shape, and its share of zeros."""
-        if self.weight is not None and self.zeros is None:
-            self.shape = tuple(self.weight.shape)
-            self.zeros = 1 - int(torch.count_nonzero(self.weight)) / max(self.weight.numel(), 1)
-        return self.shape, self.zeros
+        weight = self.weight
+        if weight is not None and self._weighed is None:
+            zeros = 1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
+            self._weighed = tuple(weight.shape), zeros
+        return self._weighed or (None, None)
 
     def forget_weight(self) -> None:
         self.weighed()
-        self.weight = None
+        self.attributes.pop("weight", None)
 
 
 class Context:

@@ -1,0 +1,173 @@
+// The attributes of the kinds that have steps of their own (steps/). A kind whose step stands in its own file declares
+// them there.
+#pragma once
+
+#include "attributes.h"
+#include "cpu/quads.h"
+
+namespace secateur::engine {
+
+struct Window {  // rows first
+  Pair kernel{1, 1}, stride{1, 1}, dilation{1, 1};
+  Sides padding{0, 0, 0, 0};
+};
+
+struct ConvAttributes : AttributesOf<ConvAttributes> {
+  std::shared_ptr<const Weights> weights;  // [K, C / groups, R, S]
+  std::vector<float> bias;                 // [K] or empty
+  Window window;                           // the kernel is the weights'
+  int64_t groups = 1;
+  Activation activation;
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("groups", a.groups);
+    f("weight", a.weights, kRequired);
+    f("bias", a.bias);
+    f("stride", a.window.stride);
+    f("padding", a.window.padding);
+    f("dilation", a.window.dilation);
+    f("act", a.activation);
+  }
+};
+
+struct LinearAttributes : AttributesOf<LinearAttributes> {
+  std::shared_ptr<const Weights> weights;  // [K, F]
+  std::vector<float> bias;                 // [K] or empty
+  Activation activation;
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("weight", a.weights, kRequired);
+    f("bias", a.bias);
+    f("act", a.activation);
+  }
+};
+
+// What kernels read of the end of an int8 layer, made from its attributes (int8_layer.h): by output channel, filled up
+// to a multiple of four.
+struct IntegerEnd {
+  std::vector<int32_t> bias;
+  std::vector<float> multiplier;
+  std::vector<uint8_t> theta;  // or empty
+  bool wide = false;
+};
+
+struct Int8Layer {
+  std::shared_ptr<const ByteWeights> bytes;
+  std::vector<int32_t> bias;      // [K]
+  std::vector<float> multiplier;  // [K]
+  float residual_multiplier = 0;
+  std::optional<Quant> quant;  // of the output, where it is bytes
+  Limits limits;
+  std::vector<uint8_t> theta;  // [K] or empty
+  Activation activation;       // where the output is real values
+  IntegerEnd end;              // derived
+  cpu::QuadEnd epilogue(int32_t residual_zero_point) const;
+
+  template <class Self, class F>
+  static void each_of_layer(Self& a, F&& f) {
+    f("weight", a.bytes, kRequired);
+    f("bias", a.bias, kRequired);
+    f("multiplier", a.multiplier, kRequired);
+    f("grid", a.quant);
+    f("limits", a.limits);
+    f("theta", a.theta);
+    f("act", a.activation);
+  }
+};
+
+struct Int8ConvAttributes : AttributesOf<Int8ConvAttributes>, Int8Layer {  // weights as ConvAttributes has them
+  Window window;
+  int64_t groups = 1;
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("groups", a.groups);
+    each_of_layer(a, f);
+    f("residual_multiplier", a.residual_multiplier);
+    f("stride", a.window.stride);
+    f("padding", a.window.padding);
+    f("dilation", a.window.dilation);
+  }
+};
+
+struct Int8LinearAttributes : AttributesOf<Int8LinearAttributes>, Int8Layer {
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    each_of_layer(a, f);
+  }
+};
+
+struct MaxPoolAttributes : AttributesOf<MaxPoolAttributes> {
+  Window window;
+  bool ceil_mode = false;
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("kernel", a.window.kernel, kRequired);
+    f("stride", a.window.stride);
+    f("padding", a.window.padding);
+    f("dilation", a.window.dilation);
+    f("ceil_mode", a.ceil_mode);
+  }
+};
+
+struct AvgPoolAttributes : AttributesOf<AvgPoolAttributes> {
+  Window window;
+  bool ceil_mode = false, count_include_pad = true;
+  int64_t divisor = 0;         // 0: the window's places
+  std::optional<Quant> quant;  // of the output, where the input is bytes; absent: the input's
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("kernel", a.window.kernel, kRequired);
+    f("stride", a.window.stride);
+    f("padding", a.window.padding);
+    f("ceil_mode", a.ceil_mode);
+    f("count_include_pad", a.count_include_pad);
+    f("divisor", a.divisor);
+    f("grid", a.quant);
+  }
+};
+
+struct GlobalPoolAttributes : AttributesOf<GlobalPoolAttributes> {
+  std::optional<Quant> quant;  // of the output, where it is bytes
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("grid", a.quant);
+  }
+};
+
+// y = act(join(x * scale + shift, other))
+struct MapAttributes : AttributesOf<MapAttributes> {
+  std::vector<float> scale, shift;  // [C] or empty
+  cpu::Join join = cpu::Join::kNone;
+  Activation activation;
+  std::optional<Quant> quant;  // of the output, where it is bytes
+  std::vector<uint8_t> theta;  // [C] or empty: thresholds on those bytes
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("scale", a.scale);
+    f("shift", a.shift);
+    f("join", a.join);
+    f("act", a.activation);
+    f("grid", a.quant);
+    f("theta", a.theta);
+  }
+};
+
+struct QuantizeAttributes : AttributesOf<QuantizeAttributes> {
+  std::optional<Quant> quant;
+  std::vector<uint8_t> theta;  // [C] or empty
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("grid", a.quant, kRequired);
+    f("theta", a.theta);
+  }
+};
+
+struct SelectAttributes : AttributesOf<SelectAttributes> {
+  std::vector<int64_t> index;  // channel i of the output is channel index[i] of the input
+  template <class Self, class F>
+  static void each(Self& a, F&& f) {
+    f("index", a.index, kRequired);
+  }
+};
+
+}  // namespace secateur::engine
