@@ -58,7 +58,7 @@ PYBIND11_MODULE(_host, m) {
     throw py::value_error("force_isa: this CPU has no instruction set named \"" + name + "\"");
   });
   m.def("reset_isa", &reset_isa);
-  m.def("int8_kernels", [] { return std::string(quad_kernels().name); });
+  m.def("int8_kernels", [] { return std::string(int8_kernels().name); });
   m.def("dot_available", [](const std::string& name) {
     for (int i = 0; i < kIsaCount; ++i)
       if (name == isa_name(static_cast<Isa>(i))) return dot_available(static_cast<Isa>(i));
@@ -66,7 +66,7 @@ PYBIND11_MODULE(_host, m) {
   });
   m.def("allow_dot", &allow_dot);
   m.def("dot_allowed", &dot_allowed);
-  py::class_<Plan>(m, "Plan", "A validated sparse layer, held by libsecateur; its id is the operators' `plan`.")
+  py::class_<Plan>(m, "SparseLayer", "A validated sparse layer, held by libsecateur; its id is the operators' `plan`.")
       .def(py::init<const py::array_t<uint8_t, py::array::c_style>&, const py::array_t<float, py::array::c_style>&,
                     const std::array<int64_t, 4>&, const std::array<int64_t, 2>&, const std::array<int64_t, 2>&,
                     const std::array<int64_t, 2>&, int64_t>(),

@@ -76,9 +76,9 @@ struct FromPython {
   void operator()(std::vector<T>* to) const {
     *to = list_of<T>(value, place);
   }
-  void operator()(cpu::Join* to) const {
+  void operator()(cpu::Binary* to) const {
     const auto name = cast<std::string>(value, place, "a name");
-    const auto join = join_named(name);
+    const auto join = binary_named(name);
     if (!join) place.refuse(" must be \"none\", \"add\" or \"multiply\", got \"", name, "\"");
     *to = *join;
   }
@@ -147,7 +147,7 @@ struct ToPython {
     if constexpr (std::is_same_v<T, int64_t>) return py::cast(*x);
     else return Array<T>(static_cast<py::ssize_t>(x->size()), x->data());
   }
-  py::object operator()(const cpu::Join* x) const { return py::cast(name_of(*x)); }
+  py::object operator()(const cpu::Binary* x) const { return py::cast(name_of(*x)); }
   py::object operator()(const Activation* x) const {
     return py::make_tuple(name_of(x->act), x->lo, x->hi, (*this)(&x->theta));
   }

@@ -15,7 +15,7 @@ Kernels kernels_named(const std::string& name) {
   static constexpr std::pair<const char*, Kernels> names[] = {
       {"fastest", Kernels::kFastest}, {"planes", Kernels::kPlanes},
       {"active", Kernels::kActive},   {"active if sparse", Kernels::kActiveIfSparse},
-      {"blocks", Kernels::kBlocks},   {"squares", Kernels::kSquares}};
+      {"blocks", Kernels::kBlocks},   {"blocks4x4", Kernels::kBlocks4x4}};
   for (const auto& [known, kernels] : names)
     if (name == known) return kernels;
   throw py::value_error("engine: no kernels are named \"" + name + "\"");
@@ -45,7 +45,7 @@ class PyProgram {
     program_.finish();
     if (held_) return;
     held_ = std::make_shared<HeldProgram>(program_);
-    id_ = hold_program(held_);
+    id_ = register_program(held_);
   }
   int64_t id() const {
     held();

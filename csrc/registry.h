@@ -13,7 +13,7 @@ template <typename T>
 class Registry {
  public:
   // Never destroyed: what it holds may be released after this library's own teardown.
-  static Registry& only() {
+  static Registry& instance() {
     static auto* const one = new Registry;
     return *one;
   }

@@ -19,7 +19,7 @@ struct ActiveLists {
   int64_t channels;                 // of the group that exist
   int64_t group;                    // channels of a group, a multiple of 16
   int64_t columns;                  // vectors in the row
-  int64_t grid_rows, grid_columns;  // grid_rows: those that hold an image row here
+  int64_t lane_rows, lane_columns;  // lane_rows: those that hold an image row here
   int64_t width;                    // of the image; width * group <= 65536
   float* pixels;                    // [16][columns][pixel], the group's channels first; scratch where x is given
   int64_t pixel;                    // floats from a pixel to the next
@@ -56,7 +56,7 @@ struct ActivePixels {
 };
 
 // Sums -> planes: a vector row of R * 16 output channels.
-struct ActiveEnd {
+struct ActiveEpilogue {
   const float* sums;  // [lanes][columns][width]
   int64_t lanes, columns, width;
   int64_t channel, channels;  // output channels [channel, channel + channels)
@@ -89,7 +89,7 @@ struct ActiveKernels {
   void (*lists)(const ActiveLists&);
   void (*taps[kActiveSums + 1])(const ActiveTaps&);
   void (*pixels)(const ActivePixels&);
-  void (*end)(const ActiveEnd&);
+  void (*end)(const ActiveEpilogue&);
   // Nonzeros of x [count], in order; values and index have room for count + 16.
   int64_t (*compress)(const float* x, int64_t count, float* values, int32_t* index);
   void (*vector[kActiveVectorSums + 1])(const ActiveVector&);

@@ -47,21 +47,21 @@ struct Row {
   const char* name;
   bool (*available)();
   const Kernels* kernels;
-  const QuadKernels* quads;
+  const Int8Kernels* quads;
   bool (*dot_available)();  // where `available` holds
-  const QuadKernels* dots;  // with a product of four bytes
+  const Int8Kernels* dots;  // with a product of four bytes
 };
 constexpr Row kRows[] = {
-    {"scalar", always, &kernels_scalar, &quads_scalar, never, nullptr},
+    {"scalar", always, &kernels_scalar, &int8_scalar, never, nullptr},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, &kernels_avx2, &quads_avx2, cpu_has_avx_vnni, &quads_avx2_vnni},
-    {"avx512", has_avx512, &kernels_avx512, &quads_avx512, has_avx512_vnni, &quads_avx512_vnni},
+    {"avx2", has_avx2, &kernels_avx2, &int8_avx2, cpu_has_avx_vnni, &int8_avx2_vnni},
+    {"avx512", has_avx512, &kernels_avx512, &int8_avx512, has_avx512_vnni, &int8_avx512_vnni},
 #else
     {"avx2", never, nullptr, nullptr, never, nullptr},
     {"avx512", never, nullptr, nullptr, never, nullptr},
 #endif
 #if defined(__aarch64__)
-    {"neon", always, &kernels_neon, &quads_neon, has_dotprod, &quads_neon_dot},
+    {"neon", always, &kernels_neon, &int8_neon, has_dotprod, &int8_neon_dot},
 #else
     {"neon", never, nullptr, nullptr, never, nullptr},
 #endif
@@ -100,7 +100,7 @@ bool dot_available(Isa isa) { return isa_available(isa) && row_of(isa).dot_avail
 void allow_dot(bool allowed) { dot.store(allowed, std::memory_order_relaxed); }
 bool dot_allowed() { return dot.load(std::memory_order_relaxed); }
 
-const QuadKernels& quad_kernels() {
+const Int8Kernels& int8_kernels() {
   const Isa isa = current_isa();
   const Row& row = row_of(isa);
   return dot_allowed() && dot_available(isa) ? *row.dots : *row.quads;

@@ -1,8 +1,8 @@
 // Which instruction set runs: the best that this CPU has, or the one that was forced.
 #pragma once
 
+#include "int8.h"
 #include "kernels.h"
-#include "quads.h"
 
 namespace secateur::cpu {
 
@@ -23,7 +23,7 @@ SECATEUR_EXPORT const Kernels& kernels();  // the current table
 
 // The integer kernels of the current instruction set: those with a product of four bytes (VNNI, SDOT) where this CPU
 // has it, unless they are not wanted.
-SECATEUR_EXPORT const QuadKernels& quad_kernels();
+SECATEUR_EXPORT const Int8Kernels& int8_kernels();
 SECATEUR_EXPORT bool dot_available(Isa isa);
 SECATEUR_EXPORT void allow_dot(bool allowed);
 SECATEUR_EXPORT bool dot_allowed();

@@ -2,7 +2,7 @@
 //
 // A plane is one channel of one image, cut into a grid of blocks, one block a lane: vector (r, c) of a plane holds, in
 // lane l, pixel (r, c) of block l. A tap of a convolution moves all lanes alike, so every load is aligned, and a stride
-// is a step of whole vectors. Around the block's vectors lies a frame: what the neighbouring blocks hold there.
+// is a step of whole vectors. Around the block's vectors lies a halo: what the neighbouring blocks hold there.
 //
 // "Floats" and "vectors" name the unit of every offset; a vector is 16 floats on a 64-byte boundary.
 #pragma once
@@ -53,7 +53,7 @@ struct SparseRow {
   int32_t slot;     // its place in scratch
   uint32_t begin;   // nonzeros [begin, begin + count) of the stream
   uint32_t count;
-  int64_t base;  // vectors, added to each of its offsets; may be negative (the frame)
+  int64_t base;  // vectors, added to each of its offsets; may be negative (the halo)
 };
 
 // Vectors that a later call will read, to be brought into the second-level cache meanwhile; strides in floats.
@@ -109,21 +109,21 @@ struct PoolRow {
 };
 
 // y = act(scale * a + shift), then (+ or *) b: rows of vectors of one channel. a, b and y may be the same memory.
-enum class Join : int32_t { kNone, kAdd, kMultiply };
+enum class Binary : int32_t { kNone, kAdd, kMultiply };
 struct MapRow {
   const float* a;
   const float* b;  // null where join is kNone
   float* y;
   int64_t count;  // vectors
   float scale, shift;
-  Join join;  // joined before the activation: act(join(scale * a + shift, b))
+  Binary join;  // joined before the activation: act(join(scale * a + shift, b))
   Activation activation;
   int64_t channel;  // index into theta
   const uint16_t* valid;
 };
 
-// A vector of the frame: lane l of `to` is lane perm.lane[l] of `from`, or `fill` where that is -1.
-struct FrameCopy {
+// A vector of the halo: lane l of `to` is lane perm.lane[l] of `from`, or `fill` where that is -1.
+struct HaloCopy {
   int32_t to, from;  // vectors from the plane's vector (0, 0)
   int32_t perm;
 };
@@ -157,7 +157,7 @@ struct EngineKernels {
   DensePlanesFn dense_planes[2][kTileRows + 1][kTileColumns + 1];
   void (*pool_row)(const PoolRow&);
   void (*map_row)(const MapRow&);
-  void (*frame)(float* plane, const FrameCopy* copies, int64_t count, const LanePerm* perms, float fill);
+  void (*halo)(float* plane, const HaloCopy* copies, int64_t count, const LanePerm* perms, float fill);
   // to[i] = index[i] < 0 ? fill : from[index[i]]
   void (*gather)(float* to, const float* from, const int32_t* index, int64_t count, float fill);
   // to[16 * i + l] = lanes[l][i], and back, for i < count.

@@ -48,11 +48,11 @@ const SparseLayer::Linear& SparseLayer::linear() const {
   return linear_;
 }
 
-int64_t hold_layer(std::shared_ptr<const SparseLayer> layer) { return Layers::only().hold(std::move(layer)); }
-void release_layer(int64_t id) { Layers::only().release(id); }
-std::shared_ptr<const SparseLayer> find_layer(int64_t id) { return Layers::only().find(id); }
-void lock_layers() { Layers::only().lock_all(); }
-void unlock_layers() { Layers::only().unlock_all(); }
+int64_t register_layer(std::shared_ptr<const SparseLayer> layer) { return Layers::instance().hold(std::move(layer)); }
+void release_layer(int64_t id) { Layers::instance().release(id); }
+std::shared_ptr<const SparseLayer> find_layer(int64_t id) { return Layers::instance().find(id); }
+void lock_layers() { Layers::instance().lock_all(); }
+void unlock_layers() { Layers::instance().unlock_all(); }
 
 int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_t* mask, int64_t mask_rows,
                    int64_t mask_bytes, const float* values, int64_t count) {
@@ -65,7 +65,7 @@ int64_t make_layer(const WeightShape& shape, const ConvShape& conv, const uint8_
         "sparse layer: stride, dilation and groups must be >= 1, padding >= 0 (all < 2^31), and groups must divide the "
         "neurons");
   SparseWeight weight = unpack_weight("sparse layer", shape, mask, mask_rows, mask_bytes, values, count);
-  return hold_layer(std::make_shared<const SparseLayer>(std::move(weight), conv));
+  return register_layer(std::make_shared<const SparseLayer>(std::move(weight), conv));
 }
 
 }  // namespace secateur

@@ -47,7 +47,7 @@ class SparseLayer {
 };
 
 // Ids start at 1; 0 is never given. Thread-safe.
-__attribute__((visibility("default"))) int64_t hold_layer(std::shared_ptr<const SparseLayer> layer);
+__attribute__((visibility("default"))) int64_t register_layer(std::shared_ptr<const SparseLayer> layer);
 __attribute__((visibility("default"))) void release_layer(int64_t id);
 std::shared_ptr<const SparseLayer> find_layer(int64_t id);  // null where there is none
 

@@ -70,7 +70,7 @@ CONVS = [
 @pytest.mark.parametrize("conv", CONVS)
 @pytest.mark.parametrize(
     ("zeros", "kernels"),
-    [(0.0, "blocks"), (0.0, "squares"), (0.5, "squares"), (0.9, "fastest"), (0.0, "fastest")],
+    [(0.0, "blocks"), (0.0, "blocks4x4"), (0.5, "blocks4x4"), (0.9, "fastest"), (0.0, "fastest")],
 )
 def test_conv2d(conv: Any, zeros: float, kernels: str, isa: str, dot: bool) -> None:
     c, k, size, kernel, stride, padding, dilation, groups = conv
@@ -97,7 +97,7 @@ def test_conv2d(conv: Any, zeros: float, kernels: str, isa: str, dot: bool) -> N
         # Four output channels of different groups may read different quads.
         shared = groups == 1 or (c // groups == 1 and k == c) or k // groups % 4 == 0
         if kernels != "fastest":
-            assert step["kernel"] == ("int8 dense" if kernels == "squares" and shared else "int8")
+            assert step["kernel"] == ("int8 dense" if kernels == "blocks4x4" and shared else "int8")
         elif c == k == groups > 1 and step["why"] != "chosen at random":
             assert (step["kernel"] == "int8 depthwise") == (not dot)  # with a product of four bytes squares take less
 

@@ -68,8 +68,8 @@ struct Draw {
   void operator()(const char* /*name*/, std::vector<uint8_t>* to) {
     if (in.one_in(4)) to->assign(static_cast<size_t>(few(channels)), static_cast<uint8_t>(in.within(0, 255)));
   }
-  void operator()(const char* /*name*/, cpu::Join* to) {
-    *to = static_cast<cpu::Join>(inputs > 1 || in.one_in(32) ? in.within(0, 2) : 0);
+  void operator()(const char* /*name*/, cpu::Binary* to) {
+    *to = static_cast<cpu::Binary>(inputs > 1 || in.one_in(32) ? in.within(0, 2) : 0);
   }
   void operator()(const char* /*name*/, Activation* to) {
     to->act = static_cast<cpu::Act>(in.within(0, static_cast<int64_t>(cpu::Act::kTanh)));
@@ -272,7 +272,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (!(Program(program) == program)) __builtin_trap();
     if (in.one_in(16) && text_of(program).empty()) __builtin_trap();
     const auto held = std::make_shared<HeldProgram>(program);
-    const int64_t id = hold_program(held);
+    const int64_t id = register_program(held);
     const auto found = find_program(id);
     release_program(id);
     if (found != held || find_program(id)) __builtin_trap();

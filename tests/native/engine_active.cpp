@@ -20,20 +20,20 @@ struct List {
 
 // Lists of an image [height][width][group] cut into blocks, one image row for each row of the grid.
 void test_lists(const Kernels& kernels, Random& random, int64_t group, int64_t channels, unsigned zeros) {
-  const int64_t grid_rows = 4, grid_columns = 3, columns = 1 + random() % 5, rows_here = 1 + random() % 4;
-  const int64_t width = (grid_columns - 1) * columns + 1 + random() % columns, plane = columns * 16 + 16;
+  const int64_t lane_rows = 4, lane_columns = 3, columns = 1 + random() % 5, rows_here = 1 + random() % 4;
+  const int64_t width = (lane_columns - 1) * columns + 1 + random() % columns, plane = columns * 16 + 16;
   const std::vector<float> planes = with_zeros(random, channels * plane, zeros);
   const Buffer<float> x(planes), pixels(16 * columns * group);
   const int64_t room = width * group + 16;
   const Buffer<float> values(rows_here * room);
   const Buffer<uint16_t> index(rows_here * room), start(rows_here * (width + 1));
   const Buffer<uint32_t> count(rows_here * 2);
-  kernels.engine.active.lists({x.data(), plane, channels, group, columns, rows_here, grid_columns, width, pixels.data(),
+  kernels.engine.active.lists({x.data(), plane, channels, group, columns, rows_here, lane_columns, width, pixels.data(),
                                group, values.data(), index.data(), start.data(), count.data(), room, width + 1, 2});
-  for (int64_t row = 0; row < rows_here && row < grid_rows; ++row) {
+  for (int64_t row = 0; row < rows_here && row < lane_rows; ++row) {
     int64_t n = 0;
     for (int64_t px = 0; px < width; ++px) {
-      const int64_t lane = row * grid_columns + px / columns;
+      const int64_t lane = row * lane_columns + px / columns;
       check(start[row * (width + 1) + px] == n, "lists: start");
       for (int64_t c = 0; c < channels; ++c) {
         const float v = planes[c * plane + px % columns * 16 + lane];

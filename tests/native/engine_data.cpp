@@ -49,7 +49,7 @@ struct Changed {
   bool operator()(std::vector<T>* x) const {
     return x->push_back(T{1}), true;
   }
-  bool operator()(cpu::Join* x) const { return *x = cpu::Join::kMultiply, true; }
+  bool operator()(cpu::Binary* x) const { return *x = cpu::Binary::kMultiply, true; }
   bool operator()(engine::Activation* x) const { return x->theta.push_back(1.0f), true; }
   bool operator()(std::optional<engine::Quant>* x) const { return *x = engine::Quant{2.0f, 1}, true; }
   bool operator()(engine::Limits* x) const { return --x->hi, true; }

@@ -59,7 +59,7 @@ void test_network(const Network& network, Random& random) {
           "engine_program: ", network.name, ": 3 threads on image ", n, " give another result than one");
   }
 
-  const int64_t id = engine::hold_program(network.program);
+  const int64_t id = engine::register_program(network.program);
   std::vector<std::function<void()>> bodies;
   for (int64_t threads : {1, 2, 3})
     bodies.emplace_back([&, threads] {
@@ -77,7 +77,7 @@ void test_network(const Network& network, Random& random) {
   });
   bodies.emplace_back([&] {
     for (int i = 0; i < 50; ++i) {
-      const int64_t other = engine::hold_program(network.program);
+      const int64_t other = engine::register_program(network.program);
       if (other == id || engine::find_program(other) != network.program) fail("engine_program: an id was given twice");
       engine::release_program(other);
       if (engine::find_program(other)) fail("engine_program: a released program is still found");
@@ -98,7 +98,7 @@ void test_layers() {
       const auto layer = find_layer(id);
       const auto plan = layer->plan("test", 3 + i % 6, 4, 4);
       if (plan->planes.out_height != 2 + i % 6 || layer->linear().taps.size() != 13) fail("sparse_layer: a wrong plan");
-      const int64_t other = hold_layer(layer);
+      const int64_t other = register_layer(layer);
       release_layer(other);
       if (find_layer(other)) fail("sparse_layer: a released layer is still found");
     }

@@ -57,17 +57,17 @@ void test_pool(const Kernels& kernels, Random& random) {
 
 void test_map(const Kernels& kernels, Random& random) {
   for (const cpu::Act act : all_acts)
-    for (const cpu::Join join : {cpu::Join::kNone, cpu::Join::kAdd, cpu::Join::kMultiply})
+    for (const cpu::Binary join : {cpu::Binary::kNone, cpu::Binary::kAdd, cpu::Binary::kMultiply})
       for (const bool masked : {false, true})
         for (const int64_t count : {0, 1, 5}) {
           const int64_t channel = static_cast<int64_t>(random() % 3);
           const std::vector<float> a = normals(random, count * 16), b = normals(random, count * 16);
-          const Buffer<float> in(a), other(join == cpu::Join::kNone ? std::vector<float>() : b), theta(3);
+          const Buffer<float> in(a), other(join == cpu::Binary::kNone ? std::vector<float>() : b), theta(3);
           const Buffer<uint16_t> valid(masked ? count : 0);
           for (int64_t i = 0; masked && i < count; ++i) valid[i] = static_cast<uint16_t>(random());
           cpu::MapRow row{};
           row.a = in.data();
-          row.b = join == cpu::Join::kNone ? nullptr : other.data();
+          row.b = join == cpu::Binary::kNone ? nullptr : other.data();
           row.y = in.data();  // in place
           row.count = count;
           row.scale = 1.25f;
@@ -79,8 +79,8 @@ void test_map(const Kernels& kernels, Random& random) {
           kernels.engine.map_row(row);
           for (int64_t i = 0; i < count * 16; ++i) {
             const double v = 1.25 * a[i] - 0.5, size = std::fabs(1.25 * a[i]) + 0.5, o = b[i];
-            const double joined = join == cpu::Join::kNone ? v : join == cpu::Join::kAdd ? v + o : v * o;
-            const double error = 2.4e-7 * (join == cpu::Join::kMultiply ? size * std::fabs(o) : size + std::fabs(o));
+            const double joined = join == cpu::Binary::kNone ? v : join == cpu::Binary::kAdd ? v + o : v * o;
+            const double error = 2.4e-7 * (join == cpu::Binary::kMultiply ? size * std::fabs(o) : size + std::fabs(o));
             if (masked && !(valid[i / 16] >> (i % 16) & 1))
               check(same_bits(in[i], 0.0f), "map_row: a lane without a pixel holds ", in[i]);
             else check_activated(in[i], row.activation, channel, joined, error, "map_row");
@@ -122,28 +122,28 @@ void test_activations(const Kernels& kernels, Random& random) {
 
 void test_moves(const Kernels& kernels, Random& random) {
   for (int repeat = 0; repeat < 100; ++repeat) {
-    // The interior of a plane goes to its frame, lanes permuted.
+    // The interior of a plane goes to its halo, lanes permuted.
     const int64_t vectors = 9, copies = static_cast<int64_t>(random() % 5);
     std::vector<float> plane = inputs<float>(random, vectors * 16, true);
     std::vector<cpu::LanePerm> perms(3);
     for (cpu::LanePerm& perm : perms)
       for (int32_t& lane : perm.lane) lane = static_cast<int32_t>(random() % 17) - 1;
-    std::vector<cpu::FrameCopy> list;
+    std::vector<cpu::HaloCopy> list;
     for (int64_t i = 0; i < copies; ++i)
       list.push_back(
           {static_cast<int32_t>(i) - 4, static_cast<int32_t>(random() % 5), static_cast<int32_t>(random() % 3)});
     const float fill = repeat % 2 ? -inf_f : 0.0f;
     const Buffer<float> memory(plane);
-    const Buffer<cpu::FrameCopy> copy_list(list);
+    const Buffer<cpu::HaloCopy> copy_list(list);
     const Buffer<cpu::LanePerm> perm_list(perms);
-    kernels.engine.frame(memory.data() + 4 * 16, copy_list.data(), copies, perm_list.data(), fill);
-    for (const cpu::FrameCopy& copy : list)
+    kernels.engine.halo(memory.data() + 4 * 16, copy_list.data(), copies, perm_list.data(), fill);
+    for (const cpu::HaloCopy& copy : list)
       for (int lane = 0; lane < 16; ++lane) {
         const int32_t from = perms[copy.perm].lane[lane];
         plane[(4 + copy.to) * 16 + lane] = from < 0 ? fill : plane[(4 + copy.from) * 16 + from];
       }
     for (size_t i = 0; i < plane.size(); ++i)
-      check(same_bits(memory[i], plane[i]), "frame, element ", i, ": ", memory[i], ", expected ", plane[i]);
+      check(same_bits(memory[i], plane[i]), "halo, element ", i, ": ", memory[i], ", expected ", plane[i]);
   }
   for (const int64_t n : sizes()) {
     const std::vector<float> from = inputs<float>(random, n + 3, true);

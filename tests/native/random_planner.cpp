@@ -105,8 +105,8 @@ void test_asked_for() {
       check(step.kernel == "active" || step.shape[1] == 1, "random_planner: ", step.kernel, " where lists can serve");
     for (const auto& step : outcome(byte_network, planner.c_str(), x, engine::Kernels::kBlocks).convs)
       check(step.kernel == "int8", "random_planner: ", step.kernel, " where blocks are asked for");
-    for (const auto& step : outcome(byte_network, planner.c_str(), x, engine::Kernels::kSquares).convs)
-      check(step.kernel == "int8 dense", "random_planner: ", step.kernel, " where squares are asked for");
+    for (const auto& step : outcome(byte_network, planner.c_str(), x, engine::Kernels::kBlocks4x4).convs)
+      check(step.kernel == "int8 dense", "random_planner: ", step.kernel, " where blocks4x4 are asked for");
   }
 }
 
@@ -130,7 +130,7 @@ void test_refusals() {
 void test_random_planner(const Kernels&) {
   test_seeds(real_network, 1e-5, {"sparse", "dense", "active"});
   std::set<std::string> kinds{"int8", "int8 dense"};
-  if (cpu::quad_kernels().depthwise_row) kinds.insert("int8 depthwise");
+  if (cpu::int8_kernels().depthwise_row) kinds.insert("int8 depthwise");
   test_seeds(byte_network, 0, kinds);
   test_asked_for();
   test_refusals();

@@ -78,7 +78,7 @@ void take_apart(const Stream<Row, Weight>& s, const std::vector<int64_t>& parts,
 
 void test_reals(Random& random, const Layer& layer) {
   const auto dense = some<float>(random, layer);
-  const engine::Weights weights(dense.data(), layer.k, layer.channels * layer.taps);
+  const engine::Weights weights(dense.data(), {layer.k, layer.channels * layer.taps});
   for (int64_t chunk = 1; chunk <= layer.channels; chunk = std::max(chunk + 1, chunk * 2))
     for (int64_t n_parts : {1, 2, 7}) {
       const auto parts = engine::equal_parts(weights, n_parts, 1);
@@ -112,11 +112,11 @@ void add_block(std::vector<int>& found, const Layer& layer, int64_t channel, int
   }
 }
 
-void test_bytes(Random& random, const Layer& layer, bool pairs) {
+void test_bytes(Random& random, const Layer& layer, bool needs_int16_safe_blocks) {
   const auto dense = some<int8_t>(random, layer);
   const std::vector<int> expected(dense.begin(), dense.end());
   const engine::ByteWeights weights(dense.data(), {layer.k, layer.channels * layer.taps});
-  const engine::BlockShape shape{layer.taps, layer.groups, pairs};
+  const engine::BlockShape shape{layer.taps, layer.groups, needs_int16_safe_blocks};
   const int64_t quads = shape.quads(weights), planes = engine::whole_quads(layer.channels * layer.groups);
   for (int64_t chunk = 1; chunk <= quads; chunk = std::max(chunk + 1, chunk * 2))
     for (int64_t n_parts : {1, 2, 7}) {
@@ -132,31 +132,31 @@ void test_bytes(Random& random, const Layer& layer, bool pairs) {
       take_apart(blocks, whole, in, planes, 1,
                  [&](const cpu::BlockRow& row, int64_t plane, int64_t tap, uint32_t entry) {
                    check(row.slot == (in.count == 1 ? row.channel % 4 : row.channel), "streams: slot ", row.slot);
-                   check(row.channel < layer.k && 2 * row.twos <= row.count, "streams: blocks of no channel");
+                   check(row.channel < layer.k && 2 * row.paired <= row.count, "streams: blocks of no channel");
                    for (int i = 0; i < 4; ++i) sums[&row] += cpu::weight_at(blocks.weights[entry], i);
                    add_block(found, layer, row.channel, plane, tap, blocks.weights[entry]);
                  });
       check(found == expected, "streams: other weights in blocks, in chunks of ", chunk);
       for (const auto& row : blocks.rows) check(row.weight_sum == sums[&row], "streams: weight_sum ", row.weight_sum);
 
-      if (!engine::squares_exist(weights, shape)) continue;
-      const auto squares = engine::square_stream(weights, shape, parts, in);
-      check(squares.weights.size() == 4 * squares.offsets.size(), "streams: squares of other than four blocks");
+      if (!engine::can_use_4x4_blocks(weights, shape)) continue;
+      const auto blocks4x4 = engine::block4x4_stream(weights, shape, parts, in);
+      check(blocks4x4.weights.size() == 4 * blocks4x4.offsets.size(), "streams: blocks4x4 of other than four blocks");
       std::fill(found.begin(), found.end(), 0);
-      std::map<std::pair<const cpu::SquareRow*, int>, int> of_channel;
-      take_apart(squares, whole, in, planes, 4,
-                 [&](const cpu::SquareRow& row, int64_t plane, int64_t tap, uint32_t entry) {
+      std::map<std::pair<const cpu::Block4x4Row*, int>, int> of_channel;
+      take_apart(blocks4x4, whole, in, planes, 4,
+                 [&](const cpu::Block4x4Row& row, int64_t plane, int64_t tap, uint32_t entry) {
                    check(row.slot == (in.count == 1 ? 0 : row.channel), "streams: slot ", row.slot);
-                   check(2 * row.twos <= row.count, "streams: more twos than squares");
+                   check(2 * row.paired <= row.count, "streams: more paired than blocks4x4");
                    for (int j = 0; j < 4; ++j) {
-                     const uint32_t block = squares.weights[4 * size_t{entry} + static_cast<size_t>(j)];
+                     const uint32_t block = blocks4x4.weights[4 * size_t{entry} + static_cast<size_t>(j)];
                      check(block == 0 || row.channel + j < layer.k, "streams: a block of no channel");
                      for (int i = 0; i < 4; ++i) of_channel[{&row, j}] += cpu::weight_at(block, i);
                      if (block) add_block(found, layer, row.channel + j, plane, tap, block);
                    }
                  });
-      check(found == expected, "streams: other weights in squares, in chunks of ", chunk);
-      for (const auto& row : squares.rows)
+      check(found == expected, "streams: other weights in blocks4x4, in chunks of ", chunk);
+      for (const auto& row : blocks4x4.rows)
         for (int j = 0; j < 4; ++j)
           check(row.weight_sum[j] == of_channel[{&row, j}], "streams: weight_sum ", row.weight_sum[j]);
     }
@@ -168,7 +168,7 @@ void test_streams(const Kernels&) {
   Random random(13);
   for (const Layer& layer : kLayers) {
     test_reals(random, layer);
-    for (bool pairs : {false, true}) test_bytes(random, layer, pairs);
+    for (bool needs_int16_safe_blocks : {false, true}) test_bytes(random, layer, needs_int16_safe_blocks);
   }
 }
 

@@ -246,7 +246,7 @@ def test_linear_says_what_is_wrong(x: Tensor, message: str) -> None:
 
 def test_a_plan_serves_only_the_layer_that_it_was_made_for() -> None:
     _, mask, values = packed((4, 2, 3, 3), 0.5)
-    plan = _host.Plan(mask.numpy(), values.numpy(), (4, 2, 3, 3), padding=(1, 1))
+    plan = _host.SparseLayer(mask.numpy(), values.numpy(), (4, 2, 3, 3), padding=(1, 1))
     x = torch.randn(1, 2, 8, 8)
     held = ops.sparse_conv2d(x, mask, values, None, [3, 3], [1, 1], [1, 1], [1, 1], 1, plan.id)
     assert same_bits(held, ops.sparse_conv2d(x, mask, values, None, [3, 3], [1, 1], [1, 1], [1, 1], 1))
@@ -266,4 +266,4 @@ def test_a_plan_serves_only_the_layer_that_it_was_made_for() -> None:
 def test_a_plan_is_checked_where_it_is_made(kwargs: dict[str, Any]) -> None:
     _, mask, values = packed((4, 2, 3, 3), 0.5)
     with pytest.raises((RuntimeError, ValueError), match="sparse layer"):
-        _host.Plan(mask.numpy(), values.numpy(), **{"shape": (4, 2, 3, 3), **kwargs})
+        _host.SparseLayer(mask.numpy(), values.numpy(), **{"shape": (4, 2, 3, 3), **kwargs})

@@ -187,7 +187,7 @@ def test_forged_ids(plan: int) -> None:
 
 
 def test_stale_ids() -> None:
-    plan = _host.Plan(MASK.numpy(), VALUES.numpy(), (2, 3, 1, 1))
+    plan = _host.SparseLayer(MASK.numpy(), VALUES.numpy(), (2, 3, 1, 1))
     id = plan.id
     assert torch.equal(ops.sparse_linear(torch.ones(1, 3), MASK, VALUES, None, id), torch.full((1, 2), 3.0))
     with pytest.raises(Error, match="must have been made for the same layer"):
@@ -216,7 +216,7 @@ def test_stale_ids() -> None:
 def test_plans_of_numbers_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"mask": MASK.numpy(), "values": VALUES.numpy(), "shape": (2, 3, 1, 1)}
     with pytest.raises((ValueError, RuntimeError), match=message):
-        _host.Plan(**(given | arguments))
+        _host.SparseLayer(**(given | arguments))
 
 
 # ---- programs ----

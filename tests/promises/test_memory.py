@@ -97,7 +97,7 @@ def test_models_that_are_dropped_take_no_memory() -> None:
         ("compile", "secateur._host.Program.prepare"),
         ("compile", "secateur.engine.compiled.own"),
         ("convert", "secateur.ops.mask_pack"),
-        ("convert", "secateur._host.Plan"),
+        ("convert", "secateur._host.SparseLayer"),
     ],
 )
 def test_no_memory_leaves_the_model(function: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:

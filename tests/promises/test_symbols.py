@@ -27,7 +27,7 @@ def run(tool: str, *args: object) -> str:
 def kernel_objects() -> list[Path]:
     tag = sysconfig.get_config_var("SOABI").split("-")[1]  # "311"
     folder = f"build/cp{tag}-*/CMakeFiles/secateur_kernels.dir/csrc/cpu"
-    return sorted(path for table in ("isa", "quads") for path in ROOT.glob(f"{folder}/{table}_*.o"))
+    return sorted(path for table in ("isa", "int8") for path in ROOT.glob(f"{folder}/{table}_*.o"))
 
 
 def form(path: Path) -> str:
@@ -48,7 +48,7 @@ def test_kernel_object_defines_its_table_and_nothing_else(path: Path) -> None:
     weak = [" ".join(symbol) for symbol in symbols if symbol[-2] in "WwVvu"]
     assert weak == []
     visible = [symbol[-1] for symbol in symbols if symbol[-2].isupper() and symbol[-2] != "U"]
-    table = f"{'quads' if path.name.startswith('quads_') else 'kernels'}_{form(path)}"
+    table = f"{'int8' if path.name.startswith('int8_') else 'kernels'}_{form(path)}"
     assert visible == [f"_ZN8secateur3cpu{len(table)}{table}E"]
 
 
@@ -75,7 +75,7 @@ def test_kernel_object_multiplies_bytes_with_its_own_instruction_only(path: Path
     code = run("objdump", "-d", "--no-show-raw-insn", path)
     assert ("vpdpbusd" in code) == form(path).endswith("_vnni")
     assert re.search(r"\b[su]dot\b", code) is None or form(path) == "neon_dot"
-    assert ("pmaddubsw" in code) == (path.name in {"quads_avx2.cpp.o", "quads_avx512.cpp.o"})
+    assert ("pmaddubsw" in code) == (path.name in {"int8_avx2.cpp.o", "int8_avx512.cpp.o"})
 
 
 def test_every_instruction_set_has_an_object() -> None:
@@ -84,7 +84,7 @@ def test_every_instruction_set_has_an_object() -> None:
     from secateur.cpu import available_isas
 
     names = {path.name.removesuffix(".cpp.o") for path in objects}
-    assert {f"{table}_{isa}" for table in ("isa", "quads") for isa in available_isas()} <= names
+    assert {f"{table}_{isa}" for table in ("isa", "int8") for isa in available_isas()} <= names
 
 
 def test_library_exports_only_the_host_interface() -> None:

@@ -33,7 +33,7 @@ def kinds(fast: CompiledModel) -> list[str]:
     """The engine's steps but for those that bring images into planes and out of them."""
     return [
         row["kind"] for row in fast.report
-        if row["kernel"] != "torch" and row["kind"] not in ("input", "output", "repack", "frame")
+        if row["kernel"] != "torch" and row["kind"] not in ("input", "output", "repack", "halo")
     ]  # fmt: skip
 
 

@@ -21,14 +21,14 @@ inline void active_lists(const ActiveLists& a) {
         if (first + i < a.channels) __builtin_prefetch(at + 64);  // as many streams as channels: too many for the CPU
       }
       transpose(v);
-      for (int64_t lane = 0; lane < a.grid_rows * a.grid_columns; ++lane)
+      for (int64_t lane = 0; lane < a.lane_rows * a.lane_columns; ++lane)
         store(a.pixels + (lane * a.columns + c) * a.pixel + first, v[lane]);
     }
-  for (int64_t row = 0; row < a.grid_rows; ++row) {
+  for (int64_t row = 0; row < a.lane_rows; ++row) {
     float* values = a.values + row * a.list_step;
     uint16_t* index = a.index + row * a.list_step;
     uint16_t* start = a.start + row * a.start_step;
-    const float* pixel = a.pixels + row * a.grid_columns * a.columns * a.pixel;
+    const float* pixel = a.pixels + row * a.lane_columns * a.columns * a.pixel;
     int64_t n = 0;
     for (int64_t x = 0; x < a.width; ++x, pixel += a.pixel) {
       start[x] = static_cast<uint16_t>(n);
@@ -95,9 +95,9 @@ inline void active_pixels(const ActivePixels& a) {
   });
 }
 
-inline void active_end(const ActiveEnd& a) {
+inline void active_end(const ActiveEpilogue& a) {
   TileOut out = *a.out;
-  const TileEnd end(out.activation);
+  const TileEpilogue end(out.activation);
   for (int64_t c = 0; c < a.columns; ++c) {
     for (int64_t first = 0; first < a.channels; first += 16) {
       f32x16 v[16];

@@ -9,7 +9,7 @@ namespace {
 
 template <int R, int C, int Step>
 void dense_planes(const DensePlanes& tile) {
-  const TileEnd end(tile.out.activation);
+  const TileEpilogue end(tile.out.activation);
   for (int64_t k = tile.k_begin; k < tile.k_end; k += kDenseBlock) {
     const int64_t slot = k - tile.k_begin;
     const int64_t filled = tile.k_end - k < kDenseBlock ? tile.k_end - k : kDenseBlock;

@@ -32,18 +32,18 @@ inline void map_row(const MapRow& row) {
   with_activation(row.activation.act, [&](auto of) {
     for (int64_t i = 0; i < row.count; ++i) {
       f32x16 v = multiply_add(scale, load(row.a + 16 * i), shift);
-      if (row.join == Join::kAdd) v = add(v, load(row.b + 16 * i));
-      if (row.join == Join::kMultiply) v = mul(v, load(row.b + 16 * i));
+      if (row.join == Binary::kAdd) v = add(v, load(row.b + 16 * i));
+      if (row.join == Binary::kMultiply) v = mul(v, load(row.b + 16 * i));
       v = activated<decltype(of)::act>(v, row.activation.lo, row.activation.hi, theta);
       store(row.y + 16 * i, keep(v, valid_lanes(row.valid, i)));
     }
   });
 }
 
-inline void copy_frame(float* plane, const FrameCopy* copies, int64_t count, const LanePerm* perms, float fill) {
+inline void copy_halo(float* plane, const HaloCopy* copies, int64_t count, const LanePerm* perms, float fill) {
   const f32x16 outside = splat(fill);
   for (int64_t i = 0; i < count; ++i) {
-    const FrameCopy& copy = copies[i];
+    const HaloCopy& copy = copies[i];
     store(plane + int64_t{copy.to} * 16, permute(plane + int64_t{copy.from} * 16, perms[copy.perm].lane, outside));
   }
 }

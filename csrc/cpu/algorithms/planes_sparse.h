@@ -72,7 +72,7 @@ inline void sum_nonzeros(Sums<R, C>& sum, const uint16_t* offset, const float* w
 
 template <int R, int C, int Step>
 void sparse_planes(const SparsePlanes& tile) {
-  const TileEnd end(tile.out.activation);
+  const TileEpilogue end(tile.out.activation);
   const bool fetches = (tile.out.fetch && tile.out.last) || tile.ahead.x;
   for (int64_t i = 0; i < tile.row_count; ++i) {
     const SparseRow& row = tile.rows[i];

@@ -18,7 +18,7 @@ constexpr EngineKernels make_engine_table() {
       .dense_planes = {},
       .pool_row = pool_row,
       .map_row = map_row,
-      .frame = copy_frame,
+      .halo = copy_halo,
       .gather = gather,
       .interleave = interleave,
       .deinterleave = deinterleave,

@@ -22,11 +22,11 @@ struct Sums {
 };
 
 // The activations that tiles apply in registers: a clamp (none of it, too: infinities) and a threshold.
-struct TileEnd {
+struct TileEpilogue {
   f32x16 lo, hi;
   bool in_registers, is_threshold;
 
-  explicit TileEnd(const Activation& a) : lo(), hi() {
+  explicit TileEpilogue(const Activation& a) : lo(), hi() {
     constexpr float inf = std::numeric_limits<float>::infinity();
     is_threshold = a.act == Act::kThreshold;
     in_registers = is_threshold || a.act == Act::kNone || a.act == Act::kClamp;
@@ -57,7 +57,7 @@ inline void begin_tile(Sums<R, C>& sum, const TileOut& out, int64_t channel) {
 }
 
 template <int R, int C>
-inline void end_tile(Sums<R, C>& sum, const TileOut& out, const TileEnd& end, int64_t slot, int64_t channel) {
+inline void end_tile(Sums<R, C>& sum, const TileOut& out, const TileEpilogue& end, int64_t slot, int64_t channel) {
   if (!out.first) {
     const float* scratch = scratch_of<R, C>(out, slot);
     SECATEUR_UNROLL

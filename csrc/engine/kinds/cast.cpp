@@ -1,7 +1,7 @@
 // quantize and dequantize: real values -> bytes, and back; planes or rows.
 #include "engine/program/int8_layer.h"
-#include "engine/steps/int8/quad_steps.h"
-#include "engine/steps/int8/rows_bytes.h"
+#include "engine/steps/int8/int8_rows.h"
+#include "engine/steps/int8/int8_steps.h"
 #include "table.h"
 
 namespace secateur::engine {
@@ -26,7 +26,7 @@ void place(PlanBuilder& builder, const Op& op, bool never_negative) {
   if (builder.value(x).planes()) {
     builder.set_shape(op, builder.shape(x));
     record.x = builder.first_store(x);
-    record.y = builder.new_store(op.output, builder.blocks_of(x));
+    record.y = builder.new_store(op.output, builder.cells_of(x));
     builder.set_never_negative(op.output, never_negative);
   } else {
     builder.set_features(op, builder.features(x));
@@ -39,11 +39,11 @@ void place_from(PlanBuilder& builder, const Op& op, const NoAttributes&) {
 }
 
 void make_to(StepMaker& steps, const Op& op, const QuantizeAttributes& a, const Record& r) {
-  if (r.y >= 0) steps.add_framed(make_quad_quantize(steps.shop(), op.name, a, r.x, r.y), r.y);
+  if (r.y >= 0) steps.add_with_halo(make_int8_quantize(steps.context(), op.name, a, r.x, r.y), r.y);
   else steps.add(make_rows_quantize(op, steps.features(op.output)));
 }
 void make_from(StepMaker& steps, const Op& op, const NoAttributes&, const Record& r) {
-  if (r.y >= 0) steps.add_framed(make_quad_dequantize(steps.shop(), op.name, r.x, r.y), r.y);
+  if (r.y >= 0) steps.add_with_halo(make_int8_dequantize(steps.context(), op.name, r.x, r.y), r.y);
   else steps.add(make_rows_dequantize(op, *steps.value(op.inputs[0]).quant, steps.features(op.output)));
 }
 

@@ -24,17 +24,17 @@ void place_rows(PlanBuilder& builder, const Op& op) {
   builder.add(builder.record());
 }
 
-// The blocks that most channels lie in.
-Blocks most_common_blocks(const PlanBuilder& builder, const std::vector<int>& inputs) {
-  Blocks blocks = builder.blocks_of(inputs[0]);
+// The cells that most channels lie in.
+CellGrid most_common_cells(const PlanBuilder& builder, const std::vector<int>& inputs) {
+  CellGrid cells = builder.cells_of(inputs[0]);
   int64_t most = 0;
   for (int v : inputs) {
     int64_t channels = 0;
     for (int u : inputs)
-      if (builder.blocks_of(u) == builder.blocks_of(v)) channels += builder.shape(u)[0];
-    if (channels > most) most = channels, blocks = builder.blocks_of(v);
+      if (builder.cells_of(u) == builder.cells_of(v)) channels += builder.shape(u)[0];
+    if (channels > most) most = channels, cells = builder.cells_of(v);
   }
-  return blocks;
+  return cells;
 }
 
 // Producers write into their part of the whole where nothing else stands against it; the others are copied.
@@ -52,8 +52,8 @@ void place(PlanBuilder& builder, const Op& op, const NoAttributes&) {
     never_negative = never_negative && builder.never_negative(v);
   }
   builder.set_shape(op, whole);
-  const Blocks blocks = most_common_blocks(builder, op.inputs);
-  const int y = builder.new_store(op.output, blocks);
+  const CellGrid cells = most_common_cells(builder, op.inputs);
+  const int y = builder.new_store(op.output, cells);
   builder.set_never_negative(op.output, never_negative);
   int64_t channel = 0;
   for (int v : op.inputs) {
@@ -61,11 +61,11 @@ void place(PlanBuilder& builder, const Op& op, const NoAttributes&) {
     // Bytes stand in quads: what does not begin with one is moved byte by byte, and what does not end with one if
     // something follows.
     const bool quads = !store.bytes || (channel % 4 == 0 && (store.channels % 4 == 0 || v == op.inputs.back()));
-    if (store.layout.blocks == blocks && store.parent < 0 && !builder.is_input(v) && quads) {
+    if (store.layout.cells == cells && store.parent < 0 && !builder.is_input(v) && quads) {
       store.parent = y;
       store.first_channel = channel;
     } else {
-      builder.add_copy(builder.use(v, blocks, {}), y, channel);
+      builder.add_copy(builder.use(v, cells, {}), y, channel);
     }
     channel += builder.shape(v)[0];
   }

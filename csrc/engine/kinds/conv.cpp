@@ -55,8 +55,8 @@ Value check_int8_conv(const Adding& op, Int8ConvAttributes& a) {
 
 void place(PlanBuilder& builder, const Op& op, const Window& window, int64_t channels, const Activation& activation) {
   PlanBuilder::Windowed windowed{window, channels};
-  windowed.may_choose_blocks = op.inputs.size() == 1 && window.kernel == Pair{1, 1} && window.stride == Pair{1, 1} &&
-                               window.padding == Sides{0, 0, 0, 0};
+  windowed.may_choose_cells = op.inputs.size() == 1 && window.kernel == Pair{1, 1} && window.stride == Pair{1, 1} &&
+                              window.padding == Sides{0, 0, 0, 0};
   const auto record = builder.place_window(op, windowed);
   if (!record) return;
   builder.set_never_negative(op.output, activation.never_negative());
@@ -70,19 +70,20 @@ void place_int8_conv(PlanBuilder& builder, const Op& op, const Int8ConvAttribute
 }
 
 void make_conv(StepMaker& steps, const Op& op, const ConvAttributes& a, const Record& r) {
-  const Workshop& shop = steps.shop();
-  steps.add_conv(std::make_unique<ActiveConvStep>(op.name, a, shop.stores, r.x, r.y, r.other, shop.kernels), r.y);
+  const StepContext& context = steps.context();
+  steps.add_conv(std::make_unique<FloatConvStep>(op.name, a, context.stores, r.x, r.y, r.other, context.kernels), r.y);
 }
 
 void make_int8_conv(StepMaker& steps, const Op& op, const Int8ConvAttributes& a, const Record& r) {
-  const Workshop& shop = steps.shop();
-  const bool any_kernel = steps.asked_for() != Kernels::kBlocks && steps.asked_for() != Kernels::kSquares;
+  const StepContext& context = steps.context();
+  const bool any_kernel = steps.asked_for() != Kernels::kBlocks && steps.asked_for() != Kernels::kBlocks4x4;
   const auto& random = steps.random();
-  if (any_kernel && r.other < 0 && fits_depthwise(a, shop.quads) &&
-      !(random && random->draws(op.name, {a.bytes->neurons(), shop.stores[r.x].layout.height}).below(2)))
-    return steps.add(make_quad_depthwise(shop, op.name, a, r.x, r.y, random ? kAtRandom : ""));
-  steps.add_conv(std::make_unique<BlockConvStep>(op.name, a, shop.stores, r.x, r.y, r.other, shop.kernels, shop.quads),
-                 r.y);
+  if (any_kernel && r.other < 0 && fits_depthwise(a, context.quads) &&
+      !(random && random->draws(op.name, {a.bytes->neurons(), context.stores[r.x].layout.height}).below(2)))
+    return steps.add(make_int8_depthwise(context, op.name, a, r.x, r.y, random ? kAtRandom : ""));
+  steps.add_conv(
+      std::make_unique<Int8ConvStep>(op.name, a, context.stores, r.x, r.y, r.other, context.kernels, context.quads),
+      r.y);
 }
 
 }  // namespace

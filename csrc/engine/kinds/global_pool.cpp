@@ -1,5 +1,5 @@
 // global_avg_pool: x [N, C, H, W] -> [N, C], of real values or of bytes.
-#include "engine/steps/int8/quad_steps.h"
+#include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "table.h"
 
@@ -25,8 +25,8 @@ void place(PlanBuilder& builder, const Op& op, const GlobalPoolAttributes&) {
 }
 
 void make(StepMaker& steps, const Op& op, const GlobalPoolAttributes& a, const Record& r) {
-  steps.add(steps.is_bytes(r.x) ? make_quad_global_pool(steps.shop(), op.name, a.quant, r.x, op.output)
-                                : make_global_pool(steps.shop(), op.name, r.x, op.output));
+  steps.add(steps.is_bytes(r.x) ? make_int8_global_pool(steps.context(), op.name, a.quant, r.x, op.output)
+                                : make_global_pool(steps.context(), op.name, r.x, op.output));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // linear and linear_int8: x [N, F] -> [N, K].
 #include "engine/program/int8_layer.h"
-#include "engine/steps/int8/rows_bytes.h"
+#include "engine/steps/int8/int8_rows.h"
 #include "engine/steps/rows_steps.h"
 #include "layer_checks.h"
 #include "table.h"
@@ -49,10 +49,10 @@ void place_int8_linear(PlanBuilder& builder, const Op& op, const Int8LinearAttri
 }
 
 void make_linear_step(StepMaker& steps, const Op& op, const LinearAttributes&, const Record&) {
-  steps.add(make_linear(op, steps.shop().kernels));
+  steps.add(make_linear(op, steps.context().kernels));
 }
 void make_int8_linear_step(StepMaker& steps, const Op& op, const Int8LinearAttributes&, const Record&) {
-  steps.add(make_block_linear(op, steps.shop().kernels, steps.shop().quads));
+  steps.add(make_block_linear(op, steps.context().kernels, steps.context().quads));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // map: y = act(join(x * scale + shift, other)), elementwise; other is of x's shape, or rows [N, C] for planes.
 #include "engine/program/int8_layer.h"
-#include "engine/steps/int8/quad_steps.h"
+#include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "engine/steps/rows_steps.h"
 #include "table.h"
@@ -20,7 +20,7 @@ Value check(const Adding& op, MapAttributes& a) {
     if (!a.scale.empty()) op.want_count("scale", a.scale.size(), x.channels);
     if (!a.shift.empty()) op.want_count("shift", a.shift.size(), x.channels);
   }
-  if ((a.join != cpu::Join::kNone) != (op.inputs() == 2)) op.refuse("join needs two values, \"none\" one");
+  if ((a.join != cpu::Binary::kNone) != (op.inputs() == 2)) op.refuse("join needs two values, \"none\" one");
   if (op.inputs() == 2) {
     const Value& other = op.input(1);
     if (!x.planes() && other.planes()) op.refuse("other must be rows, as x is");
@@ -51,20 +51,20 @@ void place(PlanBuilder& builder, const Op& op, const MapAttributes& a) {
     const auto second = builder.shape(other);
     if (second != shape)
       unplannable(op.name, "x is ", size_of(shape[1], shape[2]), ", other is ", size_of(second[1], second[2]));
-    record.other = builder.use(other, builder.blocks_of(x), {});
+    record.other = builder.use(other, builder.cells_of(x), {});
   }
   record.x = builder.first_store(x);
-  record.y = builder.new_store(op.output, builder.blocks_of(x));
+  record.y = builder.new_store(op.output, builder.cells_of(x));
   builder.set_never_negative(op.output, a.activation.never_negative());
   builder.add(record);
 }
 
 void make(StepMaker& steps, const Op& op, const MapAttributes& a, const Record& r) {
-  const Workshop& shop = steps.shop();
-  if (r.y < 0) steps.add(make_rows_map(op, steps.features(op.output), shop.kernels));
+  const StepContext& context = steps.context();
+  if (r.y < 0) steps.add(make_rows_map(op, steps.features(op.output), context.kernels));
   else if (steps.is_bytes(r.x) || steps.is_bytes(r.y) || steps.is_bytes(r.other))
-    steps.add_framed(make_quad_map(shop, op.name, a, r.x, r.other, r.rows, r.y), r.y);
-  else steps.add(make_map(shop, op.name, a, r.x, r.other, r.rows, r.y));
+    steps.add_with_halo(make_int8_map(context, op.name, a, r.x, r.other, r.rows, r.y), r.y);
+  else steps.add(make_map(context, op.name, a, r.x, r.other, r.rows, r.y));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // select_channels: x [N, C, H, W] -> some of its channels. flatten: x -> [N, C * H * W]. Values stay as they are.
-#include "engine/steps/int8/quad_steps.h"
+#include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "table.h"
 
@@ -25,7 +25,7 @@ void place_select(PlanBuilder& builder, const Op& op, const SelectAttributes& a)
   builder.set_shape(op, {static_cast<int64_t>(a.index.size()), shape[1], shape[2]});
   Record record = builder.record();
   record.x = builder.first_store(x);
-  record.y = builder.new_store(op.output, builder.blocks_of(x));
+  record.y = builder.new_store(op.output, builder.cells_of(x));
   builder.set_never_negative(op.output, builder.never_negative(x));
   builder.add(record);
 }
@@ -39,12 +39,12 @@ void place_flatten(PlanBuilder& builder, const Op& op, const NoAttributes&) {
 }
 
 void make_select(StepMaker& steps, const Op& op, const SelectAttributes& a, const Record& r) {
-  steps.add(steps.is_bytes(r.x) ? make_quad_copy(steps.shop(), op.name, r.x, r.y, 0, a.index)
-                                : make_copy(steps.shop(), op.name, r.x, r.y, 0, a.index));
+  steps.add(steps.is_bytes(r.x) ? make_int8_copy(steps.context(), op.name, r.x, r.y, 0, a.index)
+                                : make_copy(steps.context(), op.name, r.x, r.y, 0, a.index));
 }
 void make_flatten_step(StepMaker& steps, const Op& op, const NoAttributes&, const Record& r) {
-  steps.add(steps.is_bytes(r.x) ? make_quad_flatten(steps.shop(), op.name, r.x, op.output)
-                                : make_flatten(steps.shop(), op.name, r.x, op.output));
+  steps.add(steps.is_bytes(r.x) ? make_int8_flatten(steps.context(), op.name, r.x, op.output)
+                                : make_flatten(steps.context(), op.name, r.x, op.output));
 }
 
 }  // namespace

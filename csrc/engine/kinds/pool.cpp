@@ -1,6 +1,6 @@
 // max_pool and avg_pool: x [N, C, H, W] -> [N, C, H', W'], of real values or of bytes.
 #include "engine/program/int8_layer.h"
-#include "engine/steps/int8/quad_steps.h"
+#include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "layer_checks.h"
 #include "table.h"
@@ -56,12 +56,12 @@ void place_avg(PlanBuilder& builder, const Op& op, const AvgPoolAttributes& a) {
 }
 
 void make_max(StepMaker& steps, const Op& op, const MaxPoolAttributes& a, const Record& r) {
-  const auto make = steps.is_bytes(r.x) ? make_quad_max_pool : make_max_pool;
-  steps.add(make(steps.shop(), op.name, a, r.x, r.y));
+  const auto make = steps.is_bytes(r.x) ? make_int8_max_pool : make_max_pool;
+  steps.add(make(steps.context(), op.name, a, r.x, r.y));
 }
 void make_avg(StepMaker& steps, const Op& op, const AvgPoolAttributes& a, const Record& r) {
-  const auto make = steps.is_bytes(r.x) ? make_quad_avg_pool : make_avg_pool;
-  steps.add(make(steps.shop(), op.name, a, r.x, r.y));
+  const auto make = steps.is_bytes(r.x) ? make_int8_avg_pool : make_avg_pool;
+  steps.add(make(steps.context(), op.name, a, r.x, r.y));
 }
 
 }  // namespace

@@ -11,30 +11,30 @@ int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, 
 
 }  // namespace
 
-void FrameSize::include(const FrameSize& other) {
+void HaloSize::include(const HaloSize& other) {
   top = std::max(top, other.top);
   left = std::max(left, other.left);
   bottom = std::max(bottom, other.bottom);
   right = std::max(right, other.right);
 }
 
-Blocks best_blocks(int64_t height, int64_t width) {
-  Blocks best;
+CellGrid best_cells(int64_t height, int64_t width) {
+  CellGrid best;
   int64_t best_cost = INT64_MAX;
   for (int64_t rows = 1; rows <= kLanes; ++rows)
     for (int64_t columns = 1; rows * columns <= kLanes; ++columns) {
-      Blocks b{rows, columns, std::max<int64_t>(ceil_div(height, rows), 1),
-               std::max<int64_t>(ceil_div(width, columns), 1)};
-      // Wide blocks before tall ones, even ones before odd ones (the next stride 2 then needs no repacking).
-      const int64_t frame = 2 * (b.rows + b.columns + 2);
-      const int64_t cost = b.vectors() * 4096 + frame * 16 + (b.rows % 2 + b.columns % 2) * 4 + (b.columns < b.rows);
+      CellGrid b{rows, columns, std::max<int64_t>(ceil_div(height, rows), 1),
+                 std::max<int64_t>(ceil_div(width, columns), 1)};
+      // Wide cells before tall ones, even ones before odd ones (the next stride 2 then needs no repacking).
+      const int64_t halo = 2 * (b.rows + b.columns + 2);
+      const int64_t cost = b.vectors() * 4096 + halo * 16 + (b.rows % 2 + b.columns % 2) * 4 + (b.columns < b.rows);
       if (cost < best_cost) best = b, best_cost = cost;
     }
   return best;
 }
 
 std::vector<uint16_t> valid_lanes(const Layout& layout) {
-  const Blocks& b = layout.blocks;
+  const CellGrid& b = layout.cells;
   std::vector<uint16_t> valid(static_cast<size_t>(b.vectors()), 0);
   for_each_lane(b, [&](int64_t r, int64_t c, int64_t lane, int64_t row, int64_t column) {
     if (row < layout.height && column < layout.width)
@@ -44,20 +44,20 @@ std::vector<uint16_t> valid_lanes(const Layout& layout) {
   return valid;
 }
 
-FrameFill frame_fill(const Layout& layout) {
-  const Blocks& b = layout.blocks;
-  const FrameSize& f = layout.frame;
-  FrameFill fill;
-  std::map<std::pair<int64_t, int64_t>, int32_t> known;  // (blocks down, blocks right) -> perm
+HaloFill halo_fill(const Layout& layout) {
+  const CellGrid& b = layout.cells;
+  const HaloSize& f = layout.halo;
+  HaloFill fill;
+  std::map<std::pair<int64_t, int64_t>, int32_t> known;  // (cells down, cells right) -> perm
   auto perm = [&](int64_t down, int64_t right) {
     auto [at, added] = known.try_emplace({down, right}, static_cast<int32_t>(fill.perms.size()));
     if (added) {
       cpu::LanePerm p;
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const int64_t row = lane / b.grid_columns + down, column = lane % b.grid_columns + right;
-        const bool inside = lane < b.grid_rows * b.grid_columns && row >= 0 && row < b.grid_rows && column >= 0 &&
-                            column < b.grid_columns;
-        p.lane[lane] = inside ? static_cast<int32_t>(row * b.grid_columns + column) : -1;
+        const int64_t row = lane / b.lane_columns + down, column = lane % b.lane_columns + right;
+        const bool inside = lane < b.lane_rows * b.lane_columns && row >= 0 && row < b.lane_rows && column >= 0 &&
+                            column < b.lane_columns;
+        p.lane[lane] = inside ? static_cast<int32_t>(row * b.lane_columns + column) : -1;
       }
       fill.perms.push_back(p);
     }
@@ -75,12 +75,12 @@ FrameFill frame_fill(const Layout& layout) {
 }
 
 std::vector<int32_t> gather_index(const Layout& to, const Layout& from) {
-  const Blocks& b = from.blocks;
-  std::vector<int32_t> index(static_cast<size_t>(to.blocks.vectors() * kLanes), -1);
+  const CellGrid& b = from.cells;
+  std::vector<int32_t> index(static_cast<size_t>(to.cells.vectors() * kLanes), -1);
   size_t i = 0;
-  for_each_lane(to.blocks, [&](int64_t, int64_t, int64_t lane, int64_t row, int64_t column) {
-    if (lane < to.blocks.grid_rows * to.blocks.grid_columns && row < to.height && column < to.width) {
-      const int64_t from_lane = row / b.rows * b.grid_columns + column / b.columns;
+  for_each_lane(to.cells, [&](int64_t, int64_t, int64_t lane, int64_t row, int64_t column) {
+    if (lane < to.cells.lane_rows * to.cells.lane_columns && row < to.height && column < to.width) {
+      const int64_t from_lane = row / b.rows * b.lane_columns + column / b.columns;
       index[i] = static_cast<int32_t>((row % b.rows * from.pitch() + column % b.columns) * kLanes + from_lane);
     }
     ++i;

@@ -1,9 +1,9 @@
-// How an image lies in 16 lanes: a grid of blocks, one block a lane, with a frame of the neighbours' vectors around.
+// How an image lies in 16 lanes: a grid of cells, one cell a lane, with a halo of the neighbours' vectors around.
 //
-// Vector (r, c) of a plane holds pixel (r, c) of every block. A convolution's tap moves all lanes alike and its stride
-// is a step of whole vectors, so a layer whose output blocks are its input blocks divided by the stride reads and
-// writes aligned vectors only, whatever the kernel. What one layer's block needs of the neighbouring ones is copied
-// into the frame after the block is written (see csrc/README.md for a drawing).
+// Vector (r, c) of a plane holds pixel (r, c) of every cell. A convolution's tap moves all lanes alike and its stride
+// is a step of whole vectors, so a layer whose output cells are its input cells divided by the stride reads and
+// writes aligned vectors only, whatever the kernel. What one layer's cell needs of the neighbouring ones is copied
+// into the halo after the cell is written (see csrc/README.md for a drawing).
 #pragma once
 
 #include <cstdint>
@@ -16,61 +16,61 @@ namespace secateur::engine {
 inline constexpr int64_t kLanes = 16;
 inline constexpr int64_t kVectorBytes = 64;
 
-// Vectors around a block, on each side.
-struct FrameSize {
+// Vectors around a cell, on each side.
+struct HaloSize {
   int64_t top = 0, left = 0, bottom = 0, right = 0;
-  void include(const FrameSize& other);
+  void include(const HaloSize& other);
   bool empty() const { return top == 0 && left == 0 && bottom == 0 && right == 0; }
 };
 
-// The grid and the blocks, without the frame: layers that agree in these can work on the same vectors.
-struct Blocks {
-  int64_t grid_rows = 1, grid_columns = 1;  // blocks, in lanes row by row: grid_rows * grid_columns <= 16
-  int64_t rows = 1, columns = 1;            // vectors in a block
-  bool operator==(const Blocks&) const = default;
+// The grid and the cells, without the halo: layers that agree in these can work on the same vectors.
+struct CellGrid {
+  int64_t lane_rows = 1, lane_columns = 1;  // cells, in lanes row by row: lane_rows * lane_columns <= 16
+  int64_t rows = 1, columns = 1;            // vectors in a cell
+  bool operator==(const CellGrid&) const = default;
   int64_t vectors() const { return rows * columns; }
   bool covers(int64_t height, int64_t width) const {
-    return grid_rows * rows >= height && grid_columns * columns >= width;
+    return lane_rows * rows >= height && lane_columns * columns >= width;
   }
 };
 
-// Calls f(vector row, vector column, lane, image row, image column) for all lanes of a block, pixel or not.
+// Calls f(vector row, vector column, lane, image row, image column) for all lanes of a cell, pixel or not.
 template <class F>
-void for_each_lane(const Blocks& b, F&& f) {
+void for_each_lane(const CellGrid& b, F&& f) {
   for (int64_t r = 0; r < b.rows; ++r)
     for (int64_t c = 0; c < b.columns; ++c)
       for (int64_t lane = 0; lane < kLanes; ++lane)
-        f(r, c, lane, lane / b.grid_columns * b.rows + r, lane % b.grid_columns * b.columns + c);
+        f(r, c, lane, lane / b.lane_columns * b.rows + r, lane % b.lane_columns * b.columns + c);
 }
 
-// The grid that covers an image with the fewest vectors; of those, the one with the squarest blocks.
-Blocks best_blocks(int64_t height, int64_t width);
+// The grid that covers an image with the fewest vectors; of those, the one with the squarest cells.
+CellGrid best_cells(int64_t height, int64_t width);
 
 struct Layout {
   int64_t height = 0, width = 0;  // of the image, pixels
-  Blocks blocks;
-  FrameSize frame;
+  CellGrid cells;
+  HaloSize halo;
 
-  int64_t pitch() const { return frame.left + blocks.columns + frame.right; }
-  int64_t origin() const { return frame.top * pitch() + frame.left; }  // vectors from a plane's start to (0, 0)
+  int64_t pitch() const { return halo.left + cells.columns + halo.right; }
+  int64_t origin() const { return halo.top * pitch() + halo.left; }  // vectors from a plane's start to (0, 0)
   // Vectors from a channel to the next: odd, so that channels spread over all sets of the cache (256 -> 257 vectors: a
   // 3x3 layer 60 -> 78 GF/s).
-  int64_t plane() const { return ((frame.top + blocks.rows + frame.bottom) * pitch()) | 1; }
-  // The rows of a block follow each other without a gap.
-  bool is_line() const { return frame.left == 0 && frame.right == 0; }
+  int64_t plane() const { return ((halo.top + cells.rows + halo.bottom) * pitch()) | 1; }
+  // The rows of a cell follow each other without a gap.
+  bool is_line() const { return halo.left == 0 && halo.right == 0; }
 };
 
 // Bit l of [r * columns + c]: lane l holds a pixel there. Empty where all lanes do, everywhere.
 std::vector<uint16_t> valid_lanes(const Layout& layout);
 
-// What fills the frame, relative to vector (0, 0).
-struct FrameFill {
-  std::vector<cpu::FrameCopy> copies;
+// What fills the halo, relative to vector (0, 0).
+struct HaloFill {
+  std::vector<cpu::HaloCopy> copies;
   std::vector<cpu::LanePerm> perms;
 };
-FrameFill frame_fill(const Layout& layout);
+HaloFill halo_fill(const Layout& layout);
 
-// For each lane of each vector of the block, [rows][columns][16]: where its pixel lies in a plane of `from` (floats
+// For each lane of each vector of the cell, [rows][columns][16]: where its pixel lies in a plane of `from` (floats
 // from that plane's vector (0, 0)), or -1 where there is none.
 std::vector<int32_t> gather_index(const Layout& to, const Layout& from);
 }  // namespace secateur::engine

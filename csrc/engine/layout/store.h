@@ -13,10 +13,10 @@ struct Store {
   int64_t channels = 0;
   Layout layout;
   std::vector<uint16_t> valid;  // see valid_lanes
-  FrameFill fill;
+  HaloFill fill;
   float fill_value = 0;  // what lies beyond the image: 0, or -inf for a maximum
   int64_t offset = 0;    // floats from the arena's start to vector (0, 0) of plane 0
-  bool bytes = false;    // quads of channels (cpu/quads.h); otherwise a plane is a channel
+  bool bytes = false;    // quads of channels (cpu/int8.h); otherwise a plane is a channel
   float scale = 1;       // of bytes
   int32_t zero_point = 0;
   // Channels [first_channel, first_channel + channels) of another store, or on its own (-1).
@@ -36,7 +36,7 @@ struct Store {
   const uint16_t* valid_data() const { return valid.empty() ? nullptr : valid.data(); }
   // Row r of the blocks: which of its lanes are pixels (null: all), and where it begins in a plane.
   const uint16_t* valid_row(int64_t r) const {
-    return valid.empty() ? nullptr : valid.data() + r * layout.blocks.columns;
+    return valid.empty() ? nullptr : valid.data() + r * layout.cells.columns;
   }
   float* channel_row(float* arena, int64_t plane, int64_t r) const {
     return channel(arena, plane) + r * layout.pitch() * kLanes;
@@ -44,11 +44,11 @@ struct Store {
   uint8_t* row_bytes(float* arena, int64_t plane, int64_t r) const {
     return reinterpret_cast<uint8_t*>(channel_row(arena, plane, r));
   }
-  void fill_frames(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
+  void fill_halos(const cpu::EngineKernels& k, float* arena, int64_t c0, int64_t c1) const {
     if (fill.copies.empty()) return;
     for (int64_t c = c0; c < c1; ++c)
-      k.frame(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(),
-              fill_lane());
+      k.halo(channel(arena, c), fill.copies.data(), static_cast<int64_t>(fill.copies.size()), fill.perms.data(),
+             fill_lane());
   }
 };
 

@@ -33,7 +33,7 @@ std::shared_ptr<Plan> HeldProgram::plan(const std::vector<std::array<int64_t, 2>
                   plans_.begin() + static_cast<ptrdiff_t>(i) + 1);
       return plans_.front().plan;
     }
-  auto made = std::make_shared<Plan>(program_, sizes, cpu::kernels().engine, cpu::quad_kernels(), kernels);
+  auto made = std::make_shared<Plan>(program_, sizes, cpu::kernels().engine, cpu::int8_kernels(), kernels);
   made->choose(budget, example, kernels, active_);
   plans_.insert(plans_.begin(), {sizes, isa, made});
   if (plans_.size() > kPlans) plans_.pop_back();
@@ -49,12 +49,12 @@ std::vector<StepReport> HeldProgram::describe(const std::vector<std::array<int64
   return plan(sizes, -1)->report();
 }
 
-int64_t hold_program(std::shared_ptr<HeldProgram> program) {
-  return Registry<HeldProgram>::only().hold(std::move(program));
+int64_t register_program(std::shared_ptr<HeldProgram> program) {
+  return Registry<HeldProgram>::instance().hold(std::move(program));
 }
-void release_program(int64_t id) { Registry<HeldProgram>::only().release(id); }
-std::shared_ptr<HeldProgram> find_program(int64_t id) { return Registry<HeldProgram>::only().find(id); }
-void lock_programs() { Registry<HeldProgram>::only().lock_all(); }
-void unlock_programs() { Registry<HeldProgram>::only().unlock_all(); }
+void release_program(int64_t id) { Registry<HeldProgram>::instance().release(id); }
+std::shared_ptr<HeldProgram> find_program(int64_t id) { return Registry<HeldProgram>::instance().find(id); }
+void lock_programs() { Registry<HeldProgram>::instance().lock_all(); }
+void unlock_programs() { Registry<HeldProgram>::instance().unlock_all(); }
 
 }  // namespace secateur::engine

@@ -47,7 +47,7 @@ class SECATEUR_EXPORT HeldProgram {
 };
 
 // Ids start at 1 and are never given again.
-SECATEUR_EXPORT int64_t hold_program(std::shared_ptr<HeldProgram> program);
+SECATEUR_EXPORT int64_t register_program(std::shared_ptr<HeldProgram> program);
 SECATEUR_EXPORT void release_program(int64_t id);
 std::shared_ptr<HeldProgram> find_program(int64_t id);
 

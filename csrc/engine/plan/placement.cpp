@@ -20,16 +20,16 @@ void Plan::place_stores(const std::vector<Record>& records) {
     return s;
   };
   for (size_t s = 0; s < stores_.size(); ++s)
-    stores_[root(static_cast<int>(s))].layout.frame.include(stores_[s].layout.frame);
-  // Readers each ask for a frame that is not too large; together they may.
+    stores_[root(static_cast<int>(s))].layout.halo.include(stores_[s].layout.halo);
+  // Readers each ask for a halo that is not too large; together they may.
   for (const Store& s : stores_) {
     const Layout& l = s.layout;
-    const __int128 vectors = __int128{l.frame.top + l.blocks.rows + l.frame.bottom} * l.pitch();
+    const __int128 vectors = __int128{l.halo.top + l.cells.rows + l.halo.bottom} * l.pitch();
     if (vectors > kMostVectors || vectors * kLanes * s.planes() > kMostFloats)
       unplannable("plan", s.channels, " channels of ", size_of(l.height, l.width),
                   ", with what padding and dilation need around them, are too large");
   }
-  for (size_t s = 0; s < stores_.size(); ++s) stores_[s].layout.frame = stores_[root(static_cast<int>(s))].layout.frame;
+  for (size_t s = 0; s < stores_.size(); ++s) stores_[s].layout.halo = stores_[root(static_cast<int>(s))].layout.halo;
   for (size_t i = 0; i < records.size(); ++i)
     for (int s : {records[i].x, records[i].y, records[i].other})
       if (s >= 0) {
@@ -66,16 +66,16 @@ void Plan::place_stores(const std::vector<Record>& records) {
     store.offset =
         stores_[root(static_cast<int>(s))].offset + (store.bytes ? channel / 4 : channel) * store.plane_floats();
     store.valid = valid_lanes(store.layout);
-    if (store.fill_value == 0.0f) store.fill = frame_fill(store.layout);
+    if (store.fill_value == 0.0f) store.fill = halo_fill(store.layout);
   }
 }
 
 // Behind the planes. Lists live from the step that writes them, the layer before where that can, to the one that reads.
 void Plan::place_lists() {
-  for (ActiveConvStep* conv : convs_) conv->unlink();
+  for (FloatConvStep* conv : convs_) conv->unlink();
   std::vector<std::array<int64_t, 4>> placed;  // first and last step, first and last float
   for (size_t i = 0; i < convs_.size(); ++i) {
-    ActiveConvStep& conv = *convs_[i];
+    FloatConvStep& conv = *convs_[i];
     if (!conv.active()) continue;
     auto begin = static_cast<int64_t>(i);
     for (size_t j = 0; j < i; ++j)

@@ -9,7 +9,7 @@
 namespace secateur::engine {
 
 Plan::Plan(const Program& program, const std::vector<std::array<int64_t, 2>>& sizes, const cpu::EngineKernels& kernels,
-           const cpu::QuadKernels& quads, Kernels asked_for)
+           const cpu::Int8Kernels& quads, Kernels asked_for)
     : program_(program), kernels_(kernels), quads_(quads) {
   Records made = PlanBuilder(program, sizes).build();
   stores_ = std::move(made.stores);

@@ -5,8 +5,8 @@
 #include <map>
 
 #include "engine/program/program.h"
-#include "engine/steps/conv/active_conv.h"
-#include "engine/steps/int8/block_conv.h"
+#include "engine/steps/conv/float_conv.h"
+#include "engine/steps/int8/int8_conv.h"
 #include "engine/steps/step.h"
 #include "random_planner.h"
 #include "records.h"
@@ -17,7 +17,7 @@ namespace secateur::engine {
 class Plan {
  public:
   Plan(const Program& program, const std::vector<std::array<int64_t, 2>>& sizes, const cpu::EngineKernels& kernels,
-       const cpu::QuadKernels& quads, Kernels asked_for);
+       const cpu::Int8Kernels& quads, Kernels asked_for);
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
@@ -48,7 +48,7 @@ class Plan {
 
   const Program& program_;
   const cpu::EngineKernels& kernels_;
-  const cpu::QuadKernels& quads_;
+  const cpu::Int8Kernels& quads_;
   const std::optional<RandomPlanner> random_ = RandomPlanner::from_environment();  // in place of measuring
 
   std::vector<Store> stores_;
@@ -56,8 +56,8 @@ class Plan {
   std::vector<std::array<int64_t, 3>> shapes_;
 
   MadeSteps made_;
-  std::vector<ActiveConvStep*>& convs_ = made_.convs;
-  std::vector<BlockConvStep*>& block_convs_ = made_.block_convs;
+  std::vector<FloatConvStep*>& convs_ = made_.convs;
+  std::vector<Int8ConvStep*>& int8_convs_ = made_.int8_convs;
   int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes, then the lists
 };
 

@@ -58,12 +58,12 @@ void PlanBuilder::find_image_rows() {
   }
 }
 
-int PlanBuilder::new_store(int value, const Blocks& blocks, float fill) {
+int PlanBuilder::new_store(int value, const CellGrid& cells, float fill) {
   Store s;
   s.channels = made_.shapes[value][0];
   s.layout.height = made_.shapes[value][1];
   s.layout.width = made_.shapes[value][2];
-  s.layout.blocks = blocks;
+  s.layout.cells = cells;
   s.fill_value = fill;
   if (const auto& quant = program_.values()[value].quant) {
     s.bytes = true;
@@ -76,28 +76,28 @@ int PlanBuilder::new_store(int value, const Blocks& blocks, float fill) {
   return values_[value].stores.back();
 }
 
-int PlanBuilder::use(int value, const Blocks& blocks, const FrameSize& frame, float fill) {
+int PlanBuilder::use(int value, const CellGrid& cells, const HaloSize& halo, float fill) {
   for (int s : values_[value].stores) {
     Store& store = made_.stores[s];
-    // A frame costs its writer; where blocks are small, those that need none are better served as they are.
-    if (store.layout.blocks == blocks && store.fill_value == fill) {
-      store.layout.frame.include(frame);
+    // A halo costs its writer; where cells are small, those that need none are better served as they are.
+    if (store.layout.cells == cells && store.fill_value == fill) {
+      store.layout.halo.include(halo);
       return s;
     }
   }
-  const int from = first_store(value), to = new_store(value, blocks, fill);
-  made_.stores[to].layout.frame.include(frame);
+  const int from = first_store(value), to = new_store(value, cells, fill);
+  made_.stores[to].layout.halo.include(halo);
   made_.records.push_back({RecordKind::kRepack, producer_[value], from, to});
   return to;
 }
 
-// A repacking is cheaper before a 1x1 convolution that widens than after it: ask its producer to write these blocks.
-bool PlanBuilder::hoist(int value, const Blocks& blocks) {
+// A repacking is cheaper before a 1x1 convolution that widens than after it: ask its producer to write these cells.
+bool PlanBuilder::request_layout(int value, const CellGrid& cells) {
   if (uses_[value] != 1 || producer_[value] < 0 || hints_.count(value)) return false;
-  if (!values_[value].may_choose_blocks) return false;
+  if (!values_[value].may_choose_cells) return false;
   const Op& op = program_.ops()[producer_[value]];
   if (made_.shapes[op.inputs[0]][0] * 3 > made_.shapes[value][0] * 2) return false;
-  hints_[value] = blocks;
+  hints_[value] = cells;
   return true;
 }
 
@@ -120,7 +120,7 @@ bool PlanBuilder::try_build() {
     if (h > INT32_MAX || w > INT32_MAX || h * w > INT32_MAX / kLanes)
       unplannable("input", "an image of ", size_of(h, w), " is too large");
     made_.shapes[v] = {values[v].channels, h, w};
-    const int s = new_store(v, best_blocks(h, w));
+    const int s = new_store(v, best_cells(h, w));
     made_.records.push_back({RecordKind::kPack, -1, -1, s, -1, -1, static_cast<int>(i)});
   }
   const size_t hints = hints_.size();
@@ -155,43 +155,43 @@ std::optional<Record> PlanBuilder::place_window(const Op& op, const Windowed& wi
   if (height * width > INT32_MAX / kLanes)
     unplannable(op.name, "an output of ", size_of(height, width), " is too large");
   made_.shapes[op.output] = {windowed.channels, height, width};
-  values_[op.output].may_choose_blocks = windowed.may_choose_blocks;
+  values_[op.output].may_choose_cells = windowed.may_choose_cells;
 
-  // The blocks of the output; those of the input are the same times the stride.
-  const Blocks& have = blocks_of(x);
-  auto scaled = [&](const Blocks& b) {
-    return Blocks{b.grid_rows, b.grid_columns, b.rows * w.stride[0], b.columns * w.stride[1]};
+  // The cells of the output; those of the input are the same times the stride.
+  const CellGrid& have = cells_of(x);
+  auto scaled = [&](const CellGrid& b) {
+    return CellGrid{b.lane_rows, b.lane_columns, b.rows * w.stride[0], b.columns * w.stride[1]};
   };
-  Blocks out = best_blocks(std::max(height, (in[1] + w.stride[0] - 1) / w.stride[0]),
-                           std::max(width, (in[2] + w.stride[1] - 1) / w.stride[1]));
-  // An output much smaller than input / stride (a valid convolution) does not change this: blocks must cover both.
+  CellGrid out = best_cells(std::max(height, (in[1] + w.stride[0] - 1) / w.stride[0]),
+                            std::max(width, (in[2] + w.stride[1] - 1) / w.stride[1]));
+  // An output much smaller than input / stride (a valid convolution) does not change this: cells must cover both.
   const bool divides = have.rows % w.stride[0] == 0 && have.columns % w.stride[1] == 0;
-  const Blocks derived{have.grid_rows, have.grid_columns, std::max<int64_t>(have.rows / w.stride[0], 1),
-                       std::max<int64_t>(have.columns / w.stride[1], 1)};
+  const CellGrid derived{have.lane_rows, have.lane_columns, std::max<int64_t>(have.rows / w.stride[0], 1),
+                         std::max<int64_t>(have.columns / w.stride[1], 1)};
   if (auto hint = hints_.find(op.output); hint != hints_.end()) out = hint->second;
   else if (divides && derived.covers(height, width) &&
            static_cast<double>(derived.vectors()) <= kWaste * static_cast<double>(out.vectors()))
     out = derived;
-  const Blocks need = scaled(out);
-  if (!(need == have) && hoist(x, need)) return {};
+  const CellGrid need = scaled(out);
+  if (!(need == have) && request_layout(x, need)) return {};
 
-  FrameSize frame;
+  HaloSize halo;
   const int64_t reach_down = (w.kernel[0] - 1) * w.dilation[0] - w.padding[0],
                 reach_right = (w.kernel[1] - 1) * w.dilation[1] - w.padding[1];
-  frame.top = w.padding[0];
-  frame.left = w.padding[1];
-  frame.bottom = std::max<int64_t>(0, (out.rows - 1) * w.stride[0] + reach_down - (need.rows - 1));
-  frame.right = std::max<int64_t>(0, (out.columns - 1) * w.stride[1] + reach_right - (need.columns - 1));
-  if ((frame.top + need.rows + frame.bottom) * (frame.left + need.columns + frame.right) > INT32_MAX / (kLanes * 4))
+  halo.top = w.padding[0];
+  halo.left = w.padding[1];
+  halo.bottom = std::max<int64_t>(0, (out.rows - 1) * w.stride[0] + reach_down - (need.rows - 1));
+  halo.right = std::max<int64_t>(0, (out.columns - 1) * w.stride[1] + reach_right - (need.columns - 1));
+  if ((halo.top + need.rows + halo.bottom) * (halo.left + need.columns + halo.right) > INT32_MAX / (kLanes * 4))
     unplannable(op.name, "padding and dilation are too large for an image of ", size_of(in[1], in[2]));
   // 0 beyond the image wins over no value that is at least 0; but a dilated window may miss the image altogether.
   const bool zero_will_do = values_[x].never_negative && w.dilation == std::array<int64_t, 2>{1, 1};
   float fill = 0;
-  if (windowed.maximum && !zero_will_do && (!frame.empty() || !valid_lanes({in[1], in[2], need, {}}).empty()))
+  if (windowed.maximum && !zero_will_do && (!halo.empty() || !valid_lanes({in[1], in[2], need, {}}).empty()))
     fill = -std::numeric_limits<float>::infinity();
 
   Record r = record();
-  r.x = use(x, need, frame, fill);
+  r.x = use(x, need, halo, fill);
   if (op.inputs.size() > 1) {
     const auto other = made_.shapes[op.inputs[1]];
     if (other != made_.shapes[op.output])

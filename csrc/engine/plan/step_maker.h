@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "engine/program/program.h"
-#include "engine/steps/conv/active_conv.h"
-#include "engine/steps/int8/block_conv.h"
+#include "engine/steps/conv/float_conv.h"
+#include "engine/steps/int8/int8_conv.h"
 #include "random_planner.h"
 #include "records.h"
 
@@ -13,22 +13,23 @@ namespace secateur::engine {
 
 // Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve. kActiveIfSparse is
 // kActive for images at most a quarter of which is not zero; the others are convolved on planes.
-enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kSquares };
+enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kBlocks4x4 };
 
 struct MadeSteps {
-  Steps image, batch;                  // of one image, then of the whole batch
-  std::vector<ActiveConvStep*> convs;  // among them: a plan chooses how these work
-  std::vector<BlockConvStep*> block_convs;
+  Steps image, batch;                 // of one image, then of the whole batch
+  std::vector<FloatConvStep*> convs;  // among them: a plan chooses how these work
+  std::vector<Int8ConvStep*> int8_convs;
 };
 
 class StepMaker {
  public:
   // All of it outlives the steps but for the records.
-  StepMaker(const Program& program, const Records& records, const Workshop& shop, const std::vector<int64_t>& features,
-            const std::optional<RandomPlanner>& random, Kernels asked_for, MadeSteps& made)
+  StepMaker(const Program& program, const Records& records, const StepContext& context,
+            const std::vector<int64_t>& features, const std::optional<RandomPlanner>& random, Kernels asked_for,
+            MadeSteps& made)
       : program_(program),
         records_(records),
-        shop_(shop),
+        context_(context),
         features_(features),
         random_(random),
         asked_for_(asked_for),
@@ -37,26 +38,26 @@ class StepMaker {
 
   // ---- for the kinds ----
 
-  const Workshop& shop() const { return shop_; }
+  const StepContext& context() const { return context_; }
   Kernels asked_for() const { return asked_for_; }
   // Where a test wants choices at random.
   const std::optional<RandomPlanner>& random() const { return random_; }
   const Value& value(int v) const { return program_.values()[v]; }
-  bool is_bytes(int store) const { return store >= 0 && shop_.stores[store].bytes; }
+  bool is_bytes(int store) const { return store >= 0 && context_.stores[store].bytes; }
   int64_t features(int v) const { return features_[v]; }
 
   // A step of one image; of rows that no planes depend on, of the whole batch.
   void add(std::unique_ptr<Step> step) { steps_->push_back(std::move(step)); }
-  // A step that may leave the frame of the store y to another one.
-  void add_framed(std::unique_ptr<FramedStep> step, int y);
+  // A step that may leave the halo of the store y to another one.
+  void add_with_halo(std::unique_ptr<HaloedStep> step, int y);
   // Convolutions, of which the plan chooses how they work.
-  void add_conv(std::unique_ptr<ActiveConvStep> conv, int y);
-  void add_conv(std::unique_ptr<BlockConvStep> conv, int y);
+  void add_conv(std::unique_ptr<FloatConvStep> conv, int y);
+  void add_conv(std::unique_ptr<Int8ConvStep> conv, int y);
 
  private:
   const Program& program_;
   const Records& records_;
-  const Workshop shop_;
+  const StepContext context_;
   const std::vector<int64_t>& features_;
   const std::optional<RandomPlanner>& random_;
   Kernels asked_for_;

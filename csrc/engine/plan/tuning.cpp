@@ -89,17 +89,17 @@ void choose_planes(ConvStep& conv, const Worker& worker, double budget) {
   choose_form(conv, conv.is_worth_trying(false), conv.is_worth_trying(true), worker, budget / 2);
 }
 
-void choose_blocks(BlockConvStep& conv, const Worker& worker, double budget, Kernels kernels) {
-  const bool squares_alone = kernels == Kernels::kSquares && conv.can_serve(true);
-  const bool squares = squares_alone || (kernels != Kernels::kBlocks && conv.is_worth_trying(true));
-  choose_form(conv, !squares_alone, squares, worker, squares && !squares_alone ? budget / 2 : budget);
+void choose_blocks(Int8ConvStep& conv, const Worker& worker, double budget, Kernels kernels) {
+  const bool only_4x4 = kernels == Kernels::kBlocks4x4 && conv.can_serve(true);
+  const bool blocks4x4 = only_4x4 || (kernels != Kernels::kBlocks && conv.is_worth_trying(true));
+  choose_form(conv, !only_4x4, blocks4x4, worker, blocks4x4 && !only_4x4 ? budget / 2 : budget);
 }
 
 bool asks_for_lists(Kernels kernels) { return kernels == Kernels::kActive || kernels == Kernels::kActiveIfSparse; }
 double most_dense_of(Kernels kernels) { return kernels == Kernels::kActive ? 1 : 0.25; }
 
 // Lists of the input's nonzeros, or planes as they were chosen before. The arena holds what the example brought here.
-void choose_active(ActiveConvStep& conv, size_t number, const Worker& worker, double budget, Kernels kernels) {
+void choose_active(FloatConvStep& conv, size_t number, const Worker& worker, double budget, Kernels kernels) {
   const ConvStep& planes = conv.planes();
   const double zeros = conv.input_zeros(worker.arena);
   conv.set_measured(zeros, 0, "");
@@ -133,14 +133,14 @@ void choose_active(ActiveConvStep& conv, size_t number, const Worker& worker, do
 void Plan::choose(double budget, const std::vector<const float*>& example, Kernels kernels,
                   std::map<const ConvAttributes*, ActiveChoice>& active) {
   const double until = now() + budget;
-  for (ActiveConvStep* conv : convs_) {
+  for (FloatConvStep* conv : convs_) {
     conv->planes().pack(conv->planes().likeliest());
     if (auto known = active.find(&conv->op()); known != active.end() && conv->fits(known->second))
       conv->pack(known->second);
   }
-  for (BlockConvStep* conv : block_convs_) conv->pack(conv->likeliest());
+  for (Int8ConvStep* conv : int8_convs_) conv->pack(conv->likeliest());
   if (random_) return choose_at_random(budget > 0, example, kernels, active);
-  if (budget > 0 && !(convs_.empty() && block_convs_.empty())) choose_by_time(until, example, kernels, active);
+  if (budget > 0 && !(convs_.empty() && int8_convs_.empty())) choose_by_time(until, example, kernels, active);
   place_lists();
 }
 
@@ -148,8 +148,8 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
                           std::map<const ConvAttributes*, ActiveChoice>& active) {
   const int64_t lists_at = planes_floats_;
   int64_t scratch = scratch_floats(1), form = 0;
-  for (const BlockConvStep* conv : block_convs_) scratch = std::max(scratch, conv->largest_scratch());
-  for (ActiveConvStep* conv : convs_) {
+  for (const Int8ConvStep* conv : int8_convs_) scratch = std::max(scratch, conv->largest_scratch());
+  for (FloatConvStep* conv : convs_) {
     scratch = std::max(scratch, conv->largest_scratch());
     if (!example.empty()) form = std::max(form, conv->largest_form());
     conv->place(lists_at);
@@ -160,17 +160,17 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
   ExampleCall call(*this, example);
   size_t at = 0, at_blocks = 0;
   const auto share = [&] {
-    const size_t left = convs_.size() - at + block_convs_.size() - at_blocks + 1;
+    const size_t left = convs_.size() - at + int8_convs_.size() - at_blocks + 1;
     return std::max(until - now(), 0.0) / static_cast<double>(left);
   };
   for (const auto& step : made_.image) {
     const bool is_conv = at < convs_.size() && step.get() == convs_[at];
-    if (at_blocks < block_convs_.size() && step.get() == block_convs_[at_blocks]) {
+    if (at_blocks < int8_convs_.size() && step.get() == int8_convs_[at_blocks]) {
       ++at_blocks;
-      choose_blocks(*block_convs_[at_blocks - 1], worker, share(), kernels);
+      choose_blocks(*int8_convs_[at_blocks - 1], worker, share(), kernels);
     }
     if (is_conv) {
-      ActiveConvStep& conv = *convs_[at++];
+      FloatConvStep& conv = *convs_[at++];
       const double left = share();
       conv.pack({});
       choose_planes(conv.planes(), worker, left * 2 / 3);
@@ -187,7 +187,7 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
 // goes through, so that reports know the zeros it brought.
 void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
                             std::map<const ConvAttributes*, ActiveChoice>& active) {
-  for (ActiveConvStep* conv : convs_) {
+  for (FloatConvStep* conv : convs_) {
     Draws draws = random_->draws(conv->name(), conv->planes().size());
     ConvStep& planes = conv->planes();
     const bool dense = !planes.can_serve(false) || draws.below(2);
@@ -205,11 +205,11 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
     conv->set_measured(-1, 0, conv->active() ? kAtRandom : "");
     if (kernels == Kernels::kPlanes || asks_for_lists(kernels)) active[&conv->op()] = choice;
   }
-  for (BlockConvStep* conv : block_convs_) {
+  for (Int8ConvStep* conv : int8_convs_) {
     Draws draws = random_->draws(conv->name(), conv->size());
-    const bool squares =
-        conv->can_serve(true) && kernels != Kernels::kBlocks && (kernels == Kernels::kSquares || draws.below(2));
-    conv->pack(draws.one_of(conv->all_candidates(squares)));
+    const bool blocks4x4 =
+        conv->can_serve(true) && kernels != Kernels::kBlocks && (kernels == Kernels::kBlocks4x4 || draws.below(2));
+    conv->pack(draws.one_of(conv->all_candidates(blocks4x4)));
     conv->set_why(kAtRandom);
   }
   place_lists();
@@ -221,7 +221,7 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
   size_t at = 0;
   for (const auto& step : made_.image) {
     if (at < convs_.size() && step.get() == convs_[at]) {
-      ActiveConvStep& conv = *convs_[at++];
+      FloatConvStep& conv = *convs_[at++];
       conv.set_measured(conv.input_zeros(worker.arena), 0, conv.active() ? kAtRandom : "");
     }
     step->run_all(call.call, worker, 0, 1);

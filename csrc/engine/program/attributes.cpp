@@ -12,8 +12,8 @@ constexpr std::pair<const char*, cpu::Act> kActs[] = {
     {"leaky", cpu::Act::kLeaky},     {"hardswish", cpu::Act::kHardswish}, {"hardsigmoid", cpu::Act::kHardsigmoid},
     {"sigmoid", cpu::Act::kSigmoid}, {"silu", cpu::Act::kSilu},           {"gelu", cpu::Act::kGelu},
     {"tanh", cpu::Act::kTanh}};
-constexpr std::pair<const char*, cpu::Join> kJoins[] = {
-    {"none", cpu::Join::kNone}, {"add", cpu::Join::kAdd}, {"multiply", cpu::Join::kMultiply}};
+constexpr std::pair<const char*, cpu::Binary> kBinaries[] = {
+    {"none", cpu::Binary::kNone}, {"add", cpu::Binary::kAdd}, {"multiply", cpu::Binary::kMultiply}};
 
 template <class Names, class Value>
 const char* name_in(const Names& names, Value wanted) {
@@ -46,8 +46,8 @@ bool same(const std::shared_ptr<const T>& a, const std::shared_ptr<const T>& b) 
 
 const char* name_of(cpu::Act act) { return name_in(kActs, act); }
 std::optional<cpu::Act> act_named(std::string_view name) { return value_in<cpu::Act>(kActs, name); }
-const char* name_of(cpu::Join join) { return name_in(kJoins, join); }
-std::optional<cpu::Join> join_named(std::string_view name) { return value_in<cpu::Join>(kJoins, name); }
+const char* name_of(cpu::Binary join) { return name_in(kBinaries, join); }
+std::optional<cpu::Binary> binary_named(std::string_view name) { return value_in<cpu::Binary>(kBinaries, name); }
 
 bool Activation::never_negative() const {
   using cpu::Act;

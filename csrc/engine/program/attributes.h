@@ -49,8 +49,8 @@ struct Activation {
 // The names that a program's text and its builder have for these; none: nullptr, or no value.
 SECATEUR_EXPORT const char* name_of(cpu::Act act);
 SECATEUR_EXPORT std::optional<cpu::Act> act_named(std::string_view name);
-SECATEUR_EXPORT const char* name_of(cpu::Join join);
-SECATEUR_EXPORT std::optional<cpu::Join> join_named(std::string_view name);
+SECATEUR_EXPORT const char* name_of(cpu::Binary join);
+SECATEUR_EXPORT std::optional<cpu::Binary> binary_named(std::string_view name);
 
 using Pair = std::array<int64_t, 2>;   // rows first
 using Sides = std::array<int64_t, 4>;  // top, left, bottom, right
@@ -58,7 +58,7 @@ using Sides = std::array<int64_t, 4>;  // top, left, bottom, right
 // The types that an attribute may have. Whoever reads or writes attributes handles these, whatever the kinds are.
 template <template <class> class Of>
 using AnyOf = std::variant<Of<bool>, Of<int64_t>, Of<float>, Of<Pair>, Of<Sides>, Of<std::vector<int64_t>>,
-                           Of<std::vector<float>>, Of<std::vector<int32_t>>, Of<std::vector<uint8_t>>, Of<cpu::Join>,
+                           Of<std::vector<float>>, Of<std::vector<int32_t>>, Of<std::vector<uint8_t>>, Of<cpu::Binary>,
                            Of<Activation>, Of<std::optional<Quant>>, Of<Limits>, Of<std::shared_ptr<const Weights>>,
                            Of<std::shared_ptr<const ByteWeights>>>;
 template <class T>

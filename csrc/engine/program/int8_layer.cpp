@@ -6,22 +6,22 @@
 namespace secateur::engine {
 namespace {
 
-constexpr double kWidest = 1 << 30;  // of a number that is to be rounded, see cpu/quads_end.h
+constexpr double kWidest = 1 << 30;  // of a number that is to be rounded, see cpu/int8_epilogue.h
 constexpr double kLargest = 1e38;    // the sum of two such numbers is a float32
 
 }  // namespace
 
-cpu::QuadEnd Int8Layer::epilogue(int32_t residual_zero_point) const {
-  cpu::QuadEnd e{};
-  e.bias = end.bias.data();
-  e.multiplier = end.multiplier.data();
+cpu::Int8Epilogue Int8Layer::epilogue(int32_t residual_zero_point) const {
+  cpu::Int8Epilogue e{};
+  e.bias = terms.bias.data();
+  e.multiplier = terms.multiplier.data();
   e.zero_point = quant ? quant->zero_point : 0;
   e.lo = limits.lo;
   e.hi = limits.hi;
-  e.theta = end.theta.empty() ? nullptr : end.theta.data();
+  e.theta = terms.theta.empty() ? nullptr : terms.theta.data();
   e.residual_multiplier = residual_multiplier;
   e.residual_zero_point = residual_zero_point;
-  e.wide = end.wide;
+  e.wide = terms.wide;
   e.real = !quant;
   e.channels = bytes->neurons();
   e.activation = activation.view();
@@ -45,7 +45,7 @@ void check_theta(const Adding& op, const std::vector<uint8_t>& theta, const std:
 }
 
 void check_int8_layer(const Adding& op, Int8Layer& layer) {
-  IntegerEnd& end = layer.end;
+  Int8EpilogueTerms& terms = layer.terms;
   const int64_t k = layer.bytes->neurons();
   if (!op.x().quant) op.refuse("a layer of bytes takes bytes");
   op.want_count("bias", layer.bias.size(), k);
@@ -53,7 +53,7 @@ void check_int8_layer(const Adding& op, Int8Layer& layer) {
   if (layer.limits.lo > layer.limits.hi) op.refuse("lo must not be above hi");
   if (!std::isfinite(layer.residual_multiplier) || 255.0 * std::fabs(layer.residual_multiplier) > kLargest)
     op.refuse("residual_multiplier must be finite and below 1e35, got ", layer.residual_multiplier);
-  end.wide = false;
+  terms.wide = false;
   for (int64_t o = 0; o < k; ++o) {
     const float multiplier = layer.multiplier[o];
     if (!std::isfinite(multiplier) || multiplier < 0)
@@ -65,15 +65,15 @@ void check_int8_layer(const Adding& op, Int8Layer& layer) {
     if (reach > 2147483647.0) op.refuse("sums must stay below 2^31, those of channel ", o, " can reach ", reach);
     if (layer.quant && reach * static_cast<double>(multiplier) > kLargest)
       op.refuse("sums times multiplier must stay below 1e38, got a multiplier of ", multiplier);
-    end.wide = end.wide || reach * static_cast<double>(multiplier) > 1e9;
+    terms.wide = terms.wide || reach * static_cast<double>(multiplier) > 1e9;
   }
   if (layer.quant && layer.activation.act != cpu::Act::kNone)
     op.refuse("an output of bytes ends in lo, hi and theta, not in an activation");
   if (op.inputs() > 1 && !layer.quant) op.refuse("a residual needs an output of bytes");
   check_theta(op, layer.theta, layer.quant, k);
-  end.bias = padded(layer.bias);
-  end.multiplier = padded(layer.multiplier);
-  end.theta = padded(layer.theta);
+  terms.bias = padded(layer.bias);
+  terms.multiplier = padded(layer.multiplier);
+  terms.theta = padded(layer.theta);
 }
 
 }  // namespace secateur::engine

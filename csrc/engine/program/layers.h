@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attributes.h"
-#include "cpu/quads.h"
+#include "cpu/int8.h"
 
 namespace secateur::engine {
 
@@ -44,7 +44,7 @@ struct LinearAttributes : AttributesOf<LinearAttributes> {
 
 // What kernels read of the end of an int8 layer, made from its attributes (int8_layer.h): by output channel, filled up
 // to a multiple of four.
-struct IntegerEnd {
+struct Int8EpilogueTerms {
   std::vector<int32_t> bias;
   std::vector<float> multiplier;
   std::vector<uint8_t> theta;  // or empty
@@ -60,8 +60,8 @@ struct Int8Layer {
   Limits limits;
   std::vector<uint8_t> theta;  // [K] or empty
   Activation activation;       // where the output is real values
-  IntegerEnd end;              // derived
-  cpu::QuadEnd epilogue(int32_t residual_zero_point) const;
+  Int8EpilogueTerms terms;     // derived
+  cpu::Int8Epilogue epilogue(int32_t residual_zero_point) const;
 
   template <class Self, class F>
   static void each_of_layer(Self& a, F&& f) {
@@ -137,7 +137,7 @@ struct GlobalPoolAttributes : AttributesOf<GlobalPoolAttributes> {
 // y = act(join(x * scale + shift, other))
 struct MapAttributes : AttributesOf<MapAttributes> {
   std::vector<float> scale, shift;  // [C] or empty
-  cpu::Join join = cpu::Join::kNone;
+  cpu::Binary join = cpu::Binary::kNone;
   Activation activation;
   std::optional<Quant> quant;  // of the output, where it is bytes
   std::vector<uint8_t> theta;  // [C] or empty: thresholds on those bytes

@@ -22,7 +22,7 @@ class Text {
   void operator()(T x) {
     text += std::to_string(x);
   }
-  void operator()(cpu::Join join) { text += name_of(join); }
+  void operator()(cpu::Binary join) { text += name_of(join); }
   template <class T, size_t N>
   void operator()(const std::array<T, N>& x) {
     list(x);

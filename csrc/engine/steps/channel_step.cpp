@@ -23,7 +23,7 @@ std::pair<float, std::vector<float>> window_factors(const AvgPoolAttributes& poo
     if (!pool.count_include_pad) begin = std::max<int64_t>(begin, 0), end = std::min(end, size);
     return end - begin;
   };
-  const Blocks& b = y.blocks;
+  const CellGrid& b = y.cells;
   const float factor = 1.0f / static_cast<float>(pool.divisor > 0 ? pool.divisor : w.kernel[0] * w.kernel[1]);
   if (pool.divisor > 0) return {factor, {}};
   std::vector<float> scale(static_cast<size_t>(b.vectors() * kLanes), factor);

@@ -17,17 +17,17 @@ inline std::string size_of(const Store& s) {
 }
 
 // A step whose tasks are ranges of channels (or of planes of quads), or, where it can and these are few, of rows.
-class ChannelStep : public FramedStep {
+class ChannelStep : public HaloedStep {
  public:
-  ChannelStep(const Workshop& shop, std::string name, const char* kind, int shown)
-      : FramedStep(std::move(name)), shop_(shop), kind_(kind), shown_(shown) {}
-  bool leaves_frame() const override { return channels() < 4 && rows() >= 8; }
+  ChannelStep(const StepContext& context, std::string name, const char* kind, int shown)
+      : HaloedStep(std::move(name)), context_(context), kind_(kind), shown_(shown) {}
+  bool leaves_halo() const override { return channels() < 4 && rows() >= 8; }
   int64_t tasks() const override {
-    return leaves_frame() ? std::min(rows(), work_units()) : std::clamp<int64_t>(channels() / 8, 1, work_units());
+    return leaves_halo() ? std::min(rows(), work_units()) : std::clamp<int64_t>(channels() / 8, 1, work_units());
   }
   void run(const Call& call, const Worker& worker, int64_t image, int64_t, int64_t task) const override {
-    const Range r = part(leaves_frame() ? rows() : channels(), task, tasks());
-    if (leaves_frame()) run_rows(call, worker, image, {0, channels()}, r);
+    const Range r = part(leaves_halo() ? rows() : channels(), task, tasks());
+    if (leaves_halo()) run_rows(call, worker, image, {0, channels()}, r);
     else run_channels(call, worker, image, r.begin, r.end);
   }
   void run_all(const Call& call, const Worker& worker, int64_t image, int64_t) const override {
@@ -48,12 +48,12 @@ class ChannelStep : public FramedStep {
   // Rows of blocks that may be worked on alone; 0: not at all, and run_rows is not called.
   virtual int64_t rows() const { return 0; }
   virtual void run_rows(const Call&, const Worker&, int64_t /*image*/, Range /*channels*/, Range /*rows*/) const {}
-  const Store& store(int i) const { return shop_.stores[i]; }
-  const cpu::EngineKernels& kernels() const { return shop_.kernels; }
-  const cpu::QuadKernels& quads() const { return shop_.quads; }
+  const Store& store(int i) const { return context_.stores[i]; }
+  const cpu::EngineKernels& kernels() const { return context_.kernels; }
+  const cpu::Int8Kernels& quads() const { return context_.quads; }
 
  private:
-  Workshop shop_;
+  StepContext context_;
   const char* kind_;
   int shown_;
 };

@@ -20,11 +20,11 @@ struct LaneRow {
 };
 
 LaneRow lane_row(const Layout& l, const float* image, int64_t row, int64_t begin, int64_t count) {
-  const Blocks& b = l.blocks;
+  const CellGrid& b = l.cells;
   LaneRow lanes;
   for (int64_t lane = 0; lane < kLanes; ++lane) {
-    const int64_t y = lane / b.grid_columns * b.rows + row, x = lane % b.grid_columns * b.columns + begin;
-    const bool inside = lane < b.grid_rows * b.grid_columns && y < l.height && x < l.width;
+    const int64_t y = lane / b.lane_columns * b.rows + row, x = lane % b.lane_columns * b.columns + begin;
+    const bool inside = lane < b.lane_rows * b.lane_columns && y < l.height && x < l.width;
     lanes.present[lane] = inside ? std::min(count, l.width - x) : 0;
     lanes.at[lane] = inside ? image + y * l.width + x : image;
   }
@@ -32,11 +32,11 @@ LaneRow lane_row(const Layout& l, const float* image, int64_t row, int64_t begin
 }
 
 // One channel of an image -> the vectors of its blocks, in these rows of theirs.
-void image_to_blocks(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane, Range rows) {
+void image_to_cells(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane, Range rows) {
   alignas(64) float spare[kLanes][kSpan];
   for (int64_t r = rows.begin; r < rows.end; ++r)
-    for (int64_t c = 0; c < l.blocks.columns; c += kSpan) {
-      const int64_t count = std::min(kSpan, l.blocks.columns - c);
+    for (int64_t c = 0; c < l.cells.columns; c += kSpan) {
+      const int64_t count = std::min(kSpan, l.cells.columns - c);
       LaneRow lanes = lane_row(l, image, r, c, count);
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         if (lanes.present[lane] == count) continue;
@@ -48,11 +48,11 @@ void image_to_blocks(const cpu::EngineKernels& k, const Layout& l, const float* 
 }
 
 // And back.
-void blocks_to_image(const cpu::EngineKernels& k, const Layout& l, const float* plane, float* image) {
+void cells_to_image(const cpu::EngineKernels& k, const Layout& l, const float* plane, float* image) {
   alignas(64) float spare[kLanes][kSpan];
-  for (int64_t r = 0; r < l.blocks.rows; ++r)
-    for (int64_t c = 0; c < l.blocks.columns; c += kSpan) {
-      const int64_t count = std::min(kSpan, l.blocks.columns - c);
+  for (int64_t r = 0; r < l.cells.rows; ++r)
+    for (int64_t c = 0; c < l.cells.columns; c += kSpan) {
+      const int64_t count = std::min(kSpan, l.cells.columns - c);
       const LaneRow lanes = lane_row(l, image, r, c, count);
       float* to[kLanes];
       for (int64_t lane = 0; lane < kLanes; ++lane)
@@ -65,25 +65,25 @@ void blocks_to_image(const cpu::EngineKernels& k, const Layout& l, const float* 
 
 class Pack : public ChannelStep {
  public:
-  Pack(const Workshop& shop, std::string name, int input, int y)
-      : ChannelStep(shop, std::move(name), "input", y), input_(input), y_(y) {}
+  Pack(const StepContext& context, std::string name, int input, int y)
+      : ChannelStep(context, std::move(name), "input", y), input_(input), y_(y) {}
 
  protected:
   int64_t tasks() const override {
-    return leaves_frame() ? ChannelStep::tasks() : std::min<int64_t>(channels(), work_units());
+    return leaves_halo() ? ChannelStep::tasks() : std::min<int64_t>(channels(), work_units());
   }
   int64_t channels() const override { return store(y_).channels; }
-  int64_t rows() const override { return store(y_).layout.blocks.rows; }
+  int64_t rows() const override { return store(y_).layout.cells.rows; }
   void run_rows(const Call& call, const Worker& worker, int64_t image, Range channels, Range rows) const override {
     const Store& y = store(y_);
     const int64_t pixels = y.layout.height * y.layout.width;
     for (int64_t c = channels.begin; c < channels.end; ++c)
-      image_to_blocks(kernels(), y.layout, call.inputs[input_] + (image * y.channels + c) * pixels,
-                      y.channel(worker.arena, c), rows);
+      image_to_cells(kernels(), y.layout, call.inputs[input_] + (image * y.channels + c) * pixels,
+                     y.channel(worker.arena, c), rows);
   }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
     run_rows(call, worker, image, {c0, c1}, {0, rows()});
-    store(y_).fill_frames(kernels(), worker.arena, c0, c1);
+    store(y_).fill_halos(kernels(), worker.arena, c0, c1);
   }
 
  private:
@@ -93,8 +93,9 @@ class Pack : public ChannelStep {
 // Planes -> images of the caller's order, [N][C][H][W]: an output, or a rows value (which then is flattened).
 class Unpack : public ChannelStep {
  public:
-  Unpack(const Workshop& shop, std::string name, const char* kind, int x, std::vector<float*> Call::* to, int index)
-      : ChannelStep(shop, std::move(name), kind, x), x_(x), to_(to), index_(index) {}
+  Unpack(const StepContext& context, std::string name, const char* kind, int x, std::vector<float*> Call::* to,
+         int index)
+      : ChannelStep(context, std::move(name), kind, x), x_(x), to_(to), index_(index) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
@@ -102,8 +103,8 @@ class Unpack : public ChannelStep {
     const Store& x = store(x_);
     const int64_t pixels = x.layout.height * x.layout.width;
     for (int64_t c = c0; c < c1; ++c)
-      blocks_to_image(kernels(), x.layout, x.channel(worker.arena, c),
-                      (call.*to_)[index_] + (image * x.channels + c) * pixels);
+      cells_to_image(kernels(), x.layout, x.channel(worker.arena, c),
+                     (call.*to_)[index_] + (image * x.channels + c) * pixels);
   }
 
  private:
@@ -114,16 +115,16 @@ class Unpack : public ChannelStep {
 
 class Repack : public ChannelStep {
  public:
-  Repack(const Workshop& shop, std::string name, int x, int y)
-      : ChannelStep(shop, std::move(name), "repack", y),
+  Repack(const StepContext& context, std::string name, int x, int y)
+      : ChannelStep(context, std::move(name), "repack", y),
         x_(x),
         y_(y),
         index_(gather_index(store(y).layout, store(x).layout)) {
     if (store(y).fill_value == 0.0f) return;
-    // Another fill reaches the frame and the pixels beyond the image: all vectors of the plane come from the index.
+    // Another fill reaches the halo and the pixels beyond the image: all vectors of the plane come from the index.
     const Layout& to = store(y).layout;
-    const Blocks& b = to.blocks;
-    const FrameFill fill = frame_fill(to);
+    const CellGrid& b = to.cells;
+    const HaloFill fill = halo_fill(to);
     std::vector<int32_t> whole(static_cast<size_t>(to.plane() * kLanes), -1);
     auto at = [&](int64_t vector) { return whole.begin() + (to.origin() + vector) * kLanes; };
     for (int64_t r = 0; r < b.rows; ++r)
@@ -147,12 +148,12 @@ class Repack : public ChannelStep {
                          static_cast<int64_t>(index_.size()), y.fill_lane());
       return;
     }
-    const int64_t line = l.blocks.columns * kLanes;
+    const int64_t line = l.cells.columns * kLanes;
     for (int64_t c = c0; c < c1; ++c)
-      for (int64_t r = 0; r < l.blocks.rows; ++r)
+      for (int64_t r = 0; r < l.cells.rows; ++r)
         kernels().gather(y.channel(worker.arena, c) + r * l.pitch() * kLanes, x.channel(worker.arena, c),
                          index_.data() + r * line, line, y.fill_lane());
-    y.fill_frames(kernels(), worker.arena, c0, c1);
+    y.fill_halos(kernels(), worker.arena, c0, c1);
   }
 
  private:
@@ -162,8 +163,8 @@ class Repack : public ChannelStep {
 
 class Copy : public ChannelStep {
  public:
-  Copy(const Workshop& shop, std::string name, int x, int y, int64_t first, std::vector<int64_t> index)
-      : ChannelStep(shop, std::move(name), "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {}
+  Copy(const StepContext& context, std::string name, int x, int y, int64_t first, std::vector<int64_t> index)
+      : ChannelStep(context, std::move(name), "copy", x), x_(x), y_(y), first_(first), index_(std::move(index)) {}
 
  protected:
   int64_t channels() const override {
@@ -173,11 +174,11 @@ class Copy : public ChannelStep {
     const Store &x = store(x_), &y = store(y_);
     const Layout &from = x.layout, &to = y.layout;
     for (int64_t c = c0; c < c1; ++c)
-      for (int64_t r = 0; r < to.blocks.rows; ++r)
+      for (int64_t r = 0; r < to.cells.rows; ++r)
         std::memcpy(y.channel(worker.arena, first_ + c) + r * to.pitch() * kLanes,
                     x.channel(worker.arena, index_.empty() ? c : index_[c]) + r * from.pitch() * kLanes,
-                    static_cast<size_t>(to.blocks.columns * kLanes) * sizeof(float));
-    y.fill_frames(kernels(), worker.arena, first_ + c0, first_ + c1);
+                    static_cast<size_t>(to.cells.columns * kLanes) * sizeof(float));
+    y.fill_halos(kernels(), worker.arena, first_ + c0, first_ + c1);
   }
 
  private:
@@ -188,10 +189,10 @@ class Copy : public ChannelStep {
 
 class Pool : public ChannelStep {
  public:
-  Pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x, int y)
-      : Pool(shop, std::move(name), "max_pool", true, pool.window, x, y) {}
-  Pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x, int y)
-      : Pool(shop, std::move(name), "avg_pool", false, pool.window, x, y) {
+  Pool(const StepContext& context, std::string name, const MaxPoolAttributes& pool, int x, int y)
+      : Pool(context, std::move(name), "max_pool", true, pool.window, x, y) {}
+  Pool(const StepContext& context, std::string name, const AvgPoolAttributes& pool, int x, int y)
+      : Pool(context, std::move(name), "avg_pool", false, pool.window, x, y) {
     std::tie(factor_, scale_) = window_factors(pool, store(x).layout, store(y).layout);
   }
 
@@ -199,7 +200,7 @@ class Pool : public ChannelStep {
   int64_t channels() const override { return store(y_).channels; }
   void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
     const Store &x = store(x_), &y = store(y_);
-    const Blocks& b = y.layout.blocks;
+    const CellGrid& b = y.layout.cells;
     cpu::PoolRow row{};
     row.taps = taps_.data();
     row.tap_count = static_cast<int64_t>(taps_.size());
@@ -215,12 +216,12 @@ class Pool : public ChannelStep {
         row.valid = y.valid_row(r);
         kernels().pool_row(row);
       }
-    y.fill_frames(kernels(), worker.arena, c0, c1);
+    y.fill_halos(kernels(), worker.arena, c0, c1);
   }
 
  private:
-  Pool(const Workshop& shop, std::string name, const char* kind, bool is_max, const Window& window, int x, int y)
-      : ChannelStep(shop, std::move(name), kind, y),
+  Pool(const StepContext& context, std::string name, const char* kind, bool is_max, const Window& window, int x, int y)
+      : ChannelStep(context, std::move(name), kind, y),
         window_(window),
         is_max_(is_max),
         x_(x),
@@ -237,25 +238,25 @@ class Pool : public ChannelStep {
 
 class Map : public ChannelStep {
  public:
-  Map(const Workshop& shop, std::string name, const MapAttributes& map, int x, int other, int rows, int y)
-      : ChannelStep(shop, std::move(name), "elementwise", y), map_(map), x_(x), other_(other), rows_(rows), y_(y) {}
+  Map(const StepContext& context, std::string name, const MapAttributes& map, int x, int other, int rows, int y)
+      : ChannelStep(context, std::move(name), "elementwise", y), map_(map), x_(x), other_(other), rows_(rows), y_(y) {}
 
  protected:
   int64_t channels() const override { return store(y_).channels; }
   void run_channels(const Call& call, const Worker& worker, int64_t image, int64_t c0, int64_t c1) const override {
     const Store &x = store(x_), &y = store(y_);
-    const Blocks& b = y.layout.blocks;
+    const CellGrid& b = y.layout.cells;
     cpu::MapRow row{};
     row.count = b.columns;
     row.activation = map_.activation.view();
-    row.join = other_ >= 0 ? map_.join : cpu::Join::kNone;
+    row.join = other_ >= 0 ? map_.join : cpu::Binary::kNone;
     for (int64_t c = c0; c < c1; ++c) {
       row.channel = c;
       row.scale = map_.scale.empty() ? 1.0f : map_.scale[c];
       row.shift = map_.shift.empty() ? 0.0f : map_.shift[c];
-      if (rows_ >= 0) {  // one number for all pixels: it joins scale and shift
+      if (rows_ >= 0) {  // one number for all pixels: it binaries scale and shift
         const float v = call.rows[rows_][image * y.channels + c];
-        if (map_.join == cpu::Join::kMultiply) row.scale *= v, row.shift *= v;
+        if (map_.join == cpu::Binary::kMultiply) row.scale *= v, row.shift *= v;
         else row.shift += v;
       }
       for (int64_t r = 0; r < b.rows; ++r) {
@@ -266,7 +267,7 @@ class Map : public ChannelStep {
         kernels().map_row(row);
       }
     }
-    y.fill_frames(kernels(), worker.arena, c0, c1);
+    y.fill_halos(kernels(), worker.arena, c0, c1);
   }
 
  private:
@@ -276,8 +277,8 @@ class Map : public ChannelStep {
 
 class GlobalPool : public ChannelStep {
  public:
-  GlobalPool(const Workshop& shop, std::string name, int x, int rows)
-      : ChannelStep(shop, std::move(name), "global_avg_pool", x), x_(x), value_(rows) {}
+  GlobalPool(const StepContext& context, std::string name, int x, int rows)
+      : ChannelStep(context, std::move(name), "global_avg_pool", x), x_(x), value_(rows) {}
 
  protected:
   int64_t channels() const override { return store(x_).channels; }
@@ -287,7 +288,7 @@ class GlobalPool : public ChannelStep {
     const float factor = 1.0f / static_cast<float>(l.height * l.width);
     for (int64_t c = c0; c < c1; ++c) {
       alignas(64) float sums[kLanes];
-      kernels().lane_sums(x.channel(worker.arena, c), l.blocks.rows, l.blocks.columns, l.pitch() * kLanes, sums);
+      kernels().lane_sums(x.channel(worker.arena, c), l.cells.rows, l.cells.columns, l.pitch() * kLanes, sums);
       for (int64_t half = kLanes / 2; half > 0; half /= 2)
         for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
       call.rows[value_][image * x.channels + c] = sums[0] * factor;
@@ -300,36 +301,36 @@ class GlobalPool : public ChannelStep {
 
 }  // namespace
 
-std::unique_ptr<FramedStep> make_pack(const Workshop& shop, std::string name, int input, int y) {
-  return std::make_unique<Pack>(shop, std::move(name), input, y);
+std::unique_ptr<HaloedStep> make_pack(const StepContext& context, std::string name, int input, int y) {
+  return std::make_unique<Pack>(context, std::move(name), input, y);
 }
-std::unique_ptr<Step> make_unpack(const Workshop& shop, std::string name, int x, int output) {
-  return std::make_unique<Unpack>(shop, std::move(name), "output", x, &Call::outputs, output);
+std::unique_ptr<Step> make_unpack(const StepContext& context, std::string name, int x, int output) {
+  return std::make_unique<Unpack>(context, std::move(name), "output", x, &Call::outputs, output);
 }
-std::unique_ptr<Step> make_repack(const Workshop& shop, std::string name, int x, int y) {
-  return std::make_unique<Repack>(shop, std::move(name), x, y);
+std::unique_ptr<Step> make_repack(const StepContext& context, std::string name, int x, int y) {
+  return std::make_unique<Repack>(context, std::move(name), x, y);
 }
-std::unique_ptr<Step> make_copy(const Workshop& shop, std::string name, int x, int y, int64_t first,
+std::unique_ptr<Step> make_copy(const StepContext& context, std::string name, int x, int y, int64_t first,
                                 std::vector<int64_t> index) {
-  return std::make_unique<Copy>(shop, std::move(name), x, y, first, std::move(index));
+  return std::make_unique<Copy>(context, std::move(name), x, y, first, std::move(index));
 }
-std::unique_ptr<Step> make_max_pool(const Workshop& shop, std::string name, const MaxPoolAttributes& pool, int x,
+std::unique_ptr<Step> make_max_pool(const StepContext& context, std::string name, const MaxPoolAttributes& pool, int x,
                                     int y) {
-  return std::make_unique<Pool>(shop, std::move(name), pool, x, y);
+  return std::make_unique<Pool>(context, std::move(name), pool, x, y);
 }
-std::unique_ptr<Step> make_avg_pool(const Workshop& shop, std::string name, const AvgPoolAttributes& pool, int x,
+std::unique_ptr<Step> make_avg_pool(const StepContext& context, std::string name, const AvgPoolAttributes& pool, int x,
                                     int y) {
-  return std::make_unique<Pool>(shop, std::move(name), pool, x, y);
+  return std::make_unique<Pool>(context, std::move(name), pool, x, y);
 }
-std::unique_ptr<Step> make_map(const Workshop& shop, std::string name, const MapAttributes& map, int x, int other,
+std::unique_ptr<Step> make_map(const StepContext& context, std::string name, const MapAttributes& map, int x, int other,
                                int rows, int y) {
-  return std::make_unique<Map>(shop, std::move(name), map, x, other, rows, y);
+  return std::make_unique<Map>(context, std::move(name), map, x, other, rows, y);
 }
-std::unique_ptr<Step> make_global_pool(const Workshop& shop, std::string name, int x, int rows) {
-  return std::make_unique<GlobalPool>(shop, std::move(name), x, rows);
+std::unique_ptr<Step> make_global_pool(const StepContext& context, std::string name, int x, int rows) {
+  return std::make_unique<GlobalPool>(context, std::move(name), x, rows);
 }
-std::unique_ptr<Step> make_flatten(const Workshop& shop, std::string name, int x, int rows) {
-  return std::make_unique<Unpack>(shop, std::move(name), "flatten", x, &Call::rows, rows);
+std::unique_ptr<Step> make_flatten(const StepContext& context, std::string name, int x, int rows) {
+  return std::make_unique<Unpack>(context, std::move(name), "flatten", x, &Call::rows, rows);
 }
 
 }  // namespace secateur::engine

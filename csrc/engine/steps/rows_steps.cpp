@@ -233,7 +233,7 @@ class RowsMap : public Step {
       : Step(op.name), op_(op), map_(op.as<MapAttributes>()), features_(features), kernels_(kernels) {}
   void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
     // A feature is a channel of its own, so the kernel sees vectors of one float each where scale, shift or theta
-    // differ between features; plain activations and joins run over whole rows.
+    // differ between features; plain activations and binaries run over whole rows.
     const bool per_feature = !map_.scale.empty() || !map_.shift.empty() || !map_.activation.theta.empty();
     const float* a = call.rows[op_.inputs[0]] + image * features_;
     const float* b = op_.inputs.size() > 1 ? call.rows[op_.inputs[1]] + image * features_ : nullptr;

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/engine.h"
-#include "cpu/quads.h"
+#include "cpu/int8.h"
 #include "engine/layout/store.h"
 
 namespace secateur::engine {
@@ -64,19 +64,19 @@ class Step {
 
 using Steps = std::vector<std::unique_ptr<Step>>;
 
-// A step that writes planes and their frames.
-class FramedStep : public Step {
+// A step that writes planes and their halos.
+class HaloedStep : public Step {
  public:
   using Step::Step;
-  // Whether the frame is left for a step of its own (but by run_all), since no task has a whole plane.
-  virtual bool leaves_frame() const = 0;
+  // Whether the halo is left for a step of its own (but by run_all), since no task has a whole plane.
+  virtual bool leaves_halo() const = 0;
 };
 
 // Stores and kernels that a step works with; both outlive it.
-struct Workshop {
+struct StepContext {
   const std::vector<Store>& stores;
   const cpu::EngineKernels& kernels;
-  const cpu::QuadKernels& quads;
+  const cpu::Int8Kernels& quads;
 };
 
 // Into how many tasks a step is cut where it can be: as many as there are cores, whatever the number of threads that a

@@ -1,7 +1,7 @@
 // Weights as the sparse kernels read them: a stream of entries, row by row, in chunks of the input's planes.
 //
-// An entry is what one load of the input is multiplied with: a weight, a block of four bytes, a square of four blocks.
-// A row holds the entries of one output channel (of four, where entries are squares) in one chunk.
+// An entry is what one load of the input is multiplied with: a weight, a block of four bytes, a 4x4 block of four
+// blocks. A row holds the entries of one output channel (of four, where entries are 4x4 blocks) in one chunk.
 #pragma once
 
 #include <algorithm>

@@ -48,7 +48,7 @@ def _in_child() -> None:
 os.register_at_fork(after_in_child=_in_child)
 
 
-def settle() -> None:
+def limit_threads() -> None:
     """In a forked process: have torch do with the one thread that is there, before it hangs; said once."""
     global forked
     if not forked:

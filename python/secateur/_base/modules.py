@@ -41,7 +41,7 @@ def hooks_of(module: nn.Module) -> bool:
     return len(module._forward_hooks) + len(module._forward_pre_hooks) > len(pruning_hooks(module))
 
 
-def keeps_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
+def has_stock_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module computes what ``kind`` does, whatever its class."""
     if not isinstance(module, kind) or "forward" in vars(module):
         return False

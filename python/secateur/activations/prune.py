@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .._base.errors import Error
-from .._base.judge import Judge, checked_budget
+from .._base.evaluator import Evaluator, checked_budget
 from ..pruning.criteria import Criterion
 from ..report import Column, Report
 from .search import search
@@ -112,7 +112,7 @@ def prune_activations(
         raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
     searching = max_accuracy_drop is not None or evaluate is not None
     if searching:
-        allowed, judge = checked_budget(caller, max_accuracy_drop), Judge(caller, evaluate)
+        allowed, judge = checked_budget(caller, max_accuracy_drop), Evaluator(caller, evaluate)
         family = family_of(caller, criterion)
     elif isinstance(criterion, type) or not makes_thresholds(criterion):
         named = criterion is None or makes_thresholds(criterion)
@@ -129,7 +129,7 @@ def prune_activations(
         chosen = {name: layer for part in parts.values() for name, layer in part.apply(criterion).items()}
         idle = [name for name, s in placed.sites.items() if prunes_nothing(s, chosen[name].theta)]
         if idle:
-            placed.loud.append(f"{criterion} prunes nothing in {', '.join(idle)}: ReLU's own zeros are all there is")
+            placed.to_warn.append(f"{criterion} prunes nothing in {', '.join(idle)}: ReLU's own zeros are all there is")
     placed.set({name: layer.theta for name, layer in chosen.items()})
     flags = {name: m.training for name, m in model.named_modules()}
     for name, module in placed.model.named_modules():
@@ -138,7 +138,7 @@ def prune_activations(
     if searching:
         report = found.report(report)
     placed.model.report = report  # type: ignore[assignment]
-    for text in placed.loud:
+    for text in placed.to_warn:
         warnings.warn(f"{caller}: {text}", UserWarning, stacklevel=2)
     return placed.model
 
@@ -168,7 +168,7 @@ def _report(placed: Placed, chosen: Mapping[str, Chosen], title: str) -> Report:
         )
         sums = {"before": sums["before"] + before, "after": sums["after"] + after, "off": sums["off"] + off}
         values += s.total
-    notes = list(placed.loud)
+    notes = list(placed.to_warn)
     every = sum(layer.clamped for layer in chosen.values())
     if every:
         notes.append(f"{every} of the thresholds came out negative and became 0: those channels are plain ReLU")

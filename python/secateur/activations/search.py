@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
-from .._base.judge import Judge, log
+from .._base.evaluator import Evaluator, log
 from ..pruning.criteria import Criterion
 from ..report import Column, Report
 from .sensitivity import STEPS, Curve, measure
@@ -93,7 +93,7 @@ class _Joint:
         placed: Placed,
         parts: Mapping[str, Group],
         family: type[Criterion],
-        judge: Judge,
+        judge: Evaluator,
         baseline: float,
         bar: Any,
     ) -> None:
@@ -129,7 +129,7 @@ def search(
     placed: Placed,
     parts: Mapping[str, Group],
     family: type[Criterion],
-    judge: Judge,
+    judge: Evaluator,
     allowed: float,
     progress: bool,
 ) -> Found:

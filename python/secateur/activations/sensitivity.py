@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
-from .._base.judge import Judge, log
+from .._base.evaluator import Evaluator, log
 from ..pruning.criteria import Criterion
 from .sensitivity_report import SensitivityReport
 from .threshold_sites import Placed, place
@@ -56,15 +56,15 @@ def activation_sensitivity(
     caller = "activation_sensitivity"
     family = family_of(caller, criterion)
     steps = None if levels is None else _checked_levels(caller, levels)
-    judge = Judge(caller, evaluate)
+    judge = Evaluator(caller, evaluate)
     over, shared = checked(caller, criterion, over, granularity)
     placed = place(model, batches, exclude, progress, caller)
     parts = groups(placed.sites, over, shared)
     bound = 1 + len(parts) * len(steps or STEPS)
     with tqdm(total=bound, desc="sensitivity", disable=not progress, leave=False) as bar:
         report = measure(placed, parts, family, judge, judge(placed.model), steps, bar)
-    report.notes += placed.loud
-    for text in placed.loud:
+    report.notes += placed.to_warn
+    for text in placed.to_warn:
         warnings.warn(f"{caller}: {text}", UserWarning, stacklevel=2)
     return report
 
@@ -83,7 +83,7 @@ def measure(
     placed: Placed,
     parts: Mapping[str, Group],
     family: type[Criterion],
-    judge: Judge,
+    judge: Evaluator,
     baseline: float,
     levels: Sequence[float] | None,
     bar: Any,

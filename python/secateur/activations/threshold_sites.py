@@ -28,7 +28,7 @@ class Placed:
     model: nn.Module
     sites: dict[str, ChannelStatistics]  # by the layer's name
     layers: dict[str, ThresholdReLU]
-    loud: list[str]  # what a user should be warned about
+    to_warn: list[str]  # what a user should be warned about
 
     def set(self, thetas: Mapping[str, Tensor]) -> None:
         for name, theta in thetas.items():
@@ -200,9 +200,9 @@ def _swap(watched: _Watched) -> Placed:
     replacement: dict[nn.Module, nn.Module] = {}
     for path, site in found.items():
         if site.mixed:
-            placed.loud.append(f"{path!r} is called with different numbers of channels: it stays a plain ReLU")
+            placed.to_warn.append(f"{path!r} is called with different numbers of channels: it stays a plain ReLU")
         elif site.statistics is None or site.statistics.count == 0:
-            placed.loud.append(f"{path!r} never ran on the calibration data: it stays a plain ReLU")
+            placed.to_warn.append(f"{path!r} never ran on the calibration data: it stays a plain ReLU")
         else:
             placed.sites[path] = site.statistics
             theta = torch.zeros_like(site.statistics.mean, dtype=torch.float32)
@@ -212,7 +212,7 @@ def _swap(watched: _Watched) -> Placed:
         replacement[site] = nn.ReLU(site.inplace) if site.max is None else nn.ReLU6(site.inplace)
     sequences = [path for path in placed.sites if found[path].sequences]
     if sequences:
-        placed.loud.append(
+        placed.to_warn.append(
             f"3-d activations of {', '.join(sequences)}: the channel is dim 1, as in Conv1d's [N, C, L]; "
             "where a Linear made them, [N, L, C], that is the position: exclude such layers"
         )

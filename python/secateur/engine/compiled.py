@@ -27,7 +27,7 @@ from .backends.reference import REFERENCE
 from .lowering.segment import Decision
 from .packed import Loan, borrow, own
 from .reporting import compile_report
-from .unit import Key, Settings, Unit, hooks_of, input_key, stand_in
+from .unit import CompiledForward, CompileSession, Key, hooks_of, input_key, module_with_forward
 
 C = TypeVar("C", bound="CompiledModel")
 
@@ -163,7 +163,7 @@ class CompiledModel(nn.Module):
         if torch.is_grad_enabled():
             _check_gradients(args)
         if fork.forked:
-            fork.settle()
+            fork.limit_threads()
         built: _Built | None = self.__dict__["_built"]
         if built is None:
             built = self._build(args)
@@ -207,9 +207,9 @@ class CompiledModel(nn.Module):
             return built
 
     def _made(self, source: nn.Module, args: tuple[Any, ...]) -> _Built:
-        settings = Settings(self.__dict__["_backend"], self._budget, self._decisions)
+        settings = CompileSession(self.__dict__["_backend"], self._budget, self._decisions)
         settings.deadline = time.perf_counter() + self._budget
-        unit = Unit(source, "", settings)
+        unit = CompiledForward(source, "", settings)
         try:
             with _buffers_kept(source):
                 unit.state(args)
@@ -218,7 +218,7 @@ class CompiledModel(nn.Module):
             raise
         settings.sealed = True
         unit.forget_weights()
-        entry = stand_in(unit) if hooks_of(source) else unit
+        entry = module_with_forward(unit) if hooks_of(source) else unit
         self.report = compile_report(unit)
         example = tuple(clones(args))
         return _Built(entry, unit, tuple(input_key(a, False) for a in args), example)
@@ -303,7 +303,7 @@ class CompiledModel(nn.Module):
 @dataclass(frozen=True)
 class _Built:
     entry: Any  # called with the inputs
-    unit: Unit
+    unit: CompiledForward
     expected: Key
     example: tuple[Any, ...]
 

@@ -26,7 +26,7 @@ from .reporting import (
     torch_row,
     total_zeros,
 )
-from .unit import State, Unit
+from .unit import CompiledForward, Specialization
 
 
 def profile(fast: Any, example_input: Any) -> Report:
@@ -55,7 +55,7 @@ def profile(fast: Any, example_input: Any) -> Report:
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.no_grad():
         fast(*args)  # refuses what it does not take, builds what is not built
-        unit: Unit = fast.__dict__["_built"].unit
+        unit: CompiledForward = fast.__dict__["_built"].unit
         whole = _median_ms(lambda: fast(*args))
         rows = list(_profile_unit(unit, args))
     segments = list(segments_of(unit))
@@ -97,7 +97,7 @@ class _Timed(fx.Interpreter):
         return result
 
 
-def _profile_unit(unit: Unit, args: Sequence[Any]) -> Iterator[Row]:
+def _profile_unit(unit: CompiledForward, args: Sequence[Any]) -> Iterator[Row]:
     state = unit.state(args)
     if state.assembled is None:
         yield from _profile_python(unit, state, args)
@@ -121,8 +121,8 @@ def _profile_unit(unit: Unit, args: Sequence[Any]) -> Iterator[Row]:
             yield row
 
 
-def _profile_python(unit: Unit, state: State, args: Sequence[Any]) -> Iterator[Row]:
-    calls: list[tuple[Unit, tuple[Any, ...]]] = []
+def _profile_python(unit: CompiledForward, state: Specialization, args: Sequence[Any]) -> Iterator[Row]:
+    calls: list[tuple[CompiledForward, tuple[Any, ...]]] = []
     whole = _median_ms(lambda: state.forward(*args))
     unit.settings.recorder = calls
     try:

@@ -13,7 +13,7 @@ from ..pt2e import FP32
 from ..report import Column, Report
 from .lowering.assemble import Assembled
 from .lowering.segment import Segment
-from .unit import State, Unit
+from .unit import CompiledForward, Specialization
 
 COLUMNS = (
     Column("layer", "layer", "text"),
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 ROUNDS = 7
 
 
-def compile_report(unit: Unit) -> Report:
+def compile_report(unit: CompiledForward) -> Report:
     """The report of :func:`secateur.compile`: what runs what, with the times that the choices were made by."""
     rows = [row for state in unit.states.values() for row in _state_rows(unit, state)]
     segments = list(segments_of(unit))
@@ -57,7 +57,7 @@ def report_row(name: str, kind: str, ms: float | None = None, why: str = "", **m
     }  # fmt: skip
 
 
-def _state_rows(unit: Unit, state: State) -> Iterator[Row]:
+def _state_rows(unit: CompiledForward, state: Specialization) -> Iterator[Row]:
     if state.assembled is None:
         yield report_row(state.path or type(unit.module).__name__, "python", why=state.why)
         for child in state.children:
@@ -76,7 +76,7 @@ def _state_rows(unit: Unit, state: State) -> Iterator[Row]:
             yield row
 
 
-def child_unit(state: State, node: fx.Node) -> Unit | None:
+def child_unit(state: Specialization, node: fx.Node) -> CompiledForward | None:
     if node.op != "call_module":
         return None
     wanted = f"{state.path}.{node.target}" if state.path else str(node.target)
@@ -84,7 +84,7 @@ def child_unit(state: State, node: fx.Node) -> Unit | None:
 
 
 def segment_rows(
-    state: State, name: str, ms: float | None = None, inputs: Sequence[Tensor] | None = None
+    state: Specialization, name: str, ms: float | None = None, inputs: Sequence[Tensor] | None = None
 ) -> Iterator[Row]:
     """``inputs``: time the steps on them, under the threads that run them; otherwise the times are the choice's."""
     assert state.assembled is not None
@@ -95,7 +95,7 @@ def segment_rows(
         if inputs is not None:
             steps = _timed_steps(segment.program, steps, inputs)
         for made in steps:
-            if made["kind"] in ("frame", "nonzeros"):  # a convolution's end and beginning, where threads share it
+            if made["kind"] in ("halo", "nonzeros"):  # a convolution's end and beginning, where threads share it
                 continue
             row = report_row(made["name"], made["kind"], segment=label)
             row.update({key: made[key] for key in ("shape", "zeros", "kernel", "why")})
@@ -127,7 +127,7 @@ def _timed_steps(program: Any, steps: list[Row], inputs: Sequence[Tensor]) -> li
     rounds = torch.stack([torch.ops.secateur.engine_step_times.default(first, program.id) for _ in range(ROUNDS)])
     for i, (step, ms) in enumerate(zip(steps, rounds.median(0).values.tolist(), strict=True)):
         step["ms"] = ms
-        if step["kind"] == "frame" and i:
+        if step["kind"] == "halo" and i:
             steps[i - 1]["ms"] += ms
     for i, step in enumerate(steps):
         if step["kind"] == "nonzeros":
@@ -138,7 +138,7 @@ def _timed_steps(program: Any, steps: list[Row], inputs: Sequence[Tensor]) -> li
     return steps
 
 
-def torch_row(state: State, node: fx.Node, ms: float | None = None) -> Row | None:
+def torch_row(state: Specialization, node: fx.Node, ms: float | None = None) -> Row | None:
     assert state.assembled is not None
     assert state.ctx is not None
     traced = state.assembled.torch_nodes.get(node.name)
@@ -157,7 +157,7 @@ def _text(tile: Any) -> str | None:
     return None if tile is None else str(tile)
 
 
-def segments_of(unit: Unit) -> Iterator[tuple[str, Segment]]:
+def segments_of(unit: CompiledForward) -> Iterator[tuple[str, Segment]]:
     for each in unit.settings.units.values() if unit.path == "" else [unit]:
         for state in each.states.values():
             assembled: Assembled | None = state.assembled

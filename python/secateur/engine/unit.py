@@ -32,21 +32,21 @@ _MOST_STATES = 8  # image sizes kept at a time, where the graph depends on them
 
 
 @dataclass
-class Settings:
+class CompileSession:
     """What all units of one compiled model share."""
 
     backend: Backend
     budget_s: float
     decisions: dict[str, Decision] = field(default_factory=dict)
-    units: dict[int, Unit] = field(default_factory=dict)  # id of a module -> its unit
+    units: dict[int, CompiledForward] = field(default_factory=dict)  # id of a module -> its unit
     lock: Lock = field(default_factory=Lock)
     deadline: float = 0.0
     sealed: bool = False  # compiled: what was never reached stays torch
-    recorder: list[tuple[Unit, tuple[Any, ...]]] | None = None  # set while profiling
+    recorder: list[tuple[CompiledForward, tuple[Any, ...]]] | None = None  # set while profiling
 
 
 @dataclass
-class State:
+class Specialization:
     """A unit made for one kind of inputs."""
 
     forward: Callable[..., Any]
@@ -55,23 +55,23 @@ class State:
     assembled: Assembled | None = None
     reasons: dict[fx.Node, str] = field(default_factory=dict)
     why: str = ""  # of a forward that runs as it is
-    children: list[Unit] = field(default_factory=list)
+    children: list[CompiledForward] = field(default_factory=list)
     held: Any = None
 
 
 Key = tuple[Any, ...]
 
 
-class Unit:
+class CompiledForward:
     """Calls like the module; see the text above."""
 
-    def __init__(self, module: nn.Module, path: str, settings: Settings) -> None:
+    def __init__(self, module: nn.Module, path: str, settings: CompileSession) -> None:
         self.module = module
         self.path = path
         self.settings = settings
         self.size_bound = False
-        self.states: OrderedDict[Key, State] = OrderedDict()
-        self.last: tuple[Key, State] | None = None
+        self.states: OrderedDict[Key, Specialization] = OrderedDict()
+        self.last: tuple[Key, Specialization] | None = None
         settings.units.setdefault(id(module), self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +95,7 @@ class Unit:
         """What a state depends on: dtypes, devices, ranks, channels; image sizes only where the graph does."""
         return tuple(input_key(a, self.size_bound) for a in args)
 
-    def state(self, args: Sequence[Any], key: Key | None = None) -> State:
+    def state(self, args: Sequence[Any], key: Key | None = None) -> Specialization:
         key = self.key(args) if key is None else key
         found = self.states.get(key)
         if found is None:
@@ -103,7 +103,7 @@ class Unit:
                 found = self.states.get(self.key(args))
                 if found is None:
                     if self.settings.sealed and not self._may_follow(key):
-                        return State(self._own, self.path, why="not what the example gave it")
+                        return Specialization(self._own, self.path, why="not what the example gave it")
                     found = self._make(args)
                     key = self.key(args)  # it may have turned out to depend on the size
                     self.states[key] = found
@@ -116,34 +116,34 @@ class Unit:
         """Another image size than one it was made for: nothing else."""
         return self.size_bound and any(_without_size(key) == _without_size(known) for known in self.states)
 
-    def _make(self, args: Sequence[Any]) -> State:
+    def _make(self, args: Sequence[Any]) -> Specialization:
         try:
             return self._graph_state(args)
         except Untraceable as reason:
             return self._python_state(args, str(reason))
 
-    def _graph_state(self, args: Sequence[Any]) -> State:
+    def _graph_state(self, args: Sequence[Any]) -> Specialization:
         settings = self.settings
         traced = trace(self.module, args)
         order = make_functional(traced)
         ctx, reasons = recognise(traced, order, settings.backend.dtypes)
         parts = partition(ctx, reasons)
-        children: list[Unit] = []
+        children: list[CompiledForward] = []
 
         def opaque(target: str) -> nn.Module:
             unit = self._unit_of(self.module.get_submodule(target), target)
             children.append(unit)
-            return stand_in(unit)
+            return module_with_forward(unit)
 
         assembled = assemble(ctx, parts, settings.backend, self.path, opaque)
-        state = State(assembled.module.forward, self.path, ctx, assembled, reasons, children=children)
+        state = Specialization(assembled.module.forward, self.path, ctx, assembled, reasons, children=children)
         state.held = assembled.module
         self.size_bound |= ctx.size_bound
         self._decide(state, args)
         state.forward = _only_segment(assembled) or state.forward
         return state
 
-    def _decide(self, state: State, args: Sequence[Any]) -> None:
+    def _decide(self, state: Specialization, args: Sequence[Any]) -> None:
         """Run the example through; each segment chooses its form on what reaches it."""
         assembled = state.assembled
         assert assembled is not None
@@ -175,23 +175,23 @@ class Unit:
 
     # ---- what is not a graph ----
 
-    def _unit_of(self, module: nn.Module, name: str) -> Unit:
+    def _unit_of(self, module: nn.Module, name: str) -> CompiledForward:
         units = self.settings.units
         if id(module) not in units:
             path = f"{self.path}.{name}" if self.path else name
-            units[id(module)] = Unit(module, path, self.settings)
+            units[id(module)] = CompiledForward(module, path, self.settings)
         return units[id(module)]
 
-    def _python_state(self, args: Sequence[Any], why: str) -> State:
+    def _python_state(self, args: Sequence[Any], why: str) -> Specialization:
         module = self.module
         called: set[int] = set()
         if not isinstance(module, torch.jit.ScriptModule):
             with _calls(module, called), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 self._own(*clones(args))
-        children: list[Unit] = []
+        children: list[CompiledForward] = []
         clone = self._clone(module, "", called, children)
         forward = type(module).forward
-        state = State(lambda *a: forward(clone, *a), self.path, why=why, children=children, held=clone)
+        state = Specialization(lambda *a: forward(clone, *a), self.path, why=why, children=children, held=clone)
         if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
             state.forward = module.forward
         if children:  # they make themselves as the example reaches them
@@ -199,11 +199,11 @@ class Unit:
                 state.forward(*clones(args))
         return state
 
-    def _clone(self, module: nn.Module, name: str, called: set[int], children: list[Unit]) -> nn.Module:
+    def _clone(self, module: nn.Module, name: str, called: set[int], children: list[CompiledForward]) -> nn.Module:
         """The module with the same tensors, whose children run as units where its forward calls them."""
         if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
             return module
-        clone = _shallow(module)
+        clone = shallow_copy(module)
         for key, child in module._modules.items():
             if child is None:
                 continue
@@ -213,7 +213,7 @@ class Unit:
                 unit = self._unit_of(child, path)
                 children.append(unit)
                 if twin is child:
-                    twin = _shallow(child)
+                    twin = shallow_copy(child)
                 twin.__dict__["forward"] = unit
             clone._modules[key] = twin
         return clone
@@ -227,16 +227,16 @@ def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
     return None
 
 
-def stand_in(unit: Unit) -> nn.Module:
+def module_with_forward(unit: CompiledForward) -> nn.Module:
     """The unit's module with its hooks, and the unit as its forward."""
     if isinstance(unit.module, torch.jit.ScriptModule):
         return unit.module
-    twin = _shallow(unit.module)
+    twin = shallow_copy(unit.module)
     twin.__dict__["forward"] = unit
     return twin
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def shallow_copy(module: nn.Module) -> nn.Module:
     """Another object with the same attributes, and a table of children of its own."""
     twin: nn.Module = object.__new__(type(module))
     twin.__dict__.update(vars(module))
@@ -293,4 +293,4 @@ def _without_size(key: Any) -> Any:
     return tuple(_without_size(k) for k in key) if isinstance(key, tuple) else key
 
 
-__all__ = ["Settings", "State", "Unit", "hooks_of", "stand_in"]
+__all__ = ["CompileSession", "CompiledForward", "Specialization", "hooks_of", "module_with_forward"]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .._base.modules import keeps_forward
+from .._base.modules import has_stock_forward
 from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU
 
 #: How a result comes from the inputs. "layer": sums of products with weights; "norm": scaled and shifted by channel;
@@ -282,7 +282,7 @@ def of_module(module: nn.Module) -> Operator | None:
     """The operation that a module computes: of its class, or of the base class whose forward it has."""
     for kind in type(module).__mro__:
         row = _MODULES.get(kind)
-        if row is not None and keeps_forward(module, kind):
+        if row is not None and has_stock_forward(module, kind):
             return row
     return None
 

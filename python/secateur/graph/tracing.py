@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from .._base.modules import hooks_of, keeps_forward
+from .._base.modules import has_stock_forward, hooks_of
 from .._base.signals import held_signals
 from .._base.tensors import BASES, clones, same
 from ..nn import (
@@ -77,7 +77,7 @@ def _is_torch(module: nn.Module) -> bool:
     if home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential):
         return True
     plain = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.ReLU)
-    return type(module) in _OURS or any(keeps_forward(module, kind) for kind in plain)
+    return type(module) in _OURS or any(has_stock_forward(module, kind) for kind in plain)
 
 
 class _Tracer(fx.Tracer):

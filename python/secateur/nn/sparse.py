@@ -59,7 +59,7 @@ class SparseBase(nn.Module):
 
     weight_mask: Tensor  # uint8 [K, ceil(weights per neuron / 8)]
     weight_values: nn.Parameter  # [nnz]
-    _plan: tuple[object, host.Plan] | None
+    _plan: tuple[object, host.SparseLayer] | None
     _program: tuple[object, host.Program] | None  # of a convolution in blocks
     trial: Trial | None  # set while the layer has yet to choose between its forms
     dense_weight: Tensor | None  # the unpacked weight, where the dense form was faster; not in the state_dict
@@ -113,7 +113,7 @@ class SparseBase(nn.Module):
         dense = self.dense_weight  # once: another thread may take it away
         if dense is not None:
             if fork.forked:
-                fork.settle()
+                fork.limit_threads()
             return self._dense(x, dense)
         if x.dtype != torch.float32 or self.weight_values.dtype != torch.float32 or x.device.type != "cpu":
             return self._dense(x, self.weight)  # the twin
@@ -135,7 +135,7 @@ class SparseBase(nn.Module):
                     self.dense_weight = weight
             self.trial = None
 
-    def _plan_id(self) -> tuple[int, host.Plan | None]:
+    def _plan_id(self) -> tuple[int, host.SparseLayer | None]:
         """The plan of the weights as they are now, made at first use and whenever they have changed; and what keeps
         it alive, to be held while it is used, for another thread may make the next one.
 
@@ -155,14 +155,14 @@ class SparseBase(nn.Module):
     def _plan_constant(self) -> int:
         return self._plan_now().id
 
-    def _plan_now(self) -> host.Plan:
+    def _plan_now(self) -> host.SparseLayer:
         made = self._plan
         if made is None or made[0] != self._weight_state():
             with lock:
                 made, state = self._plan, self._weight_state()
                 if made is None or made[0] != state:
                     mask, values = self.weight_mask.numpy(force=True), self.weight_values.numpy(force=True)
-                    made = self._plan = (state, host.Plan(mask, values, **self._geometry()))
+                    made = self._plan = (state, host.SparseLayer(mask, values, **self._geometry()))
         return made[1]
 
     def _weight_state(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from .counting import row_of, total_of
 from .criteria import Criterion
 from .decide import Verdict, bias_of, decide
 from .outcome import Pruned, outcome
-from .targets import Override, plan
+from .targets import Override, assign_criteria
 
 
 def prune(
@@ -91,7 +91,7 @@ def prune_quietly(
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with what is to be warned about returned instead."""
     optimizers = _check_optimizers(optimizer)
-    targets, said, notes = plan(model, criterion, pattern, exclude, include, overrides)
+    targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides)
     with torch.no_grad():
         verdicts = decide(model, targets, data)
         pruned = [_write(verdict) for verdict in verdicts]  # from here on nothing that the caller did can fail

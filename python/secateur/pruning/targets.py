@@ -38,7 +38,7 @@ class Target:
         return self.criterion.scope == "global"
 
 
-def plan(
+def assign_criteria(
     model: nn.Module,
     criterion: Any,
     pattern: str,

@@ -18,7 +18,7 @@ from .layers import Layer
 from .report import Entry, report_of
 
 
-def reaches(accuracy: float, wanted: float) -> bool:
+def meets(accuracy: float, wanted: float) -> bool:
     """Not below, but for the rounding of ``baseline - allowed``."""
     return accuracy >= wanted - 1e-12
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 from torch import nn
 
 from .._base.errors import Error
-from .._base.judge import Judge, checked_budget, log
+from .._base.evaluator import Evaluator, checked_budget, log
 from .build import Built
 from .calibrate import Calibrated, calibrate
 from .freeze import freeze
-from .frozen import checked_method, excluded, finished, frozen, reaches
+from .frozen import checked_method, excluded, finished, frozen, meets
 from .grids import METHODS, Method
 from .report import QuantizationReport
 
@@ -78,7 +78,7 @@ def quantize(
             raise Error(f"{caller}: a model of prepare_qat has its grids already and takes no {named}")
         return student
     methods = _methods(caller, calibration, evaluate is not None)
-    judge = None if evaluate is None and max_accuracy_drop is None else Judge(caller, evaluate)
+    judge = None if evaluate is None and max_accuracy_drop is None else Evaluator(caller, evaluate)
     allowed = None if max_accuracy_drop is None else checked_budget(caller, max_accuracy_drop)
     calibrated = calibrate(model, batches, progress, caller)
     fp32 = excluded(caller, calibrated, exclude)
@@ -89,7 +89,7 @@ def quantize(
     built, chosen, tried = _most_accurate(calibrated, methods, fp32, judge)
     accuracy = tried[chosen]
     steps: list[dict[str, Any]] = []
-    if allowed is not None and not reaches(accuracy, baseline - allowed):
+    if allowed is not None and not meets(accuracy, baseline - allowed):
         from .sensitivity import leave_out
 
         built, accuracy, steps = leave_out(calibrated, chosen, fp32, judge, baseline, allowed, progress)
@@ -105,7 +105,7 @@ def _methods(caller: str, calibration: Any, judged: bool) -> tuple[Method, ...]:
 
 
 def _most_accurate(
-    calibrated: Calibrated, methods: Sequence[Method], fp32: Mapping[str, str], judge: Judge
+    calibrated: Calibrated, methods: Sequence[Method], fp32: Mapping[str, str], judge: Evaluator
 ) -> tuple[Built, Method, dict[str, float]]:
     """The first of the most accurate."""
     tried: dict[str, float] = {}

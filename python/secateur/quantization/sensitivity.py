@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
-from .._base.judge import Judge, log
+from .._base.evaluator import Evaluator, log
 from ..report import Column, Report
 from .build import Built
 from .calibrate import Calibrated, calibrate
-from .frozen import checked_method, excluded, frozen, reaches
+from .frozen import checked_method, excluded, frozen, meets
 from .grids import Method
 
 COLUMNS = (
@@ -80,13 +80,13 @@ def quantization_sensitivity(
     """
     caller = "quantization_sensitivity"
     method = checked_method(caller, calibration)
-    judge = None if evaluate is None else Judge(caller, evaluate)
+    judge = None if evaluate is None else Evaluator(caller, evaluate)
     calibrated = calibrate(model, batches, progress, caller)
     return measure(calibrated, method, excluded(caller, calibrated, exclude), judge, progress)
 
 
 def measure(
-    calibrated: Calibrated, method: Method, fp32: Mapping[str, str], judge: Judge | None, progress: bool
+    calibrated: Calibrated, method: Method, fp32: Mapping[str, str], judge: Evaluator | None, progress: bool
 ) -> QuantizationSensitivityReport:
     """The report of all layers but those that ``fp32`` names."""
     layers = calibrated.network.all_layers
@@ -107,7 +107,7 @@ def measure(
 
 
 def leave_out(
-    calibrated: Calibrated, method: Method, fp32: Mapping[str, str], judge: Judge, baseline: float, allowed: float,
+    calibrated: Calibrated, method: Method, fp32: Mapping[str, str], judge: Evaluator, baseline: float, allowed: float,
     progress: bool,
 ) -> tuple[Built, float, list[dict[str, Any]]]:  # fmt: skip
     """The network in which as few of the noisiest layers are fp32 as keep the accuracy: doubling, then bisection.
@@ -129,7 +129,7 @@ def leave_out(
     while best is None and many < len(order) - 1:
         many = min(max(2 * few, 1), len(order) - 1)
         built, accuracy = attempt(many)
-        if reaches(accuracy, baseline - allowed):
+        if meets(accuracy, baseline - allowed):
             best = built, accuracy
         else:
             few = many
@@ -142,7 +142,7 @@ def leave_out(
     while many - few > 1:
         middle = (few + many) // 2
         built, accuracy = attempt(middle)
-        if reaches(accuracy, baseline - allowed):
+        if meets(accuracy, baseline - allowed):
             many, best = middle, (built, accuracy)
         else:
             few = middle

@@ -21,7 +21,7 @@ from ..pruning.criteria import Criterion, patterns
 from ..pruning.criteria.base import share_of
 from ..pruning.decide import check_data
 from ..pruning.prune import prune_quietly
-from ..pruning.targets import Override, plan
+from ..pruning.targets import Override, assign_criteria
 from ..report import Report
 
 
@@ -114,7 +114,7 @@ class GradualPruner:
         patterns.parse(pattern, "GradualPruner")
         excluded, included = check_entries(exclude, "exclude"), check_entries(include, "include")
         # prune's errors now, not steps later
-        targets, _, _ = plan(model, criterion, pattern, excluded, included, overrides)
+        targets, _, _ = assign_criteria(model, criterion, pattern, excluded, included, overrides)
         check_data(targets, data)
         if isinstance(data, Iterator):
             raise Error(

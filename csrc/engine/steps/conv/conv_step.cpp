@@ -117,7 +117,7 @@ void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
   out.y_plane = y.plane_floats();
   out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
   out.activation = op_.activation.view();
-  out.valid_row = y.layout.blocks.columns;
+  out.valid_row = y.layout.cells.columns;
   // Not for 1x1 layers: their rows are too short to hide it.
   out.fetch = w.kernel[0] * w.kernel[1] > 1 && op_.groups == 1 && y.channels * y.plane_floats() > kFarFloats;
   const bool x_is_far = op_.groups == 1 && x.channels * x.plane_floats() > kFarFloats;

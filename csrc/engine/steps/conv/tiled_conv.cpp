@@ -26,7 +26,7 @@ std::vector<Tile> cut_tiles(int64_t rows, int64_t columns, int64_t height, int64
 TiledConv::TiledConv(const std::string& name, const Limits& limits, const Window& window, int64_t neurons,
                      int64_t depth, const std::vector<Store>& stores, int x, int y, int residual,
                      const cpu::EngineKernels& kernels)
-    : FramedStep(name),
+    : HaloedStep(name),
       window_(window),
       neurons_(neurons),
       depth_(depth),
@@ -40,9 +40,9 @@ TiledConv::TiledConv(const std::string& name, const Limits& limits, const Window
   const auto& w = window;
   line_ = w.kernel[0] == 1 && w.kernel[1] == 1 && w.stride[0] == 1 && w.stride[1] == 1 && from.layout.is_line() &&
           to.layout.is_line() && w.padding == std::array<int64_t, 4>{0, 0, 0, 0} &&
-          (residual < 0 || stores[residual].layout.is_line()) && to.layout.blocks == from.layout.blocks;
-  rows_ = line_ ? 1 : to.layout.blocks.rows;
-  columns_ = line_ ? to.layout.blocks.vectors() : to.layout.blocks.columns;
+          (residual < 0 || stores[residual].layout.is_line()) && to.layout.cells == from.layout.cells;
+  rows_ = line_ ? 1 : to.layout.cells.rows;
+  columns_ = line_ ? to.layout.cells.vectors() : to.layout.cells.columns;
 }
 
 // ---- which choice ----
@@ -138,7 +138,7 @@ void TiledConv::run(const Call&, const Worker& worker, int64_t, int64_t, int64_t
   const auto tiles = static_cast<int64_t>(tiles_.size());
   if (by_tile_) return run_range(worker, part(tiles, task, tasks()), {0, n_parts()});
   run_range(worker, {0, tiles}, {task, task + 1});
-  fill_frames(worker, {parts_[task], parts_[task + 1]});
+  fill_halos(worker, {parts_[task], parts_[task + 1]});
 }
 
 void TiledConv::run_all(const Call&, const Worker& worker, int64_t, int64_t) const {
@@ -147,13 +147,13 @@ void TiledConv::run_all(const Call&, const Worker& worker, int64_t, int64_t) con
       std::clamp<int64_t>((scratch + limits_.scratch_floats - 1) / limits_.scratch_floats, 1, n_parts());
   for (int64_t p = 0; p < passes; ++p)
     run_range(worker, {0, static_cast<int64_t>(tiles_.size())}, part(n_parts(), p, passes));
-  fill_frames(worker, {0, neurons_});
+  fill_halos(worker, {0, neurons_});
 }
 
-void TiledConv::fill_frames(const Worker& worker, Range channels) const {
+void TiledConv::fill_halos(const Worker& worker, Range channels) const {
   const Store& y = stores_[y_];
-  if (y.bytes) y.fill_frames(kernels_, worker.arena, channels.begin / 4, (channels.end + 3) / 4);
-  else y.fill_frames(kernels_, worker.arena, channels.begin, channels.end);
+  if (y.bytes) y.fill_halos(kernels_, worker.arena, channels.begin / 4, (channels.end + 3) / 4);
+  else y.fill_halos(kernels_, worker.arena, channels.begin, channels.end);
 }
 
 StepReport TiledConv::base_report() const {

@@ -2,7 +2,7 @@
 // a tile reads at a time, the output channels into parts.
 //
 // Here stands which of the many ways to cut are worth timing, and how threads share the work. What a kernel reads, and
-// how long it takes, the derived classes say: ConvStep for floats, BlockConvStep for bytes.
+// how long it takes, the derived classes say: ConvStep for floats, Int8ConvStep for bytes.
 #pragma once
 
 #include <array>
@@ -22,17 +22,17 @@ struct Tile {
 };
 
 struct ConvChoice {
-  bool dense = false;         // weights with their zeros; bytes: squares
+  bool dense = false;         // weights with their zeros; bytes: 4x4 blocks
   int rows = 1, columns = 1;  // of a tile, vectors
   int64_t chunk = 0;          // input planes (of a group) that a tile reads at a time: channels, or quads
 };
 
-class TiledConv : public FramedStep {
+class TiledConv : public HaloedStep {
  public:
   int64_t tasks() const override;
   void run(const Call&, const Worker&, int64_t image, int64_t count, int64_t task) const override;
   void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;
-  bool leaves_frame() const override { return by_tile_; }  // no task has a whole channel
+  bool leaves_halo() const override { return by_tile_; }  // no task has a whole channel
 
   virtual bool can_serve(bool dense) const = 0;
   virtual bool is_worth_trying(bool dense) const = 0;
@@ -87,7 +87,7 @@ class TiledConv : public FramedStep {
   const std::vector<Store>& stores_;
   const int x_, y_, residual_;
   const cpu::EngineKernels& kernels_;
-  bool line_;               // the block is one line of vectors: 1x1 kernels between stores without frames
+  bool line_;               // the block is one line of vectors: 1x1 kernels between stores without halos
   int64_t rows_, columns_;  // of output vectors
 
   ConvChoice choice_;
@@ -100,7 +100,7 @@ class TiledConv : public FramedStep {
 
  private:
   Range reach() const;  // the lowest offset of a tap and the highest, 0 among them
-  void fill_frames(const Worker&, Range channels) const;
+  void fill_halos(const Worker&, Range channels) const;
 
   const Limits limits_;
 };

@@ -56,7 +56,7 @@ BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const st
   bounds.back() = whole_quads(bounds.back()) * 4;
   Blocks blocks{w, shape};
   BlockStream s = pack_stream(blocks, bounds, chunks);
-  if (shape.pairs) pair_up<Blocks>(s);
+  if (shape.needs_int16_safe_blocks) pair_up<Blocks>(s);
   return s;
 }
 

@@ -1,10 +1,10 @@
-// Signed bytes of weights as the integer kernels read them: rows of blocks, or of squares, in chunks of input quads.
+// Signed bytes of weights as the integer kernels read them: rows of blocks, or of 4x4 blocks, in chunks of input quads.
 #pragma once
 
 #include <vector>
 
-#include "cpu/quad_pairs.h"
-#include "cpu/quads.h"
+#include "cpu/int16_safe.h"
+#include "cpu/int8.h"
 #include "engine/layout/quads.h"
 #include "engine/program/weights.h"
 #include "engine/steps/stream.h"
@@ -14,7 +14,7 @@ namespace secateur::engine {
 // What the inputs of an output channel are: quads and taps.
 struct BlockShape {
   int64_t taps = 1, groups = 1;
-  bool pairs = false;  // the kernels', see QuadKernels
+  bool needs_int16_safe_blocks = false;  // the kernels', see Int8Kernels
   int64_t group_channels(const ByteWeights& w) const { return w.per_neuron() / taps; }
   int64_t first_quad(const ByteWeights& w, int64_t neuron) const {
     return neuron / (w.neurons() / groups) * group_channels(w) / 4;
@@ -24,7 +24,7 @@ struct BlockShape {
 };
 
 // Calls f(quad, tap, four weights) for one output channel's blocks with a nonzero, quads ascending, counted from
-// first_quad. Those that do not fit pairs come as two.
+// first_quad. Those that are not int16-safe are split in two where shape says so.
 template <class F>
 void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuron, std::vector<uint32_t>& blocks,
                     F&& f) {
@@ -35,10 +35,10 @@ void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuro
     for (int64_t t = 0; quad >= 0 && t < shape.taps; ++t)
       if (const uint32_t four = blocks[t]; four != 0) {
         blocks[t] = 0;
-        if (!shape.pairs || cpu::fits_pairs(four)) {
+        if (!shape.needs_int16_safe_blocks || cpu::is_int16_safe(four)) {
           f(quad, t, four);
         } else {
-          const auto [half, rest] = cpu::halves_of(four);
+          const auto [half, rest] = cpu::split_for_int16(four);
           f(quad, t, half), f(quad, t, rest);
         }
       }
@@ -55,29 +55,29 @@ void for_each_block(const ByteWeights& w, const BlockShape& shape, int64_t neuro
 int64_t count_blocks(const ByteWeights& w, const BlockShape& shape);
 
 using BlockStream = Stream<cpu::BlockRow, uint32_t>;
-using SquareStream = Stream<cpu::SquareRow, uint32_t>;  // a row for each output quad; weights [square][4]
+using Block4x4Stream = Stream<cpu::Block4x4Row, uint32_t>;  // a row for each output quad; weights [4x4 block][4]
 
 // parts: bounds of output channels, multiples of four but for the last. Rows come in fours: the channels of a quad.
 BlockStream block_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
                          const Chunks& chunks);
 
 // Whether the four output channels of each quad read the same input quads.
-bool squares_exist(const ByteWeights& w, const BlockShape& shape);
-int64_t count_squares(const ByteWeights& w, const BlockShape& shape);
-// As block_stream; squares must exist.
-SquareStream square_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
-                           const Chunks& chunks);
+bool can_use_4x4_blocks(const ByteWeights& w, const BlockShape& shape);
+int64_t count_4x4_blocks(const ByteWeights& w, const BlockShape& shape);
+// As block_stream; 4x4 blocks must exist.
+Block4x4Stream block4x4_stream(const ByteWeights& w, const BlockShape& shape, const std::vector<int64_t>& parts,
+                               const Chunks& chunks);
 
 // Reorders `count` entries, an offset and `blocks` blocks each, such that the first 2 * n fit together two by two,
-// block by block (quad_pairs.h); returns n. Nearly in order still: entries move within windows.
-uint32_t by_twos(uint16_t* offsets, uint32_t* weights, uint32_t count, int blocks);
+// block by block (int16_safe.h); returns n. Nearly in order still: entries move within windows.
+uint32_t pair_blocks(uint16_t* offsets, uint32_t* weights, uint32_t count, int blocks);
 
 // Of whole rows of a stream.
 template <class Entries, class Row>
 void pair_up(Stream<Row, uint32_t>& s) {
   for (Row& row : s.rows)
-    row.twos = by_twos(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * Entries::kWeights,
-                       row.count, Entries::kWeights);
+    row.paired = pair_blocks(s.offsets.data() + row.begin, s.weights.data() + int64_t{row.begin} * Entries::kWeights,
+                             row.count, Entries::kWeights);
 }
 
 }  // namespace secateur::engine

@@ -9,15 +9,16 @@ namespace secateur::engine {
 namespace {
 
 // Taps at which the four channels of a quad have no weight are left out.
-class QuadDepthwise : public ChannelStep {
+class Int8Depthwise : public ChannelStep {
  public:
-  QuadDepthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& op, int x, int y, std::string why)
-      : ChannelStep(shop, std::move(name), "conv2d", y),
+  Int8Depthwise(const StepContext& context, std::string name, const Int8ConvAttributes& op, int x, int y,
+                std::string why)
+      : ChannelStep(context, std::move(name), "conv2d", y),
         op_(op),
         x_(x),
         y_(y),
         why_(std::move(why)),
-        end_(op.epilogue(0)) {
+        epilogue_(op.epilogue(0)) {
     const std::vector<int32_t> floats = window_taps(op.window, store(x).layout);
     const auto taps = static_cast<int64_t>(floats.size());
     std::vector<int16_t> dense(static_cast<size_t>(taps * 4));  // of a quad: [tap][channel]
@@ -54,16 +55,16 @@ class QuadDepthwise : public ChannelStep {
   int64_t channels() const override { return store(y_).planes(); }
   void run_channels(const Call&, const Worker& worker, int64_t, int64_t c0, int64_t c1) const override {
     const Store &x = store(x_), &y = store(y_);
-    const Blocks& b = y.layout.blocks;
-    cpu::QuadDepthwiseRow row{};
+    const CellGrid& b = y.layout.cells;
+    cpu::Int8DepthwiseRow row{};
     row.step = op_.window.stride[1] * kVectorBytes;
     row.count = b.columns;
-    row.end = &end_;
+    row.epilogue = &epilogue_;
     for (int64_t c = c0; c < c1; ++c) {
       row.channel = 4 * c;
       row.taps = taps_.data() + 2 * begin_[c];
       row.weights = weights_.data() + 8 * begin_[c];
-      row.twos = begin_[c + 1] - begin_[c];
+      row.paired = begin_[c + 1] - begin_[c];
       for (int64_t r = 0; r < b.rows; ++r) {
         row.x = x.row_bytes(worker.arena, c, r * op_.window.stride[0]);
         row.y = y.row_bytes(worker.arena, c, r);
@@ -71,14 +72,14 @@ class QuadDepthwise : public ChannelStep {
         quads().depthwise_row(row);
       }
     }
-    y.fill_frames(kernels(), worker.arena, c0, c1);
+    y.fill_halos(kernels(), worker.arena, c0, c1);
   }
 
  private:
   const Int8ConvAttributes& op_;
   int x_, y_;
   std::string why_;
-  cpu::QuadEnd end_;
+  cpu::Int8Epilogue epilogue_;
   std::vector<int64_t> begin_{0};  // by quad: its first two of taps
   std::vector<int32_t> taps_;      // [two of taps][2], bytes
   std::vector<int16_t> weights_;   // [two of taps][channel of the quad][2]
@@ -86,14 +87,14 @@ class QuadDepthwise : public ChannelStep {
 
 }  // namespace
 
-bool fits_depthwise(const Int8ConvAttributes& op, const cpu::QuadKernels& quads) {
-  return quads.depthwise_row && op.quant && !op.end.wide && op.groups == op.bytes->neurons() &&
+bool fits_depthwise(const Int8ConvAttributes& op, const cpu::Int8Kernels& quads) {
+  return quads.depthwise_row && op.quant && !op.terms.wide && op.groups == op.bytes->neurons() &&
          op.bytes->per_neuron() == op.window.kernel[0] * op.window.kernel[1];
 }
 
-std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& conv, int x,
-                                          int y, std::string why) {
-  return std::make_unique<QuadDepthwise>(shop, std::move(name), conv, x, y, std::move(why));
+std::unique_ptr<Step> make_int8_depthwise(const StepContext& context, std::string name, const Int8ConvAttributes& conv,
+                                          int x, int y, std::string why) {
+  return std::make_unique<Int8Depthwise>(context, std::move(name), conv, x, y, std::move(why));
 }
 
 }  // namespace secateur::engine

@@ -1,4 +1,4 @@
-// A depthwise convolution of bytes without blocks or squares: each channel of a quad for itself.
+// A depthwise convolution of bytes without blocks or 4x4 blocks: each channel of a quad for itself.
 #pragma once
 
 #include "engine/program/layers.h"
@@ -6,9 +6,9 @@
 
 namespace secateur::engine {
 
-// Where it can serve, and takes less than squares would; without a residual.
-bool fits_depthwise(const Int8ConvAttributes& conv, const cpu::QuadKernels& quads);
-std::unique_ptr<Step> make_quad_depthwise(const Workshop& shop, std::string name, const Int8ConvAttributes& conv, int x,
-                                          int y, std::string why);
+// Where it can serve, and takes less than 4x4 blocks would; without a residual.
+bool fits_depthwise(const Int8ConvAttributes& conv, const cpu::Int8Kernels& quads);
+std::unique_ptr<Step> make_int8_depthwise(const StepContext& context, std::string name, const Int8ConvAttributes& conv,
+                                          int x, int y, std::string why);
 
 }  // namespace secateur::engine

@@ -14,7 +14,7 @@ from ..recognise.movement import is_movement
 from ..recognise.nodes import interior
 from ..recognise.steps import Context
 from .partition import Part
-from .segment import Plan, Segment, build
+from .segment import Segment, SegmentIO, build
 
 
 @dataclass
@@ -84,16 +84,16 @@ def _has_effect(ctx: Context, node: fx.Node) -> bool:
 
 def _connect(
     ctx: Context, parts: list[Part], nodes: list[fx.Node]
-) -> tuple[list[Plan], set[fx.Node], dict[int, set[fx.Node]]]:
+) -> tuple[list[SegmentIO], set[fx.Node], dict[int, set[fx.Node]]]:
     """From the output backwards: which nodes are needed, what each segment takes and gives, and what torch's form of
     it consists of (its steps, and what stands between them only there)."""
-    plans = [Plan(part) for part in parts]
+    plans = [SegmentIO(part) for part in parts]
     plan_of = {step.node: plan for plan in plans for step in plan.part.steps}
     operands = {id(plan): {node for step in plan.part.steps for node, _ in step.inputs} for plan in plans}
     raw: dict[int, set[fx.Node]] = {id(plan): set() for plan in plans}
     needed: set[fx.Node] = set()
 
-    def need(plan: Plan, node: fx.Node) -> None:
+    def need(plan: SegmentIO, node: fx.Node) -> None:
         if node not in plan.externals:
             plan.externals.append(node)
         needed.add(node)
@@ -130,14 +130,16 @@ def _connect(
     return [plan for plan in plans if plan.outputs], needed, raw
 
 
-def _in_order(ctx: Context, nodes: list[fx.Node], plans: list[Plan], needed: set[fx.Node]) -> list[fx.Node | Plan]:
+def _in_order(
+    ctx: Context, nodes: list[fx.Node], plans: list[SegmentIO], needed: set[fx.Node]
+) -> list[fx.Node | SegmentIO]:
     """Segments and torch's operations, each after what it needs, else as the program had them."""
     plan_of = {step.node: plan for plan in plans for step in plan.part.steps if step.node in plan.live}
-    groups: dict[int, fx.Node | Plan] = {}
+    groups: dict[int, fx.Node | SegmentIO] = {}
     places: dict[int, int] = {}
     members: dict[fx.Node, int] = {}
     for place, node in enumerate(nodes):
-        group: fx.Node | Plan | None = plan_of.get(node, node if node in needed else None)
+        group: fx.Node | SegmentIO | None = plan_of.get(node, node if node in needed else None)
         if group is None:
             continue
         groups[id(group)], members[node] = group, id(group)
@@ -145,7 +147,7 @@ def _in_order(ctx: Context, nodes: list[fx.Node], plans: list[Plan], needed: set
     waits: dict[int, set[int]] = {key: set() for key in groups}
     for node, key in members.items():
         group = groups[key]
-        sources = group.externals if isinstance(group, Plan) else node.all_input_nodes
+        sources = group.externals if isinstance(group, SegmentIO) else node.all_input_nodes
         for source in [*sources, *ctx.order.after.get(node, ())]:
             if source in members and members[source] != key:
                 waits[key].add(members[source])
@@ -155,7 +157,7 @@ def _in_order(ctx: Context, nodes: list[fx.Node], plans: list[Plan], needed: set
             readers[source_key].add(key)
     ready = [(places[key], key) for key, sources_of in waits.items() if not sources_of]
     heapq.heapify(ready)
-    result: list[fx.Node | Plan] = []
+    result: list[fx.Node | SegmentIO] = []
     while ready:
         _, key = heapq.heappop(ready)
         result.append(groups[key])
@@ -167,7 +169,7 @@ def _in_order(ctx: Context, nodes: list[fx.Node], plans: list[Plan], needed: set
     return result
 
 
-def _torch_form(ctx: Context, plan: Plan, raw: list[fx.Node]) -> fx.GraphModule:
+def _torch_form(ctx: Context, plan: SegmentIO, raw: list[fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     made: dict[fx.Node, fx.Node] = {node: graph.placeholder(f"x{i}") for i, node in enumerate(plan.externals)}
     for node in raw:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..backends.program import NONE, Act, declares
-from ..recognise.steps import LEAD, PLANES, Step
+from ..recognise.steps import BATCHED_ROWS, PLANES, Step
 from .partition import Part
 
 
@@ -106,7 +106,7 @@ class Fuser:
         step = self.steps[node]
         source, theta = step.inputs[0][0], step.attributes.get("theta")
         made = self.steps.get(source)
-        if made is None or made.grid is not None or self.uses[source] != 1 or step.out == LEAD:
+        if made is None or made.grid is not None or self.uses[source] != 1 or step.out == BATCHED_ROWS:
             return
         if made.kind in ("conv2d", "linear"):
             # Activations that are a limit of bytes; the others are computed on real values. A threshold is none: of two

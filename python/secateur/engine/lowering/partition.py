@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..recognise.steps import LEAD, Context, Step
+from ..recognise.steps import BATCHED_ROWS, Context, Step
 
 
 @dataclass
@@ -32,8 +32,12 @@ def partition(ctx: Context, reasons: dict[fx.Node, str]) -> list[Part]:
                 busy = [step for step in part.steps if step.kind != "alias"]
                 dropped |= _give_back(ctx, idle, reasons, "it hands its input on")
                 dropped |= _give_back(ctx, busy, reasons, "alone between torch operations, not worth a detour")
-            elif LEAD in layouts and len(layouts) > 1:
-                wrong = [s for s in part.steps if s.out == LEAD or any(layout == LEAD for _, layout in s.inputs)]
+            elif BATCHED_ROWS in layouts and len(layouts) > 1:
+                wrong = [
+                    s
+                    for s in part.steps
+                    if s.out == BATCHED_ROWS or any(layout == BATCHED_ROWS for _, layout in s.inputs)
+                ]
                 dropped |= _give_back(ctx, wrong, reasons, "it is tied to operations on images")
             else:
                 dropped |= _give_back(ctx, _outer_aliases(part), reasons, "it hands its input on")

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..._base import timing
 from ..._base.tensors import clones, close
 from ..backends.program import Backend, ProgramLike, Size, Unplannable
-from ..recognise.steps import LEAD, PLANES, ROWS, ROWS4, Context, Step
+from ..recognise.steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Step
 from .fuse import Fuser
 from .partition import Part
 from .writer import Feed, Writer
@@ -91,7 +91,7 @@ class Segment(nn.Module):
             elif layout == ROWS:
                 if len(shape) != 2 or shape[1] != size:
                     return None
-            elif layout == ROWS4:
+            elif layout == POOLED:
                 if len(shape) != 4 or shape[1] != size or shape[2] != 1 or shape[3] != 1:
                     return None
                 x = x.reshape(shape[0], size)
@@ -109,9 +109,9 @@ class Segment(nn.Module):
         results = []
         for which, layout in self.gives:
             y = made[which]
-            if layout == ROWS4:
+            if layout == POOLED:
                 y = y[:, :, None, None]
-            elif layout == LEAD:
+            elif layout == BATCHED_ROWS:
                 y = y.reshape(*args[self.feeds[0][0]].shape[:-1], y.shape[1])
             results.append(y)
         return results[0] if len(results) == 1 else tuple(results)
@@ -174,7 +174,7 @@ def _as_tuple(value: Any) -> tuple[Tensor, ...]:
 
 
 @dataclass
-class Plan:
+class SegmentIO:
     """What a segment connects: worked out by :mod:`secateur.engine.assemble`."""
 
     part: Part
@@ -183,7 +183,7 @@ class Plan:
     live: set[fx.Node] = field(default_factory=set)  # steps that are needed
 
 
-def build(ctx: Context, plan: Plan, torch_form: fx.GraphModule, backend: Backend, path: str) -> Segment:
+def build(ctx: Context, plan: SegmentIO, torch_form: fx.GraphModule, backend: Backend, path: str) -> Segment:
     """The module of one segment. What the engine refuses stays torch, with what it said."""
     steps = [step for step in plan.part.steps if step.node in plan.live]
     fuser = Fuser(Part(steps), plan.outputs)
@@ -211,8 +211,10 @@ def _flops(ctx: Context, step: Step) -> float:
     if step.weight is None:
         return 0.0
     shape = ctx.meta(step.node).shape or ()
-    pixels = math.prod(shape[2:]) if step.kind == "conv2d" else math.prod(shape[1:-1]) if step.out == LEAD else 1
+    pixels = (
+        math.prod(shape[2:]) if step.kind == "conv2d" else math.prod(shape[1:-1]) if step.out == BATCHED_ROWS else 1
+    )
     return float(step.weight.numel() * pixels * (shape[0] if shape else 1))
 
 
-__all__ = ["Decision", "Plan", "Segment", "build"]
+__all__ = ["Decision", "Segment", "SegmentIO", "build"]

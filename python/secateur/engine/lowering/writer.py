@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..backends.program import NONE, Act, Backend, Grid, ProgramLike, declares
-from ..recognise.steps import PLANES, ROWS, ROWS4, Context, Input, Step
+from ..recognise.steps import PLANES, POOLED, ROWS, Context, Input, Step
 
 _MOVES = ("max_pool", "select_channels", "flatten", "concat")  # bytes stay what they are
 
@@ -51,7 +51,7 @@ class Writer:
 
     def _input(self, source: Input) -> None:
         node, layout = source
-        key = (node, ROWS if layout in (ROWS, ROWS4) else layout)
+        key = (node, ROWS if layout in (ROWS, POOLED) else layout)
         if key in self.given:
             return
         size = self.ctx.channels(node, layout)
@@ -63,7 +63,7 @@ class Writer:
         node, layout = source
         if node in self.ids:
             return self.ids[node]
-        return self.given[(node, ROWS if layout in (ROWS, ROWS4) else layout)]
+        return self.given[(node, ROWS if layout in (ROWS, POOLED) else layout)]
 
     def _handed(self, value: Any) -> Any:
         """An attribute as the backend takes it: real numbers in the network's dtype, integers as they are."""

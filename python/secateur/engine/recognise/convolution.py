@@ -11,7 +11,7 @@ from ..._base.modules import with_current_weight
 from ...graph.operators import CONV2D
 from ..backends.program import Size
 from .linear import check_weight, detached
-from .steps import PLANES, ROWS4, Context, Step, Unsupported, bind, pair
+from .steps import PLANES, POOLED, Context, Step, Unsupported, bind, pair
 
 
 def conv2d_module(ctx: Context, node: fx.Node, module: Any) -> Step:
@@ -47,7 +47,7 @@ def _conv2d(
     ctx: Context, node: fx.Node, x: Any, weight: Tensor, bias: Tensor | None, stride: Size,
     padding: tuple[int, int, int, int], dilation: Size, groups: int,
 ) -> Step:  # fmt: skip
-    source = ctx.source(x, PLANES, ROWS4)
+    source = ctx.source(x, PLANES, POOLED)
     check_weight(ctx, weight)
     if source[1] == PLANES:
         return Step(
@@ -58,7 +58,7 @@ def _conv2d(
     if ctx.meta(node).shape[2:] != (1, 1) or any(p % d for p, d in zip(padding[:2], dilation, strict=True)):  # type: ignore[index]
         raise Unsupported("its input is a pooled map, which it pads")
     dense = _ungrouped(weight.detach()[:, :, padding[0] // dilation[0], padding[1] // dilation[1]], groups)
-    return Step("linear", node, [source], ROWS4, weight=dense, bias=detached(bias))
+    return Step("linear", node, [source], POOLED, weight=dense, bias=detached(bias))
 
 
 def _ungrouped(weight: Tensor, groups: int) -> Tensor:

@@ -13,16 +13,16 @@ from ... import ops
 from ...graph import operators as op
 from ...graph.operators import Operator
 from ..backends.program import RELU, Act
-from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
+from .steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Step, Unsupported, bind
 
-ANY = (PLANES, ROWS, ROWS4, LEAD)
+ANY = (PLANES, ROWS, POOLED, BATCHED_ROWS)
 
 
 def activation(ctx: Context, node: fx.Node, x: Any, act: Act) -> Step:
     source = ctx.source(x, *ANY)
     if act.theta is not None:
         channels = ctx.channels(*source)
-        if source[1] == LEAD and act.theta.numel() > 1:
+        if source[1] == BATCHED_ROWS and act.theta.numel() > 1:
             raise Unsupported("its channels are not the last dimension")
         theta = act.theta.detach().reshape(-1)
         act = act._replace(theta=theta.expand(channels) if theta.numel() == 1 else theta)
@@ -103,7 +103,7 @@ def _per_channel(ctx: Context, source: tuple[fx.Node, str], value: Any) -> Tenso
         return None
     dims = len(ctx.meta(source[0]).shape or ())
     shape = (1,) * (dims - constant.dim()) + tuple(constant.shape)
-    axis = dims - 1 if source[1] in (ROWS, LEAD) else 1
+    axis = dims - 1 if source[1] in (ROWS, BATCHED_ROWS) else 1
     if len(shape) != dims or any(s != 1 for i, s in enumerate(shape) if i != axis) or shape[axis] not in (1, channels):
         raise Unsupported(f"its constant is {list(constant.shape)}, not one value a channel")
     return constant.detach().double().reshape(-1).expand(channels)
@@ -164,11 +164,11 @@ def _operands(ctx: Context, node: fx.Node, a: Any, b: Any) -> tuple[tuple[fx.Nod
     one, two = (ctx.meta(source[0]).shape or () for source in (first, second))
     if first[1] == PLANES and second[1] == PLANES and one != two and second[0] not in ctx.steps:
         if one[:2] == two[:2] and two[2:] == (1, 1):
-            second = (second[0], ROWS4)
+            second = (second[0], POOLED)
         elif one[:2] == two[:2] and one[2:] == (1, 1) and first[0] not in ctx.steps:
-            first, second = second, (first[0], ROWS4)
+            first, second = second, (first[0], POOLED)
             one, two = two, one
-    if first[1] == PLANES and second[1] == ROWS4 and one[:2] == two[:2]:
+    if first[1] == PLANES and second[1] == POOLED and one[:2] == two[:2]:
         return first, second
     # Torch's own value takes the layout of the one beside it.
     if first[1] != second[1] and one == two:

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ..._base.modules import with_current_weight
 from ...graph.operators import LINEAR
-from .steps import LEAD, ROWS, Context, Step, Unsupported, bind
+from .steps import BATCHED_ROWS, ROWS, Context, Step, Unsupported, bind
 
 
 def linear_module(ctx: Context, node: fx.Node, module: Any) -> Step:
@@ -26,7 +26,7 @@ def linear_function(ctx: Context, node: fx.Node) -> Step:
 def _linear(ctx: Context, node: fx.Node, x: Any, weight: Tensor, bias: Tensor | None) -> Step:
     if weight.dim() != 2:
         raise Unsupported("its weight is no matrix")
-    source = ctx.source(x, ROWS, LEAD)
+    source = ctx.source(x, ROWS, BATCHED_ROWS)
     check_weight(ctx, weight)
     return Step("linear", node, [source], source[1], weight=weight.detach(), bias=detached(bias))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ...graph import operators
-from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Input, Step, Unsupported
+from .steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Input, Step, Unsupported
 
 _MOST = 1 << 24  # numbered pixels that are tried at most
 
@@ -27,7 +27,7 @@ def movement(ctx: Context, node: fx.Node) -> Step:
     """What the chain of movements that ends in ``node`` does to the value that it starts from."""
     root, chain = _chain(ctx, node)
     layout = ctx.layout(root)
-    if layout == LEAD:
+    if layout == BATCHED_ROWS:
         raise Unsupported("it moves values that are no image")
     made = [_probe(ctx, node, root, layout, chain, batch) for batch in (2, 3)]
     if made[0][:2] != made[1][:2] or made[0][2] != made[1][2]:
@@ -89,12 +89,12 @@ def _run(ctx: Context, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 def _what(x: Tensor, y: Tensor, layout: str) -> tuple[str, str, list[int]]:
     batch = x.shape[0]
-    if layout in (ROWS, ROWS4):
+    if layout in (ROWS, POOLED):
         if y.dim() in (2, 4) and y.numel() == x.numel() and torch.equal(y.reshape(-1), x.reshape(-1)):
             if y.dim() == 2 and y.shape[0] == batch:
                 return "alias", ROWS, []
             if y.dim() == 4 and y.shape[0] == batch and y.shape[2:] == (1, 1):
-                return "alias", ROWS4, []
+                return "alias", POOLED, []
         raise Unsupported("it moves features")
     if y.dim() == 2 and torch.equal(y, x.flatten(1)):
         return "flatten", ROWS, []
@@ -150,11 +150,11 @@ class _Sizes:
 
 def expand(ctx: Context, node: fx.Node) -> Step:
     """Pooled rows spread over the pixels of planes: the join does that by itself (:func:`settle` looks who joins)."""
-    source = ctx.source(node.args[0], ROWS4)
+    source = ctx.source(node.args[0], POOLED)
     have, want = ctx.meta(source[0]).shape or (), ctx.meta(node).shape or ()
     if len(want) != 4 or want[:2] != have[:2]:
         raise Unsupported("it repeats values")
-    return Step("expand", node, [source], ROWS4)
+    return Step("expand", node, [source], POOLED)
 
 
 def concat(ctx: Context, node: fx.Node) -> Step:
@@ -162,8 +162,8 @@ def concat(ctx: Context, node: fx.Node) -> Step:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     if not isinstance(tensors, tuple | list) or not tensors or not isinstance(dim, int):
         raise Unsupported("its tensors are not a list")
-    inputs = [ctx.source(t, PLANES, ROWS, ROWS4) for t in tensors]
-    if any(layout == PLANES for _, layout in inputs) and any(layout == ROWS4 for _, layout in inputs):
+    inputs = [ctx.source(t, PLANES, ROWS, POOLED) for t in tensors]
+    if any(layout == PLANES for _, layout in inputs) and any(layout == POOLED for _, layout in inputs):
         inputs = _as_planes(ctx, inputs)
     layouts = {layout for _, layout in inputs}
     if len(layouts) != 1:
@@ -175,6 +175,6 @@ def concat(ctx: Context, node: fx.Node) -> Step:
 
 
 def _as_planes(ctx: Context, inputs: list[Input]) -> list[Input]:
-    if any(node in ctx.steps and layout == ROWS4 for node, layout in inputs):
+    if any(node in ctx.steps and layout == POOLED for node, layout in inputs):
         raise Unsupported("it joins pooled maps with planes")
     return [(node, PLANES) for node, _ in inputs]

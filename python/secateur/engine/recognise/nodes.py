@@ -14,7 +14,7 @@ from ...graph.operators import Operator
 from ...graph.tracing import Traced
 from ...graph.value_order import Order
 from . import convolution, elementwise, linear, movement, normalization, pooling, quantized
-from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
+from .steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Step, Unsupported, bind
 
 
 def recognise(traced: Traced, order: Order, dtypes: tuple[torch.dtype, ...]) -> tuple[Context, dict[fx.Node, str]]:
@@ -108,7 +108,7 @@ def _module_step(ctx: Context, node: fx.Node, module: Any) -> Step:
 
 
 def _alias(ctx: Context, node: fx.Node, x: Any) -> Step:
-    source = ctx.source(x, PLANES, ROWS, ROWS4, LEAD)
+    source = ctx.source(x, PLANES, ROWS, POOLED, BATCHED_ROWS)
     return Step("alias", node, [source], source[1])
 
 
@@ -199,7 +199,7 @@ def _drop(ctx: Context, node: fx.Node, reasons: dict[fx.Node, str], why: str) ->
     """Back to torch; what was recognised because this node was pooled rows goes with it."""
     step = ctx.steps.pop(node)
     reasons[node] = why
-    if step.out == ROWS4:
+    if step.out == POOLED:
         for user in list(node.users):
             if user in ctx.steps:
                 _drop(ctx, user, reasons, "its input stays torch")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ...graph.operators import BATCH_NORM
-from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
+from .steps import PLANES, POOLED, ROWS, Context, Step, Unsupported, bind
 
 
 def batch_norm_module(ctx: Context, node: fx.Node, module: Any) -> Step:
@@ -32,7 +32,7 @@ def _batch_norm(
     ctx: Context, node: fx.Node, x: Any, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,
     eps: float,
 ) -> Step:  # fmt: skip
-    source = ctx.source(x, PLANES, ROWS, ROWS4)
+    source = ctx.source(x, PLANES, ROWS, POOLED)
     scale = (var.detach().double() + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.detach().double()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from ...graph.operators import ADAPTIVE_AVG_POOL2D, AVG_POOL2D, MAX_POOL2D, MEAN, PAD, Operator
-from .steps import PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind, pair
+from .steps import PLANES, POOLED, ROWS, Context, Step, Unsupported, bind, pair
 
 
 def _attributes(operation: Operator, module: Any) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def mean(ctx: Context, node: fx.Node) -> Step:
     if len(node.args) > 2 and all(isinstance(d, int) and not isinstance(d, bool) for d in node.args[1:3]):
         raise Unsupported("its dimensions are not a list")
     a = bind(node, MEAN.arguments, keepdim=False)
-    source = ctx.source(a["input"], PLANES, ROWS4)
+    source = ctx.source(a["input"], PLANES, POOLED)
     dims = ctx.number(a["dim"])
     axes = {d % 4 for d in ((dims,) if isinstance(dims, int) else dims or ())}
     if axes != {2, 3} or a["dtype"] is not None:
         raise Unsupported("it is no mean over height and width")
-    out = ROWS4 if a["keepdim"] else ROWS
-    if source[1] == ROWS4:
+    out = POOLED if a["keepdim"] else ROWS
+    if source[1] == POOLED:
         return Step("alias", node, [source], out)
     return Step("global_avg_pool", node, [source], out)
 
@@ -94,21 +94,21 @@ def _avg_pool(ctx: Context, node: fx.Node, x: Any, a: dict[str, Any]) -> Step:
         isinstance(a["kernel_size"], tuple | list) and any(isinstance(k, fx.Node) for k in a["kernel_size"])
     )
     if computed and shape is not None and shape[2:] == kernel and padding == (0, 0) and not a["divisor_override"]:
-        return Step("global_avg_pool", node, [source], ROWS4)
+        return Step("global_avg_pool", node, [source], POOLED)
     return step
 
 
 def _adaptive_avg_pool(ctx: Context, node: fx.Node, x: Any, size: Any) -> Step:
-    source = ctx.source(x, PLANES, ROWS4)
+    source = ctx.source(x, PLANES, POOLED)
     height, width = (ctx.meta(source[0]).shape or ())[2:]
     wanted = (size, size) if size is None or isinstance(size, int) else tuple(ctx.number(size))
     target = tuple(have if want is None else want for want, have in zip(wanted, (height, width), strict=True))
-    if source[1] == ROWS4:
+    if source[1] == POOLED:
         if target != (1, 1):
             raise Unsupported("it enlarges a pooled map")
-        return Step("alias", node, [source], ROWS4)
+        return Step("alias", node, [source], POOLED)
     if target == (1, 1) and None not in wanted:
-        return Step("global_avg_pool", node, [source], ROWS4)
+        return Step("global_avg_pool", node, [source], POOLED)
     ctx.size_bound = True
     if target == (height, width):
         return Step("alias", node, [source], PLANES)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from ...nn import Quantize, QuantizedConv2d, QuantizedLinear
 from ..backends.program import Grid
-from .steps import LEAD, PLANES, ROWS, ROWS4, Context, Step, Unsupported, bind
+from .steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Step, Unsupported, bind
 
 
 def grid_of(scale: Tensor, zero_point: Tensor) -> Grid:
@@ -16,8 +16,8 @@ def grid_of(scale: Tensor, zero_point: Tensor) -> Grid:
 
 
 def quantize(ctx: Context, node: fx.Node, module: Any) -> Step:
-    source = ctx.source(bind(node, "input")["input"], PLANES, ROWS, ROWS4, LEAD)
-    if module.theta is not None and source[1] == LEAD:
+    source = ctx.source(bind(node, "input")["input"], PLANES, ROWS, POOLED, BATCHED_ROWS)
+    if module.theta is not None and source[1] == BATCHED_ROWS:
         raise Unsupported("its thresholds are for images and rows")
     return Step(
         "quantize", node, [source], source[1], grid=grid_of(module.scale, module.zero_point), theta=module.theta
@@ -35,7 +35,7 @@ def conv2d(ctx: Context, node: fx.Node, module: Any) -> Step:
 
 
 def linear(ctx: Context, node: fx.Node, module: Any) -> Step:
-    source = ctx.source(bind(node, "input")["input"], ROWS, LEAD)
+    source = ctx.source(bind(node, "input")["input"], ROWS, BATCHED_ROWS)
     return Step(
         "linear", node, [source], source[1], weight=module.weight_int8, weight_scale=module.weight_scale,
         bias=module.bias_int32(), grid_in=grid_of(module.input_scale, module.input_zero_point),

@@ -15,8 +15,8 @@ from ..backends.program import NONE, Act, Grid, Size
 # How a value lies in the engine, and what torch sees of it.
 PLANES = "planes"  # [N, C, H, W]
 ROWS = "rows"  # [N, F]
-ROWS4 = "rows4"  # rows in the engine, [N, F, 1, 1] in torch: what a global average pool leaves
-LEAD = "lead"  # rows in the engine, [..., F] in torch, three dimensions or more
+POOLED = "rows4"  # rows in the engine, [N, F, 1, 1] in torch: what a global average pool leaves
+BATCHED_ROWS = "lead"  # rows in the engine, [..., F] in torch, three dimensions or more
 
 Input = tuple[fx.Node, str]  # a node, and the layout in which it is wanted
 
@@ -159,7 +159,7 @@ class Context:
         if len(meta.shape) == 2:
             return ROWS
         if len(meta.shape) >= 3:
-            return LEAD
+            return BATCHED_ROWS
         raise Unsupported(f"an operand is [{', '.join(map(str, meta.shape))}]")
 
     def check(self, meta: Meta) -> None:
@@ -176,10 +176,10 @@ class Context:
     def source(self, node: Any, *wanted: str) -> Input:
         """The node as an input in one of the wanted layouts."""
         layout = self.layout(node)
-        if layout not in wanted and node not in self.steps and ROWS4 in wanted and self.is_pooled(node):
-            layout = ROWS4
-        if layout not in wanted and node not in self.steps and LEAD in wanted and layout == PLANES:
-            layout = LEAD  # torch's own value: four dimensions can be read either way
+        if layout not in wanted and node not in self.steps and POOLED in wanted and self.is_pooled(node):
+            layout = POOLED
+        if layout not in wanted and node not in self.steps and BATCHED_ROWS in wanted and layout == PLANES:
+            layout = BATCHED_ROWS  # torch's own value: four dimensions can be read either way
         if layout not in wanted:
             raise Unsupported(f"its input is {layout}, not {' or '.join(wanted)}")
         return node, layout
@@ -190,7 +190,7 @@ class Context:
 
     def channels(self, node: fx.Node, layout: str) -> int:
         shape = self.meta(node).shape or ()
-        return shape[-1] if layout in (ROWS, LEAD) else shape[1]
+        return shape[-1] if layout in (ROWS, BATCHED_ROWS) else shape[1]
 
 
 def bind(node: fx.Node, names: str, **defaults: Any) -> dict[str, Any]:

@@ -1,0 +1,11 @@
+#include "vec_avx2.h"
+// Words for quads come after those for floats.
+#include "int8_avx2.h"
+// The algorithms speak the vocabularies above, so they come first.
+#include "cpu/algorithms/int8_table.h"
+
+namespace secateur::cpu {
+
+extern const Int8Kernels int8_avx2_vnni = make_int8_table("avx2 vnni");
+
+}  // namespace secateur::cpu

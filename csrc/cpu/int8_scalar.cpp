@@ -1,0 +1,11 @@
+#include "vec_scalar.h"
+// Words for quads come after those for floats.
+#include "int8_scalar.h"
+// The algorithms speak the vocabularies above, so they come first.
+#include "cpu/algorithms/int8_table.h"
+
+namespace secateur::cpu {
+
+extern const Int8Kernels int8_scalar = make_int8_table("scalar");
+
+}  // namespace secateur::cpu

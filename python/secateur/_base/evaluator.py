@@ -1,0 +1,62 @@
+"""The caller's own measure of accuracy, and the limits that are set in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import Error
+
+log = logging.getLogger("secateur")
+
+
+class Evaluator:
+    """``evaluate``, checked: called in evaluation mode, without gradients, and counted."""
+
+    def __init__(self, caller: str, evaluate: Callable[[nn.Module], Any] | None) -> None:
+        if evaluate is None:
+            raise Error(f"{caller}: evaluate must be given with max_accuracy_drop, got None")
+        if not callable(evaluate):
+            raise Error(f"{caller}: evaluate must be a function of the model, got {type(evaluate).__name__}")
+        self.caller = caller
+        self.evaluate = evaluate
+        self.calls = 0
+
+    def __call__(self, model: nn.Module) -> float:
+        """The accuracy of ``model``, whose mode is as it was afterwards."""
+        flags = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad():
+                answer = self.evaluate(model)
+        finally:
+            for module, training in flags:
+                module.training = training
+        self.calls += 1
+        number = _number(answer)
+        if not 0 <= number <= 1:  # NaN as well
+            raise Error(f"{self.caller}: evaluate must return an accuracy from 0 to 1, got {answer!r}")
+        return number
+
+
+def _number(value: Any) -> float:
+    """NaN for what is no number."""
+    try:
+        return math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def checked_budget(caller: str, drop: Any) -> float:
+    """``max_accuracy_drop`` as a float in [0, 1)."""
+    if drop is None:
+        raise Error(f"{caller}: max_accuracy_drop must be given with evaluate, got None")
+    number = _number(drop)
+    if not 0 <= number < 1:
+        raise Error(f"{caller}: max_accuracy_drop must be a number from 0 to 1 (1 excluded), got {drop!r}")
+    return number
