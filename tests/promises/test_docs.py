@@ -14,6 +14,8 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "csrc/README.md",
+    "docs/map.md",
+    "docs/measurements.md",
     "benchmarks/README.md",
     "FORMAT.md",
     "SECURITY.md",

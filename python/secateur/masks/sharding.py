@@ -10,9 +10,10 @@ weight it holds a part, and after an optimizer's step that part is masked by the
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -20,11 +21,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .. import ops
 from ..ops.packing import rows_and_columns
 
-try:
+if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-except ImportError:  # a torch without distributed
-    DTensor = None  # type: ignore[assignment,misc]
 
 #: FullyShardedDataParallel wrappers that are alive.
 _wrappers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -38,10 +36,16 @@ def _note(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
 register_module_module_registration_hook(_note)
 
 
+def _is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
+    """A process that holds a DTensor has imported its module, which costs as much as a third of ``import torch``."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def problem_of(stored: Tensor) -> str | None:
     """Why a weight (of two dims or more) cannot be pruned here, if it is spread over processes."""
     kind = None
-    if DTensor is not None and isinstance(stored, DTensor):
+    if _is_dtensor(stored):
         kind = "fully_shard or another of torch's parallel styles"
     elif stored.dim() == 1 and len(_wrappers):
         kind = "FullyShardedDataParallel"
@@ -55,7 +59,7 @@ def problem_of(stored: Tensor) -> str | None:
 
 def local_part(value: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing its memory."""
-    if DTensor is not None and isinstance(value, DTensor):
+    if _is_dtensor(value):
         return value._local_tensor
     return value
 
@@ -70,7 +74,9 @@ def local_mask(module: nn.Module, parameter: str, value: Tensor, mask: Tensor) -
         The mask that fits :func:`local_part`; ``mask`` itself where the value is whole (or nobody knows what part it
         is: then the operator refuses the mask); None where this process holds nothing of it.
     """
-    if DTensor is not None and isinstance(value, DTensor):
+    if _is_dtensor(value):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
         if value._local_tensor.numel() == 0:
             return None
         _, start = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
