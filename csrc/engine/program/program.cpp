@@ -43,8 +43,9 @@ int Program::add(const Kind& kind, std::string name, std::vector<int> inputs, st
   for (int v : inputs) check_value(name, "x", v, values_.size());
   if (inputs.size() > kind.most_inputs)
     refuse(name, "takes at most ", kind.most_inputs, " inputs, got ", inputs.size());
-  if (!attributes || typeid(*attributes) != typeid(*kind.attributes()))
-    refuse(name, "its attributes are not those of a ", kind.name);
+  const auto own = kind.attributes();
+  const Attributes *given = attributes.get(), *wanted = own.get();
+  if (!given || typeid(*given) != typeid(*wanted)) refuse(name, "its attributes are not those of a ", kind.name);
   check_required(name, *attributes);
   Value made = kind.check(Adding(name, inputs, values_), *attributes);
   const int output = static_cast<int>(values_.size());
