@@ -1,4 +1,4 @@
-// secateur._host: what is not a tensor. A thin window onto libsecateur.
+// secateur._host: everything that is not a tensor. Thin bindings to libsecateur.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,7 +13,7 @@ void bind_program(py::module_& m);
 
 namespace {
 
-// A plan held by libsecateur for as long as this object lives.
+// A registered plan, released with this object.
 class Plan {
  public:
   Plan(const py::array_t<uint8_t, py::array::c_style>& mask, const py::array_t<float, py::array::c_style>& values,

@@ -1,4 +1,4 @@
-// Attributes of operations: Python <-> the engine's types, whatever the kind.
+// Conversion of operation attributes between Python and the engine's types, for every kind.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,7 +17,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 using Floats = Array<float>;
 
-// Who is spoken of in an error.
+// The operation and attribute that an error names.
 struct Place {
   const std::string& op;
   const char* attribute;
@@ -36,7 +36,7 @@ T cast(py::handle value, const Place& place, const char* what) {
   }
 }
 
-// An array of any number type is converted to float, as it always was; integers have to be of their type.
+// Converts an array of any number type to float. Integers must have the exact type.
 template <class T>
 Array<T> array_of(py::handle value, const Place& place) {
   const auto any = py::array::ensure(value);
@@ -55,7 +55,7 @@ std::vector<T> list_of(py::handle value, const Place& place) {
   return {array.data(), array.data() + array.size()};
 }
 
-// None stands for what an attribute is without being mentioned.
+// None stands for the attribute's default.
 struct FromPython {
   py::handle value;
   Place place;
@@ -169,7 +169,7 @@ inline py::dict dict_of(const Attributes& attributes) {
   return all;
 }
 
-// What kinds there are: name -> attributes that must be given, and the others with what they are by themselves.
+// All kinds: name -> (names of required attributes, defaults of the others).
 inline py::dict kinds_in_python() {
   py::dict all;
   for (const Kind& kind : kinds()) {

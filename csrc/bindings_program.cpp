@@ -1,4 +1,4 @@
-// secateur._host.Program: how the graph front describes a segment to libsecateur.
+// secateur._host.Program: through it the Python graph front describes a segment to libsecateur.
 #include <optional>
 
 #include "bindings_attributes.h"
@@ -21,7 +21,7 @@ Kernels kernels_named(const std::string& name) {
   throw py::value_error("engine: no kernels are named \"" + name + "\"");
 }
 
-// Built, then held by libsecateur under an id.
+// A program under construction. finish() registers a copy under an id.
 class PyProgram {
  public:
   PyProgram() = default;
@@ -52,7 +52,7 @@ class PyProgram {
     return id_;
   }
 
-  // The library itself is asked, with the interpreter free to run other threads.
+  // Calls the library directly. The GIL is released so that the interpreter can run other threads.
   void prepare(const std::vector<Pair>& sizes, double budget, const std::vector<Floats>& example,
                const std::string& kernels) {
     const std::vector<const float*> images = checked_example(sizes, example);
@@ -62,7 +62,7 @@ class PyProgram {
     program.prepare(sizes, budget, images, which);
   }
 
-  // Why there is no plan for these sizes; none where there is one.
+  // Why these sizes have no plan; nothing if they have one.
   std::optional<std::string> unplannable(const std::vector<Pair>& sizes) {
     HeldProgram& program = held();
     const py::gil_scoped_release release;
@@ -71,7 +71,7 @@ class PyProgram {
       return {};
     } catch (const Unplannable& error) {
       return error.what();
-    } catch (const std::invalid_argument&) {  // a wrong call, of which the operator has told
+    } catch (const std::invalid_argument&) {  // wrong call: the operator has reported it
       return {};
     }
   }
@@ -112,7 +112,7 @@ class PyProgram {
     return made;
   }
   std::string text() const { return text_of(program_); }
-  // All of it, such that the same calls build it again.
+  // The whole program: replaying the calls builds it again.
   py::dict dump() const {
     py::list inputs, ops;
     for (int v : program_.inputs()) {
@@ -162,7 +162,7 @@ class PyProgram {
   }
 
   Program program_;
-  std::shared_ptr<HeldProgram> held_;  // a copy, from finish() on
+  std::shared_ptr<HeldProgram> held_;  // a copy, made by finish()
   int64_t id_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// Objects that the operators know by number, for a dispatcher's schema has no type for them.
+// Objects that operators refer to by number, since a dispatcher's schema has no type for them.
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@
 
 namespace secateur {
 
-// Ids start at 1 and are never given again. Thread-safe. T has a mutex().
+// Ids start at 1 and are never reused. Thread-safe. T has a mutex().
 template <typename T>
 class Registry {
  public:
-  // Never destroyed: what it holds may be released after this library's own teardown.
+  // Never destroyed: its objects may be released after this library's own teardown.
   static Registry& instance() {
     static auto* const one = new Registry;
     return *one;
@@ -24,20 +24,20 @@ class Registry {
     return next_++;
   }
   void release(int64_t id) {
-    std::shared_ptr<T> last;  // destroyed once the lock is gone
+    std::shared_ptr<T> last;  // destroyed after the lock is released
     const std::lock_guard lock(mutex_);
     const auto found = objects_.find(id);
     if (found == objects_.end()) return;
     last = std::move(found->second);
     objects_.erase(found);
   }
-  std::shared_ptr<T> find(int64_t id) {  // null where there is none
+  std::shared_ptr<T> find(int64_t id) {  // null if there is none
     const std::lock_guard lock(mutex_);
     const auto found = objects_.find(id);
     return found == objects_.end() ? nullptr : found->second;
   }
 
-  // Its own lock and those of all that it holds, for whoever forks (ops/fork_locks.cpp).
+  // Locks the registry and all objects in it, before a fork (ops/fork_locks.cpp).
   void lock_all() {
     mutex_.lock();
     for (const auto& [id, object] : objects_) object->mutex().lock();
@@ -49,7 +49,7 @@ class Registry {
 
  private:
   Registry() = default;
-  // Not a shared_mutex: glibc has the thread id that locked it unlock it, and in a forked child that is another one.
+  // Not a shared_mutex: glibc requires the thread id that locked it to unlock it, and a forked child has another one.
   std::mutex mutex_;
   int64_t next_ = 1;
   std::unordered_map<int64_t, std::shared_ptr<T>> objects_;

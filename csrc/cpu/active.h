@@ -1,8 +1,8 @@
-// Sparse activations: what the kernels that skip the zeros of their input read and write.
+// Sparse activations: arguments of the kernels that skip the zeros of their input.
 //
-// The nonzero form of a value: its channels in groups, and for each group and image row one list of nonzeros, pixel by
-// pixel, channel by channel. A nonzero's index is x * group + channel, so the nonzeros under a row of a convolution's
-// kernel are one run of the list, and where its weights lie follows from the index and the output pixel alone.
+// Nonzero form of a value: its channels form groups. Each (group, image row) has one list of nonzeros, pixel by pixel,
+// channel by channel. A nonzero's index is x * group + channel. So the nonzeros under one row of a kernel are a
+// contiguous run of the list, and the index and the output pixel alone give the address of the weights.
 #pragma once
 
 #include <cstdint>
@@ -12,21 +12,21 @@ namespace secateur::cpu {
 struct Activation;
 struct TileOut;
 
-// Planes -> lists: one vector row of one group of channels, which is a row of the image for each row of the grid.
+// Planes -> lists: one vector row of one group of channels. It is one image row for each row of the lane grid.
 struct ActiveLists {
   const float* x;                   // vector 0 of the row, in the group's first channel
   int64_t plane;                    // floats from a channel to the next
-  int64_t channels;                 // of the group that exist
+  int64_t channels;                 // of the group, without padding channels
   int64_t group;                    // channels of a group, a multiple of 16
   int64_t columns;                  // vectors in the row
-  int64_t lane_rows, lane_columns;  // lane_rows: those that hold an image row here
+  int64_t lane_rows, lane_columns;  // lane_rows: grid rows that have an image row here
   int64_t width;                    // of the image; width * group <= 65536
   float* pixels;                    // [16][columns][pixel], the group's channels first; scratch where x is given
   int64_t pixel;                    // floats from a pixel to the next
-  // The lists of grid row 0, and from one grid row's to the next. A list has room for width * group + 16 nonzeros.
+  // Lists of grid row 0, and the steps to the next grid row. A list has room for width * group + 16 nonzeros.
   float* values;
   uint16_t* index;
-  uint16_t* start;  // [width + 1]; the last one wraps at 65536: `count` does not
+  uint16_t* start;  // [width + 1]; the last one wraps at 65536, `count` does not
   uint32_t* count;
   int64_t list_step, start_step, count_step;
 };
@@ -40,16 +40,16 @@ struct ActiveTaps {
   int64_t width;
   const float* weights;  // [kernel columns][group][R * 16]
   int64_t group, kernel_columns;
-  int64_t first, step;  // the first pixel's input column (may be negative), and from a pixel to the next
+  int64_t first, step;  // input column of the first pixel (may be negative), and the step to the next pixel
   int64_t count;        // pixels
   float* sums;          // [count][R * 16], added to
 };
 
-// sums[p][i] = activation(sums[p][i] + bias[i]): pixels, channels in the lanes. theta and bias of channel 0, or null.
+// sums[p][i] = activation(sums[p][i] + bias[i]): pixels, channels in lanes. theta and bias from channel 0, or null.
 struct ActivePixels {
   float* sums;
   int64_t pixels, width;  // width: floats of a pixel, a multiple of 16
-  int64_t channels;       // those that have a bias and a theta; the others become 0
+  int64_t channels;       // channels with a bias and a theta; the rest become 0
   const float* bias;
   const float* theta;
   const Activation* activation;
@@ -63,7 +63,7 @@ struct ActiveEpilogue {
   const TileOut* out;         // of vector 0 of the row
 };
 
-// Linear layers, the nonzeros of one input vector. Dense weights: sums[R * 16] = nonzeros x weights [inputs][R * 16].
+// Linear layers on the nonzeros of one input vector. Dense weights: sums[R * 16] = nonzeros x weights [inputs][R * 16].
 struct ActiveVector {
   const float* values;
   const int32_t* index;
@@ -72,7 +72,7 @@ struct ActiveVector {
   float* sums;
 };
 
-// Sparse weights by input: those of input i are [start[i], start[i + 1]) of two streams. Added to sums[rows[n]].
+// Sparse weights by input: [start[i], start[i + 1]) of two streams belong to input i. Added to sums[rows[n]].
 struct ActiveColumns {
   const float* values;
   const int32_t* index;
@@ -83,7 +83,7 @@ struct ActiveColumns {
   float* sums;
 };
 
-inline constexpr int kActiveSums = 8, kActiveVectorSums = 16;  // R is 1, 2, 4, 8; 16 for vectors, too
+inline constexpr int kActiveSums = 8, kActiveVectorSums = 16;  // R is 1, 2, 4, 8; also 16 for vectors
 
 struct ActiveKernels {
   void (*lists)(const ActiveLists&);
@@ -94,7 +94,7 @@ struct ActiveKernels {
   int64_t (*compress)(const float* x, int64_t count, float* values, int32_t* index);
   void (*vector[kActiveVectorSums + 1])(const ActiveVector&);
   void (*columns)(const ActiveColumns&);
-  // y[i] = activation(bias[i] + sums[i]), i < count; theta and bias of the first one, or null.
+  // y[i] = activation(bias[i] + sums[i]), i < count; theta and bias from the first one, or null.
   void (*finish)(const float* sums, const float* bias, const float* theta, const Activation& activation, float* y,
                  int64_t count);
 };

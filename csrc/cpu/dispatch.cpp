@@ -15,7 +15,7 @@ namespace secateur::cpu {
 namespace {
 
 #if defined(__x86_64__)
-// Asked of the CPU itself: clang's __builtin_cpu_supports does not know "f16c" before clang 15.
+// Asks CPUID directly: clang's __builtin_cpu_supports does not know "f16c" before clang 15.
 bool cpu_has_avx_vnni() {
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
@@ -41,14 +41,14 @@ bool has_dotprod() { return false; }
 bool always() { return true; }
 bool never() { return false; }
 
-// All that is known of an instruction set, in the order of Isa: later ones are better. What this build lacks has no
-// kernels.
+// One row per instruction set, in the order of Isa: later ones are better. Kernels are null where this build lacks the
+// instruction set.
 struct Row {
   const char* name;
   bool (*available)();
   const Kernels* kernels;
   const Int8Kernels* quads;
-  bool (*dot_available)();  // where `available` holds
+  bool (*dot_available)();  // called only if `available` is true
   const Int8Kernels* dots;  // with a product of four bytes
 };
 constexpr Row kRows[] = {

@@ -1,4 +1,4 @@
-// Which instruction set runs: the best that this CPU has, or the one that was forced.
+// Chooses the instruction set: the best one that this CPU has, or the forced one.
 #pragma once
 
 #include "int8.h"
@@ -6,7 +6,7 @@
 
 namespace secateur::cpu {
 
-// Seen from outside libsecateur (the library hides everything else).
+// Exported from libsecateur (everything else is hidden).
 #define SECATEUR_EXPORT __attribute__((visibility("default")))
 
 enum class Isa : int { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kNeon = 3 };
@@ -21,8 +21,8 @@ SECATEUR_EXPORT void reset_isa();         // back to the best one
 
 SECATEUR_EXPORT const Kernels& kernels();  // the current table
 
-// The integer kernels of the current instruction set: those with a product of four bytes (VNNI, SDOT) where this CPU
-// has it, unless they are not wanted.
+// The int8 kernels of the current instruction set: with a product of four bytes (VNNI, SDOT) if this CPU has it and it
+// is not switched off.
 SECATEUR_EXPORT const Int8Kernels& int8_kernels();
 SECATEUR_EXPORT bool dot_available(Isa isa);
 SECATEUR_EXPORT void allow_dot(bool allowed);

@@ -1,10 +1,10 @@
-// What the engine's kernels read and write: planes of 16-lane vectors. Raw pointers and plain integers only.
+// Arguments of the engine's kernels: planes of 16-lane vectors. Raw pointers and plain integers only.
 //
-// A plane is one channel of one image, cut into a grid of blocks, one block a lane: vector (r, c) of a plane holds, in
-// lane l, pixel (r, c) of block l. A tap of a convolution moves all lanes alike, so every load is aligned, and a stride
-// is a step of whole vectors. Around the block's vectors lies a halo: what the neighbouring blocks hold there.
+// A plane is one channel of one image, cut into a grid of cells, one cell a lane: lane l of vector (r, c) holds pixel
+// (r, c) of cell l. A tap of a convolution moves all lanes alike, so every load is aligned. A stride is a step of whole
+// vectors. A halo around the cell's vectors repeats the edge of the neighbouring cells.
 //
-// "Floats" and "vectors" name the unit of every offset; a vector is 16 floats on a 64-byte boundary.
+// Offsets count "floats" or "vectors"; a vector is 16 floats on a 64-byte boundary.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +32,10 @@ struct Activation {
   const float* theta = nullptr;  // [K], kThreshold
 };
 
-// Where a tile's finished sums go: y = act(sum + bias + residual), 0 in lanes that hold no pixel.
+// Output of a tile: y = act(sum + bias + residual), 0 in lanes without a pixel.
 struct TileOut {
   bool first, last;        // chunk of input channels: first starts from the bias, last finishes
-  float* scratch;          // [slot][R * C][16]: sums between chunks; unused where first and last
+  float* scratch;          // [slot][R * C][16]: sums between chunks; unused if first and last
   float* y;                // vector (0, 0) of the tile in output channel 0
   int64_t y_row, y_plane;  // floats from a row of the tile to the next, from a channel to the next
   const float* bias;       // [K] or null
@@ -44,7 +44,7 @@ struct TileOut {
   Activation activation;
   const uint16_t* valid;  // bit l of [r * valid_row + c]: lane l holds a pixel there; null: all lanes do
   int64_t valid_row;
-  bool fetch = false;  // y lies beyond the second-level cache: fetch the lines of the next channel before it is summed
+  bool fetch = false;  // y is beyond the second-level cache: prefetch the next channel's lines before its sums
 };
 
 // The nonzeros of one output channel in one chunk of input channels.
@@ -53,14 +53,13 @@ struct SparseRow {
   int32_t slot;     // its place in scratch
   uint32_t begin;   // nonzeros [begin, begin + count) of the stream
   uint32_t count;
-  int64_t base;  // vectors, added to each of its offsets; may be negative (the halo)
+  int64_t base;  // vectors, added to each offset; may be negative (the halo)
 };
 
-// Vectors that a later call will read, to be brought into the second-level cache meanwhile; strides in floats.
+// Input of a later call, to be prefetched into the second-level cache. Strides in floats.
 struct Ahead {
   const float* x = nullptr;  // null: nothing
-  int64_t planes_a_row =
-      0;  // of these each row of the tile fetches its share, in 2^-16: rounded down, a plane may stay
+  int64_t planes_a_row = 0;  // planes per row of the tile, times 2^16; rounded down: may omit a plane
   int64_t plane = 0;
   int64_t rows = 0, row = 0;
   int64_t columns = 0;  // vectors side by side
@@ -79,9 +78,9 @@ struct SparsePlanes {
 };
 
 // Dense weights in blocks of kDenseBlock output channels: weights [blocks][channels][taps][kDenseBlock], the last block
-// filled up with zeros. Channel slot of scratch = output channel - k_begin.
+// padded with zeros. Slot in scratch = output channel - k_begin.
 struct DensePlanes {
-  const float* weights;    // of the block that starts at k_begin, this chunk's first input channel
+  const float* weights;    // of the block that starts at k_begin, from this chunk's first input channel
   int64_t block_stride;    // floats from a block to the next
   int64_t k_begin, k_end;  // output channels
   int64_t channels;        // input channels in this chunk
@@ -99,20 +98,20 @@ struct PoolRow {
   const float* x;
   const int32_t* taps;  // floats from x
   int64_t tap_count;
-  int64_t step;  // floats from what output vector i reads to what i + 1 reads
+  int64_t step;  // floats from the input of output vector i to that of i + 1
   float* y;
   int64_t count;  // vectors
-  bool is_max;    // NaN wins, as in torch; otherwise the sum, times factor or scale
+  bool is_max;    // NaN wins, as in torch; false: the sum, times factor or scale
   float factor;
-  const float* scale;  // [count][16], null: factor alone
+  const float* scale;  // [count][16]; null: factor alone
   const uint16_t* valid;
 };
 
-// y = act(scale * a + shift), then (+ or *) b: rows of vectors of one channel. a, b and y may be the same memory.
+// y = act(scale * a + shift), then (+ or *) b: rows of vectors of one channel. a, b and y may alias.
 enum class Binary : int32_t { kNone, kAdd, kMultiply };
 struct MapRow {
   const float* a;
-  const float* b;  // null where join is kNone
+  const float* b;  // null if join is kNone
   float* y;
   int64_t count;  // vectors
   float scale, shift;
@@ -122,7 +121,7 @@ struct MapRow {
   const uint16_t* valid;
 };
 
-// A vector of the halo: lane l of `to` is lane perm.lane[l] of `from`, or `fill` where that is -1.
+// One vector of the halo: lane l of `to` is lane perm.lane[l] of `from`, or `fill` if that is -1.
 struct HaloCopy {
   int32_t to, from;  // vectors from the plane's vector (0, 0)
   int32_t perm;
@@ -132,7 +131,7 @@ struct LanePerm {
 };
 
 // Linear layers with sparse weights, one input vector x [C]: y[k] = act(bias + w[k] . x).
-struct SparseVector {  // rows in the format above, one chunk; x is read at offsets + base (floats)
+struct SparseVector {  // rows as above, one chunk; x is read at offsets + base (floats)
   const SparseRow* rows;
   int64_t row_count;
   const uint16_t* offsets;
@@ -141,18 +140,18 @@ struct SparseVector {  // rows in the format above, one chunk; x is read at offs
   const float* bias;
   float* y;
   Activation activation;
-  bool first, last;  // chunk of inputs: first starts from the bias, last applies the activation; between, y holds sums
+  bool first, last;  // chunk of inputs: first starts from the bias, last applies the activation; y keeps sums between
 };
 using SparsePlanesFn = void (*)(const SparsePlanes&);
 using DensePlanesFn = void (*)(const DensePlanes&);
 
-// Tiles of at most this many rows and columns of vectors; which exist depends on the registers (null: does not).
+// Largest tile: rows and columns of vectors. Which tiles exist depends on the registers (null: does not).
 inline constexpr int kTileRows = 4, kTileColumns = 8, kTileLine = 24;
 
 struct EngineKernels {
   int max_sums;  // R * C of the largest sparse tile
-  // [column step - 1][R][C]: how many input vectors lie between what two neighbouring output vectors read. With R = 1
-  // and step 1, C runs to kTileLine; otherwise to kTileColumns. A tile of C = 1 serves every column step.
+  // [column step - 1][R][C]; column step: input vectors from one output vector to its neighbour. With R = 1 and step 1,
+  // C runs to kTileLine; otherwise to kTileColumns. A tile of C = 1 serves every column step.
   SparsePlanesFn sparse_planes[2][kTileRows + 1][kTileLine + 1];
   DensePlanesFn dense_planes[2][kTileRows + 1][kTileColumns + 1];
   void (*pool_row)(const PoolRow&);
@@ -160,10 +159,10 @@ struct EngineKernels {
   void (*halo)(float* plane, const HaloCopy* copies, int64_t count, const LanePerm* perms, float fill);
   // to[i] = index[i] < 0 ? fill : from[index[i]]
   void (*gather)(float* to, const float* from, const int32_t* index, int64_t count, float fill);
-  // to[16 * i + l] = lanes[l][i], and back, for i < count.
+  // to[16 * i + l] = lanes[l][i] for i < count; and back.
   void (*interleave)(float* to, const float* const* lanes, int64_t count);
   void (*deinterleave)(float* const* lanes, const float* from, int64_t count);
-  // Sums of rows x columns vectors, lane by lane.
+  // Sums of rows x columns vectors, for each lane.
   void (*lane_sums)(const float* x, int64_t rows, int64_t columns, int64_t row_stride, float* sums);
   void (*sparse_vector)(const SparseVector&);
   ActiveKernels active;

@@ -1,10 +1,9 @@
-// For those who write blocks of weights. On x86 without VNNI the kernels multiply with vpmaddubsw, which adds the
-// products of a quad's first two channels, and of its last two, in 16 bits: beyond them it saturates, silently. 255 *
-// 128 lies within. So where Int8Kernels::needs_int16_safe_blocks says so, a block in which two neighbours reach further
-// than 128 to one side is written as two blocks at the same place, whose weights add up to its own: no sum of 16 bits
-// can leave its range, whatever the input, and the result is exact. Blocks that reach no further than that together
-// are written next to each other: one vpmaddwd then does for both. No include of a kernel file: its functions would be
-// weak symbols there.
+// int16-safe blocks of int8 weights, for the code that packs them. On x86 without VNNI the kernels use vpmaddubsw. It
+// adds the products of a quad's first two channels, and of its last two, in 16 bits with silent saturation. Two
+// such weights are safe if they reach at most 128 to either side: 255 * 128 fits. If the kernels need int16-safe blocks
+// (Int8Kernels::needs_int16_safe_blocks), a block beyond that is split into two blocks at the same place that add up to
+// it. Then no 16-bit sum can overflow, for any input: the result is exact. Blocks that together reach at most 128 are
+// stored as a pair: one vpmaddwd serves both. Includes no kernel header: its functions would be weak symbols here.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +14,7 @@ inline int weight_at(uint32_t four, int i) { return static_cast<int8_t>(four >> 
 
 constexpr int kInt16SafeReach = 128;
 
-// How far a block's first two weights, and its last two, reach to either side.
+// How far the first two weights of a block, and the last two, reach to either side.
 struct Reach {
   int16_t up[2], down[2];
 };
@@ -35,7 +34,7 @@ inline bool sum_fits_int16(const Reach& a, const Reach& b) {
 }
 inline bool is_int16_safe(uint32_t four) { return sum_fits_int16(reach_of(four), {}); }
 
-// Half of each weight, rounded down, and what is left: both fit.
+// Half of each weight, rounded down, and the rest: both are int16-safe.
 struct Int16SafeParts {
   uint32_t half, rest;
 };

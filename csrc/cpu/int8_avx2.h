@@ -1,5 +1,5 @@
-// The words for quads for AVX2, with AVX-VNNI where the file is compiled for it. After vec_avx2.h; words as in
-// int8_scalar.h.
+// int8 words of the vocabulary for AVX2, with AVX-VNNI if the file is compiled for it. Included after vec_avx2.h; words
+// as in int8_scalar.h.
 #pragma once
 
 #include "int8.h"
@@ -25,7 +25,7 @@ inline i32x16 add(i32x16 a, i32x16 b) { return {{_mm256_add_epi32(a.v[0], b.v[0]
 inline i32x16 sub(i32x16 a, i32x16 b) { return {{_mm256_sub_epi32(a.v[0], b.v[0]), _mm256_sub_epi32(a.v[1], b.v[1])}}; }
 inline f32x16 float_of(i32x16 a) { return {{_mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])}}; }
 inline i32x16 round_of(f32x16 a) {
-  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // whatever the thread's rounding mode
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // in any rounding mode of the thread
   return {{_mm256_cvtps_epi32(_mm256_round_ps(a.v[0], nearest)), _mm256_cvtps_epi32(_mm256_round_ps(a.v[1], nearest))}};
 }
 
@@ -52,7 +52,7 @@ inline void split_quads(quads a, i32x16 (&channel)[4]) {
     channel[3].v[h] = _mm256_srli_epi32(a.v[h], 24);
   }
 }
-// Packing works within halves of a register, and so does the shuffle that brings the bytes of a lane together.
+// Packing works within halves of a register; so does the shuffle that gathers the bytes of a lane.
 inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
   const __m256i zero = _mm256_set1_epi16(static_cast<short>(zero_point));
   const __m256i order =
@@ -89,12 +89,12 @@ struct blocks4 {
 };
 inline blocks4 load_four_blocks(const uint32_t* p) {
   blocks4 four{_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  asm("" : "+x"(four.v));  // or the compiler turns each splat back into a load
+  asm("" : "+x"(four.v));  // otherwise the compiler turns each splat back into a load
   return four;
 }
 
-// The product of four bytes, or vpmaddubsw, whose sums of two products are of 16 bits: int16_safe.h sees to it that
-// they suffice.
+// The product of four bytes, or vpmaddubsw, which adds two products in 16 bits: int16-safe blocks prevent saturation
+// (int16_safe.h).
 #ifdef __AVXVNNI__
 constexpr bool needs_int16_safe_blocks = false;
 inline __m256i dot_256(__m256i sum, __m256i x, __m256i w) { return _mm256_dpbusd_avx_epi32(sum, x, w); }
@@ -151,8 +151,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return total;
 }
 
-// [half of the vector][pixel p of 0 to 3, and p + 4][channel]: the order in which unpacking leaves bytes and packing
-// takes them.
+// [half of the vector][pixel p of 0 to 3, and p + 4][channel]: the byte order of unpacking and packing.
 struct pixel_sums {
   __m256i v[2][4];
 };

@@ -1,5 +1,5 @@
-// The words for quads for AVX-512, with VNNI where the file is compiled for it. After vec_avx512.h; words as in
-// int8_scalar.h.
+// int8 words of the vocabulary for AVX-512, with VNNI if the file is compiled for it. Included after vec_avx512.h;
+// words as in int8_scalar.h.
 #pragma once
 
 #include "int8.h"
@@ -39,7 +39,7 @@ inline void split_quads(quads a, i32x16 (&channel)[4]) {
   channel[2] = {_mm512_and_si512(_mm512_srli_epi32(a.v, 16), low)};
   channel[3] = {_mm512_srli_epi32(a.v, 24)};
 }
-// Packing works within quarters of a register, and so does the shuffle that brings the bytes of a lane together.
+// Packing works within quarters of a register; so does the shuffle that gathers the bytes of a lane.
 inline quads join_quads(const i32x16 (&channel)[4], int32_t zero_point) {
   const __m512i zero = _mm512_set1_epi16(static_cast<short>(zero_point));
   const __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(channel[0].v, channel[1].v), zero);
@@ -56,18 +56,18 @@ inline quads blend_quads(quads off, quads on, uint32_t bits) {
   return {_mm512_mask_mov_epi32(off.v, static_cast<__mmask16>(bits), on.v)};
 }
 
-// One load for four blocks; the splats are shuffles, which do not compete with a dot product's operand from memory.
+// One load for four blocks. The splats are shuffles, which do not compete with a dot product's memory operand.
 struct blocks4 {
   __m512i v;
 };
 inline blocks4 load_four_blocks(const uint32_t* p) {
   blocks4 four{_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-  asm("" : "+v"(four.v));  // or the compiler turns each splat back into a load
+  asm("" : "+v"(four.v));  // otherwise the compiler turns each splat back into a load
   return four;
 }
 
-// The product of four bytes, or vpmaddubsw, whose sums of two products are of 16 bits: int16_safe.h sees to it that
-// they suffice.
+// The product of four bytes, or vpmaddubsw, which adds two products in 16 bits: int16-safe blocks prevent saturation
+// (int16_safe.h).
 #ifdef __AVX512VNNI__
 constexpr bool needs_int16_safe_blocks = false;
 inline __m512i dot_512(__m512i sum, __m512i x, __m512i w) { return _mm512_dpbusd_epi32(sum, x, w); }
@@ -103,7 +103,7 @@ inline i32x16 dot_pair(i32x16 sum, block w0, inputs x0, block w1, inputs x1) {
 constexpr bool shifts = false;
 inline int32_t shift_of(int32_t) { return 0; }
 
-// The quads of x stand where the offsets say: gathered 16 at a time.
+// Gathers the quads of x at the offsets, 16 at a time.
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
   __m512i sum = _mm512_setzero_si512();
   for (int64_t n = 0; n < count; n += 16) {
@@ -116,8 +116,7 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
   return _mm512_reduce_add_epi32(sum);
 }
 
-// [pixel p of 0 to 3, and p + 4, p + 8, p + 12][channel]: the order in which unpacking leaves bytes and packing takes
-// them.
+// [pixel p of 0 to 3, and p + 4, p + 8, p + 12][channel]: the byte order of unpacking and packing.
 struct pixel_sums {
   __m512i v[4];
 };

@@ -1,5 +1,5 @@
-// The words for quads for NEON, with its dot product where the file is compiled for it. After vec_neon.h; words as in
-// int8_scalar.h. The four channels of a vector are what vld4 and vst4 take apart and put together.
+// int8 words of the vocabulary for NEON, with SDOT if the file is compiled for it. Included after vec_neon.h; words as
+// in int8_scalar.h. vld4 and vst4 separate and join the four channels of a vector.
 #pragma once
 
 #include "int8.h"
@@ -110,7 +110,7 @@ inline blocks4 load_four_blocks(const uint32_t* p) { return {vld1q_u32(p)}; }
 
 constexpr bool needs_int16_safe_blocks = false;
 #ifdef __ARM_FEATURE_DOTPROD
-// Its products of bytes are of two signed ones: inputs are taken 128 lower, which a sum then lacks 128 times.
+// SDOT multiplies signed bytes: inputs are taken 128 lower, so a sum lacks 128 times the weights.
 struct block {
   int8x16_t v;
 };
@@ -155,7 +155,7 @@ inline inputs load_inputs(const uint8_t* x) {
   }
   return in;
 }
-// Products of a lane's four bytes, added two by two in 32 bits.
+// Products of a lane's four bytes, added in pairs in 32 bits.
 inline int32x4_t four_lanes(int16x8_t low, int16x8_t high, int16x8_t w) {
   const int32x4_t a = vmull_s16(vget_low_s16(low), vget_low_s16(w)), b = vmull_high_s16(low, w);
   const int32x4_t c = vmull_s16(vget_low_s16(high), vget_low_s16(w)), d = vmull_high_s16(high, w);

@@ -1,7 +1,7 @@
 #include "vec_scalar.h"
-// Words for quads come after those for floats.
+// int8 words come after those for floats.
 #include "int8_scalar.h"
-// The algorithms speak the vocabularies above, so they come first.
+// The algorithms use the vocabularies above, so they come last.
 #include "cpu/algorithms/int8_table.h"
 
 namespace secateur::cpu {

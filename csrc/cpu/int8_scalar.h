@@ -1,4 +1,4 @@
-// The words for quads in plain C++: the meaning of each. After vec_scalar.h.
+// int8 words of the vocabulary in plain C++: they define each word. Included after vec_scalar.h.
 #pragma once
 
 #include "int8.h"
@@ -29,7 +29,7 @@ inline f32x16 float_of(const i32x16& a) {
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(a.lane[i]);
   return r;
 }
-// The nearest integer, of halves the even one, whatever the thread's rounding mode. |v| < 2^31.
+// Rounds to the nearest integer, halves to even, in any rounding mode of the thread. |v| < 2^31.
 inline int32_t nearest(float v) {
   const auto whole = static_cast<int32_t>(v);  // towards 0
   const float rest = v - static_cast<float>(whole);
@@ -119,11 +119,11 @@ inline i32x16 dot(const i32x16& sum, block w, inputs in) {
     r.lane[i] = sum.lane[i] + w.w[0] * x[4 * i] + w.w[1] * x[4 * i + 1] + w.w[2] * x[4 * i + 2] + w.w[3] * x[4 * i + 3];
   return r;
 }
-// What a sum lacks where inputs are taken for signed ones, 128 less: 128 times the weights.
+// Correction for kernels that take inputs as signed bytes, 128 lower: 128 times the weights.
 constexpr bool shifts = false;
 inline int32_t shift_of(int32_t) { return 0; }
-// Whether dot adds two products in 16 bits, so that blocks must be int16-safe (int16_safe.h). dot_pair(sum, w0, x0, w1,
-// x1) then exists, too: dot(dot(sum, w0, x0), w1, x1) of paired blocks.
+// Whether dot adds two products in 16 bits, so that blocks must be int16-safe (int16_safe.h). Then dot_pair(sum, w0,
+// x0, w1, x1) also exists: dot(dot(sum, w0, x0), w1, x1) of paired blocks.
 constexpr bool needs_int16_safe_blocks = false;
 
 inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_t count, const uint8_t* x) {
@@ -138,8 +138,8 @@ inline int32_t dot_blocks(const uint16_t* offset, const uint32_t* weight, int64_
 
 constexpr int max_block_sums = 4, max_4x4_sums = 1;
 
-// Depthwise layers: each channel of a quad has a sum of its own at each pixel, in whatever order suits the instruction
-// set. weights: [channel][tap].
+// Depthwise layers: one sum per channel of a quad and pixel, in any order that suits the instruction set. weights:
+// [channel][tap].
 struct pixel_sums {
   int32_t at[64];
 };
@@ -158,7 +158,7 @@ inline quads join_pixels(const pixel_sums& s, const float* multiplier, int32_t z
     for (int i = 0; i < 16; ++i) q[j].lane[i] = nearest(static_cast<float>(s.at[4 * i + j]) * multiplier[j]);
   return join_quads(q, zero_point);
 }
-// Whether that takes less than 4x4 blocks, of which three products in four are with zero.
+// Whether this is faster than 4x4 blocks, where three products in four are with zero.
 constexpr bool depthwise_pays = true;
 
 }  // namespace

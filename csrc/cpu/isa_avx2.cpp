@@ -1,5 +1,5 @@
 #include "vec_avx2.h"
-// The algorithms speak the vocabulary above, so it comes first.
+// The algorithms use the vocabulary above, so they come last.
 #include "cpu/algorithms/table.h"
 
 namespace secateur::cpu {

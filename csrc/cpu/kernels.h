@@ -11,7 +11,7 @@
 
 namespace secateur::cpu {
 
-// Storage-only element types: kernels move their bits and widen them to float for arithmetic.
+// Storage-only element types: kernels move their bits, and widen them to float for arithmetic.
 struct f16 {
   uint16_t bits;
 };
@@ -19,12 +19,12 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Which theta belongs to an element of a row: channel = (element / inner) % channels.
+// The theta of an element of a row: channel = (element / inner) % channels.
 template <class C>
 struct ThetaView {
   const C* data;     // [channels]
   int64_t channels;  // 1 for a scalar theta
-  int64_t inner;     // elements of one channel that lie side by side
+  int64_t inner;     // contiguous elements of one channel
 };
 
 template <class T, class C>
@@ -40,7 +40,7 @@ struct ThresholdRelu {
   T max_stored;  // `max` in the element type: what a clamped element becomes
 };
 
-// Statistics of one row and what they decide. theta is already rounded to the type that the caller sees.
+// Statistics of one row and its theta, already rounded to the type that the caller sees.
 struct RowStatistics {
   double theta;
   bool finite;    // false: the row holds NaN or Inf (or overflows the sum of squares)
@@ -59,7 +59,7 @@ using ThresholdReluFn = void (*)(const ThresholdRelu<T, C>& row);
 struct Kernels {
   const char* name;
 
-  // y[r][i] = bit i of mask row r ? w[r][i] : +0. By element size, since only bits move; y may be w.
+  // y[r][i] = bit i of mask row r ? w[r][i] : +0. By element size, since only bits move. y may be w.
   MaskApplyFn<uint16_t> mask_apply_16;
   MaskApplyFn<uint32_t> mask_apply_32;
   MaskApplyFn<uint64_t> mask_apply_64;
@@ -83,12 +83,12 @@ struct Kernels {
   void (*mask_pack)(const uint8_t* keep, uint8_t* mask, int64_t columns);
   void (*mask_unpack)(const uint8_t* mask, uint8_t* keep, int64_t columns);
 
-  // Sparse layers: sparse_tile[T] for tiles of T vectors, 1 <= T <= max_tile; one input vector of a linear layer.
+  // Sparse layers: sparse_tile[T] for tiles of T vectors, 1 <= T <= max_tile; and one input vector of a linear layer.
   int max_tile;
   SparseTileFn sparse_tile[kMaxTile + 1];
   SparseDotFn sparse_dot;
 
-  // Planes of 16-lane vectors: what the engine runs on.
+  // Kernels of the engine: planes of 16-lane vectors.
   EngineKernels engine;
 };
 

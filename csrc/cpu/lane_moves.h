@@ -1,11 +1,11 @@
-// Words of the 16-lane vocabulary that have no instruction of their own here: through memory. Included by a vocabulary,
-// after its loads and stores; AVX-512 has its own.
+// Words of the 16-lane vocabulary without an instruction of their own: they go through memory. A vocabulary includes
+// this after its loads and stores. AVX-512 has its own.
 #pragma once
 
 namespace secateur::cpu {
 namespace {
 
-// The first `count` (1..15) lanes from memory, the others 0; and to memory, the others left alone.
+// load_first: the first `count` (1..15) lanes from memory, the others 0. store_first: other elements are left alone.
 inline f32x16 load_first(const float* p, int count) {
   float all[16] = {};
   for (int i = 0; i < count; ++i) all[i] = p[i];
@@ -17,8 +17,8 @@ inline void store_first(float* p, f32x16 v, int count) {
   for (int i = 0; i < count; ++i) p[i] = all[i];
 }
 
-// The lanes that are not 0 (NaN is not), in order, with base + lane beside them; how many there are. Both sides have
-// room for 16.
+// Compresses the nonzero lanes (NaN counts), in order, with base + lane as index. Returns their number. Both outputs
+// have room for 16.
 template <class Index>
 inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* index) {
   float all[16];
@@ -32,7 +32,7 @@ inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* inde
   return n;
 }
 
-// v[i] lane j <-> v[j] lane i.
+// Swaps v[i] lane j and v[j] lane i.
 inline void transpose(f32x16 (&v)[16]) {
   float from[16][16], to[16][16];
   for (int i = 0; i < 16; ++i) store(from[i], v[i]);

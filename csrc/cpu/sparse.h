@@ -1,4 +1,4 @@
-// What the sparse kernels read and write. Raw pointers and plain integers only.
+// Arguments of the sparse kernels. Raw pointers and plain integers only.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ struct SparseTap {
   float weight;
 };
 
-// A run of at most 16 finished positions that goes to one row of the output.
+// A run of at most 16 finished positions that are stored in one row of the output.
 struct StoreRun {
   int32_t from;   // position within the tile
   int32_t count;  // 1..16
@@ -26,16 +26,16 @@ struct SparseTile {
   const float* x;     // the tile's origin in the planes
   int64_t scale;      // floats in a unit of offset
   const float* bias;  // [K] or null
-  float* partial;     // [k_end - k_begin][16 * T]: sums between chunks; unused where first and last
+  float* partial;     // [k_end - k_begin][16 * T]: sums between chunks; unused if first and last
   bool first, last;
   const StoreRun* runs;
   int64_t run_count;
-  int64_t dense_count;  // positions that go to one stretch of the output from runs[0].to on; 0: see runs
+  int64_t dense_count;  // positions stored contiguously from runs[0].to on; 0: see runs
   float* y;             // output of neuron 0
   int64_t y_stride;     // floats from a neuron's output to the next
 };
 
-// Neurons [k_begin, k_end) of a linear layer for one input vector; a tap's offset is its input.
+// Neurons [k_begin, k_end) of a linear layer for one input vector. A tap's offset is the index of its input.
 struct SparseDot {
   const SparseTap* taps;
   const int64_t* start;  // taps of neuron k: [start[k], start[k + 1])

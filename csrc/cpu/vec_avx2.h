@@ -174,9 +174,9 @@ inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
 }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
-// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+// Arithmetic of the engine's kernels; vec_scalar.h defines each word.
 inline f32x16 div(f32x16 a, f32x16 b) { return {{_mm256_div_ps(a.v[0], b.v[0]), _mm256_div_ps(a.v[1], b.v[1])}}; }
-// The second operand where unordered.
+// The second operand if unordered.
 inline f32x16 at_least(f32x16 v, f32x16 lo) {
   return {{_mm256_max_ps(lo.v[0], v.v[0]), _mm256_max_ps(lo.v[1], v.v[1])}};
 }
@@ -233,7 +233,7 @@ inline f32x16 splat_one(f32x4s four) {
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 16 registers hold.
 inline constexpr int max_sums = 6, max_dense_sums = 1;
 
-// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+// Stores the first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i low = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);

@@ -127,11 +127,9 @@ inline uint32_t less_equal(f64x16 a, f64x16 b) {
 inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
-// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+// Arithmetic of the engine's kernels; vec_scalar.h defines each word.
 inline f32x16 div(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline f32x16 at_least(f32x16 v, f32x16 lo) {
-  return {_mm512_max_ps(lo.v, v.v)};
-}  // the second operand where unordered
+inline f32x16 at_least(f32x16 v, f32x16 lo) { return {_mm512_max_ps(lo.v, v.v)}; }  // the second operand if unordered
 inline f32x16 at_most(f32x16 v, f32x16 hi) { return {_mm512_min_ps(hi.v, v.v)}; }
 inline f32x16 max_of(f32x16 a, f32x16 b) {
   return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
@@ -153,13 +151,13 @@ inline float sum_of(f32x16 a) {
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 
-// One load for four weights; the splats are shuffles, which do not compete with a multiply-add's operand from memory.
+// One load for four weights. The splats are shuffles, which do not compete with a multiply-add's memory operand.
 struct f32x4s {
   __m512 v;
 };
 inline f32x4s load_four(const float* p) {
   f32x4s four{_mm512_broadcast_f32x4(_mm_loadu_ps(p))};
-  asm("" : "+v"(four.v));  // or the compiler turns each splat back into a load
+  asm("" : "+v"(four.v));  // otherwise the compiler turns each splat back into a load
   return four;
 }
 template <int I>
@@ -170,7 +168,7 @@ inline f32x16 splat_one(f32x4s four) {
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
 inline constexpr int max_sums = 28, max_dense_sums = 6;
 
-// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+// Stores the first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   const __mmask16 first = static_cast<__mmask16>((1u << count) - 1);
   _mm512_mask_storeu_ps(p, first, _mm512_maskz_loadu_ps(first, from));
@@ -187,7 +185,7 @@ inline void bytes_of_bits(uint8_t* p, uint32_t bits) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_maskz_set1_epi8(__mmask16(bits), 1));
 }
 
-// The first `count` (1..15) lanes from memory, the others 0; and to memory, the others left alone.
+// load_first: the first `count` (1..15) lanes from memory, the others 0. store_first: other elements are left alone.
 inline f32x16 load_first(const float* p, int count) {
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p)};
 }
@@ -195,8 +193,8 @@ inline void store_first(float* p, f32x16 v, int count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v.v);
 }
 
-// Compressed in registers, for compressing to memory is microcode; half a vector is stored where that is enough, for
-// most stores of whole ones would cross a cache line.
+// Compresses in registers, since compressing to memory is microcode. Stores half a vector if that is enough, since most
+// stores of whole vectors would cross a cache line.
 template <class Index>
 inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* index) {
   const __m512i lanes = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
@@ -219,7 +217,7 @@ inline int compress_nonzeros(f32x16 v, uint32_t base, float* values, Index* inde
   return count;
 }
 
-// v[i] lane j <-> v[j] lane i: pairs, fours, then quarters of registers change places.
+// Swaps v[i] lane j and v[j] lane i: pairs, fours, then quarters of registers.
 inline void transpose(f32x16 (&v)[16]) {
   __m512 a[16], b[16];
   for (int i = 0; i < 16; i += 2) {

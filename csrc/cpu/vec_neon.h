@@ -184,7 +184,7 @@ inline f64x16 abs_of(f64x16 a) {
   return a;
 }
 
-// NEON has no movemask: keep one bit a lane and add the lanes up.
+// NEON has no movemask: keep one bit per lane and add the lanes up.
 inline uint32_t bits_of(uint32x4_t on) {
   const uint32x4_t own = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(on, own));
@@ -219,12 +219,12 @@ inline f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
 }
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
-// Arithmetic of the engine's kernels; the meaning of each word is in vec_scalar.h.
+// Arithmetic of the engine's kernels; vec_scalar.h defines each word.
 inline f32x16 div(f32x16 a, f32x16 b) {
   for (int i = 0; i < 4; ++i) a.v[i] = vdivq_f32(a.v[i], b.v[i]);
   return a;
 }
-// NEON's maximum and minimum are NaN where either side is.
+// NEON's maximum and minimum are NaN if either side is.
 inline f32x16 at_least(f32x16 v, f32x16 lo) {
   for (int i = 0; i < 4; ++i) v.v[i] = vmaxq_f32(v.v[i], lo.v[i]);
   return v;
@@ -275,7 +275,7 @@ inline f32x16 splat_one(f32x4s four) {
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that 32 registers hold.
 inline constexpr int max_sums = 6, max_dense_sums = 1;
 
-// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+// Stores the first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   int i = 0;
   for (; i + 4 <= count; i += 4) vst1q_f32(p + i, vld1q_f32(from + i));

@@ -1,4 +1,4 @@
-// The 16-lane vocabulary in plain C++: the meaning of every word, and the path for any CPU.
+// The 16-lane vocabulary in plain C++: it defines every word, and runs on any CPU.
 //
 // All vocabularies have the same words and the same 16 lanes, so a sum has the same order on every instruction set.
 // Everything is in an unnamed namespace: no symbol of a file compiled for AVX-512 may ever be linked into another.
@@ -113,7 +113,7 @@ inline x16<E> abs_of(const x16<E>& a) {
   for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] < 0 ? -a.lane[i] : (a.lane[i] == 0 ? E(0) : a.lane[i]);
   return r;
 }
-// Comparisons give 16 bits; all of them are false where either side is NaN.
+// Comparisons give 16 bits, all of them false if either side is NaN.
 template <class E>
 inline uint32_t less(const x16<E>& a, const x16<E>& b) {
   uint32_t bits = 0;
@@ -127,7 +127,7 @@ inline uint32_t less_equal(const x16<E>& a, const x16<E>& b) {
   return bits;
 }
 
-// a * b + c; unfused here (a software fma would cost fifty times as much), fused where the CPU has it.
+// a * b + c; unfused here (a software fma would cost fifty times as much), fused if the CPU has it.
 inline f32x16 multiply_add(const f32x16& a, const f32x16& b, const f32x16& c) { return add(mul(a, b), c); }
 inline float multiply_add(float a, float b, float c) { return a * b + c; }
 
@@ -147,12 +147,12 @@ inline f32x16 at_most(const f32x16& v, const f32x16& hi) {  // hi is not NaN
   for (int i = 0; i < 16; ++i) r.lane[i] = hi.lane[i] < v.lane[i] ? hi.lane[i] : v.lane[i];
   return r;
 }
-inline f32x16 max_of(const f32x16& a, const f32x16& b) {  // NaN where either side is
+inline f32x16 max_of(const f32x16& a, const f32x16& b) {  // NaN if either side is
   f32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] > b.lane[i] || a.lane[i] != a.lane[i] ? a.lane[i] : b.lane[i];
   return r;
 }
-// 2^i for shifted = 1.5 * 2^23 + 127 + i, -127 <= i <= 128: i + 127 stands in the low bits, and moves to the exponent.
+// 2^i for shifted = 1.5 * 2^23 + 127 + i, -127 <= i <= 128: moves i + 127 from the low bits to the exponent.
 inline f32x16 power_of_two(const f32x16& shifted) {
   uint32_t bits[16];
   std::memcpy(bits, &shifted, sizeof bits);
@@ -161,14 +161,14 @@ inline f32x16 power_of_two(const f32x16& shifted) {
   std::memcpy(&r, bits, sizeof bits);
   return r;
 }
-// Lane i is from[lane[i]], or fill's where lane[i] is -1.
+// Lane i is from[lane[i]], or fill's if lane[i] is -1.
 inline f32x16 permute(const float* from, const int32_t* lane, const f32x16& fill) {
   f32x16 r = fill;
   for (int i = 0; i < 16; ++i)
     if (lane[i] >= 0) r.lane[i] = from[lane[i]];
   return r;
 }
-inline float sum_of(const f32x16& a) {  // halves onto each other, four times
+inline float sum_of(const f32x16& a) {  // adds halves, four times
   float sum[8];
   for (int i = 0; i < 8; ++i) sum[i] = a.lane[i] + a.lane[i + 8];
   for (int half = 4; half > 0; half /= 2)
@@ -189,7 +189,7 @@ inline f32x16 splat_one(f32x4s four) {
 // Sums of a sparse tile and of a dense tile (for each of its four output channels) that the registers hold.
 inline constexpr int max_sums = 4, max_dense_sums = 1;
 
-// The first `count` (1..15) of 16 floats; neither side is touched beyond them.
+// Stores the first `count` (1..15) of 16 floats; neither side is touched beyond them.
 inline void store_first(float* p, const float* from, int count) {
   for (int i = 0; i < count; ++i) p[i] = from[i];
 }

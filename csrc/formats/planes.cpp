@@ -13,8 +13,8 @@ namespace {
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
 
-// Along one axis: which phases its taps read, in the order of the taps, and how far from the output position. How many
-// and how far is known at once, so that nothing large is built before it has been judged.
+// One axis: the phases that its taps read, in the order of the taps, and their shifts from the output position. Their
+// number and the largest shifts are known before build(), so sizes are checked before anything large is built.
 struct Axis {
   int64_t taps, stride, padding, dilation;
   int64_t phase_count, before, after;    // before, after: the furthest shifts
@@ -39,7 +39,7 @@ struct Axis {
   }
 };
 
-// Sizes come from whoever calls: sums stay far below 2^63 while each is at most this, products may not.
+// Sizes come from the caller. Sums stay far below 2^63 while each is at most this; products may not.
 constexpr int64_t kLargest = INT32_MAX;
 
 void check_sizes(const std::string& op, const WeightShape& w, const ConvShape& conv, int64_t height, int64_t width) {
@@ -122,7 +122,7 @@ ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& 
   p.out_height = output[0];
   p.out_width = output[1];
 
-  // Which phases are read, and how far taps reach beyond the output position.
+  // The phases that are read, and how far taps reach beyond the output position.
   Axis vertical(w.rows, conv, 0), horizontal(w.columns, conv, 1);
   const int64_t up = vertical.before, down = vertical.after, left = horizontal.before, right = horizontal.after;
   const __int128 planes = __int128{vertical.phase_count} * horizontal.phase_count * std::max<int64_t>(p.channels, 1);
@@ -136,7 +136,7 @@ ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& 
   // Planes a multiple of 4 KB apart would all fall into the same cache sets.
   if (p.plane % 1024 == 0) p.plane += 16;
   p.lead = (left + 15) / 16 * 16;
-  // Tiles are whole: the last one reads and computes up to a tile past the last position.
+  // The last tile is whole too: it reads and computes up to a tile past the last position.
   const int64_t tile = tile_vectors(p.positions(), max_tile);
   const __int128 total = planes * p.plane + p.lead + tile * 16 + right + 16;
   if (total > INT32_MAX) refuse_size(op);

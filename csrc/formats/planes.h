@@ -1,8 +1,8 @@
-// How an image lies while a sparse convolution reads it: padded flat planes, so that a kernel tap is one offset.
+// Layout of an image for a sparse convolution: padded flat planes, so that a kernel tap is one offset.
 //
-// A plane is one channel of one image. Stride u x v splits it into u * v phase planes first: phase (a, b) holds the
-// pixels (i * u + a, j * v + b). Output pixel (h, w) then reads plane position (h + dr, w + ds) for a tap, whatever the
-// stride, and the whole tap is the flat offset plane * size + dr * pitch + ds.
+// A plane is one channel of one image. Stride u x v first splits it into u * v phase planes: phase (a, b) holds the
+// pixels (i * u + a, j * v + b). For a tap, output pixel (h, w) then reads plane position (h + dr, w + ds), for any
+// stride. So a tap is the flat offset plane * size + dr * pitch + ds.
 //
 //        pitch                      pixels of row i stand at columns [0, width); what a tap may read to their left or
 //   . . . . . . . .  top            right is zero. The zeros right of row i are also those left of row i + 1: the
@@ -50,7 +50,7 @@ struct TapStream {
   std::vector<cpu::SparseTap> taps;  // [nnz]
 };
 
-// Where the finished positions of each tile go: the pad columns between rows are left out.
+// Where the finished positions of each tile are stored, without the pad columns between rows.
 struct TileStores {
   int64_t tile;                // vectors of 16 positions to a tile
   std::vector<int64_t> start;  // [tiles + 1] positions in runs
@@ -64,17 +64,17 @@ struct ConvPlan {
   TileStores stores;
 };
 
-// Throws std::runtime_error (message beginning with `op`) where sizes are beyond 2^31 or the kernel does not fit the
-// padded image; otherwise OH and OW, whose product is below 2^31.
+// OH and OW, with a product below 2^31. Throws std::runtime_error (message beginning with `op`) if sizes are beyond
+// 2^31 or the kernel does not fit the padded image.
 std::array<int64_t, 2> output_size(const char* op, const WeightShape& weight, const ConvShape& conv, int64_t height,
                                    int64_t width);
 
-// Throws std::runtime_error (message beginning with `op`) where the output would be empty of meaning (kernel larger
-// than the padded image) or the image larger than 32-bit offsets reach.
+// Throws std::runtime_error (message beginning with `op`) if the kernel is larger than the padded image, or the image
+// larger than 32-bit offsets reach.
 ConvPlan plan_conv(const char* op, const SparseWeight& weight, const ConvShape& conv, int64_t height, int64_t width,
                    int max_tile);
 
-// Vectors of 16 positions to a tile: as few tiles as the registers allow, all alike.
+// Vectors of 16 positions in a tile: as few tiles as the registers allow, all of one size.
 int64_t tile_vectors(int64_t positions, int max_tile);
 
 }  // namespace secateur

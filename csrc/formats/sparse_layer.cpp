@@ -9,7 +9,7 @@ namespace secateur {
 namespace {
 
 constexpr size_t kPlansKept = 4;
-// Inputs to a chunk of a batched linear layer: 4 vectors of batch each, they stay in the first-level cache.
+// Inputs per chunk of a batched linear layer: with 4 vectors of batch each they stay in the first-level cache.
 constexpr int64_t kLinearChunk = 128;
 
 using Layers = Registry<const SparseLayer>;

@@ -1,4 +1,4 @@
-// Sparse layers that were validated once, held behind ids that no tensor can forge.
+// Sparse layers, validated once and registered under ids that no tensor can forge.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ class SparseLayer {
   // The plan for one image size, made on first use and kept (the last few).
   std::shared_ptr<const ConvPlan> plan(const char* op, int64_t height, int64_t width, int max_tile) const;
 
-  // A linear layer's nonzeros, tap offset = input; and where each chunk of inputs ends in each neuron.
+  // A linear layer's nonzeros (tap offset = input), and where each chunk of inputs ends in each neuron.
   struct Linear {
     std::vector<cpu::SparseTap> taps;
     int64_t chunks;
@@ -46,16 +46,16 @@ class SparseLayer {
   mutable Linear linear_;
 };
 
-// Ids start at 1; 0 is never given. Thread-safe.
+// Ids start at 1; 0 is never an id. Thread-safe.
 __attribute__((visibility("default"))) int64_t register_layer(std::shared_ptr<const SparseLayer> layer);
 __attribute__((visibility("default"))) void release_layer(int64_t id);
-std::shared_ptr<const SparseLayer> find_layer(int64_t id);  // null where there is none
+std::shared_ptr<const SparseLayer> find_layer(int64_t id);  // null if there is none
 
-// For whoever forks (ops/fork_locks.cpp).
+// Around a fork (ops/fork_locks.cpp).
 void lock_layers();
 void unlock_layers();
 
-// What the pybind11 window calls: unpack, check, hold.
+// For the Python bindings: unpacks, checks and registers.
 __attribute__((visibility("default"))) int64_t make_layer(const WeightShape& shape, const ConvShape& conv,
                                                           const uint8_t* mask, int64_t mask_rows, int64_t mask_bytes,
                                                           const float* values, int64_t count);

@@ -1,7 +1,7 @@
 // The weights of a sparse layer, validated: nonzeros of each neuron in row-major order of [C/groups, R, S].
 //
-// Built from a checkpoint's form (bit mask, values in the mask's order), which may come from a stranger: everything is
-// checked here, once, and never again in a kernel.
+// Built from a checkpoint's form (bit mask, values in the mask's order), which may be untrusted. Everything is checked
+// here, once, and never again in a kernel.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +26,14 @@ struct SparseWeight {
   int64_t nonzeros() const { return static_cast<int64_t>(value.size()); }
 };
 
-// Positions without values, for what is not float32.
+// Positions without values, for dtypes other than float32.
 struct SparseIndex {
   std::vector<int64_t> start;
   std::vector<uint32_t> index;
 };
 
-// mask: [K, ceil(per_neuron / 8)]. Throws std::runtime_error, its message beginning with `op`, where the number of bits
-// is not the number of values, an unused bit is set, or the shape is beyond what the index can hold.
+// mask: [K, ceil(per_neuron / 8)]. Throws std::runtime_error, its message beginning with `op`, if the number of bits
+// differs from the number of values, an unused bit is set, or the shape exceeds the index.
 SparseIndex unpack_index(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,
                          int64_t mask_bytes, int64_t count);
 SparseWeight unpack_weight(const std::string& op, const WeightShape& shape, const uint8_t* mask, int64_t mask_rows,

@@ -68,7 +68,7 @@ void check_writable(const char* op, const char* argument, const Tensor& t) {
     if (t.size(d) > 1) dims.emplace_back(t.stride(d), t.size(d));
   }
   std::sort(dims.begin(), dims.end());
-  int64_t reach = 0;  // the furthest element of the dims so far
+  int64_t reach = 0;  // offset of the last element in the dims so far
   for (auto [stride, size] : dims) {
     check(stride > reach, op, ": ", argument,
           " must not overlap itself in memory (clone an expanded tensor first), got shape ", show(t.sizes()),
@@ -87,7 +87,7 @@ Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const 
   const int64_t channels = x.dim() == 0 ? 1 : x.dim() > 2 ? x.size(1) : x.size(x.dim() - 1);
   check(theta.numel() == 1 || theta.numel() == channels, op, ": theta must have 1 value or one for each of the ",
         channels, " channels of x ", show(x.sizes()), ", got ", theta.numel());
-  // Already right in a module: two calls through the dispatcher would cost more than a small activation does.
+  // A module's theta is already right: two calls through the dispatcher cost more than a small activation.
   const ScalarType compared = is_double ? ScalarType::Double : ScalarType::Float;
   Tensor values = theta.scalar_type() == compared ? theta : torch::stable::to(theta, compared);
   if (!values.is_contiguous()) values = torch::stable::contiguous(values);

@@ -1,4 +1,4 @@
-// What every operator's front shares: checks with readable messages, the packed-mask shape, memory layouts.
+// Code that all operators share: checks with readable messages, the packed-mask shape, memory layouts.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -18,7 +18,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// An error names operator, argument, rule and value: check(ok, "mask_apply: mask must be uint8, got ", name(dtype)).
+// Errors name operator, argument, rule and value: check(ok, "mask_apply: mask must be uint8, got ", name(dtype)).
 template <class... Parts>
 inline void check(bool ok, const Parts&... parts) {
   if (ok) [[likely]]
@@ -30,14 +30,14 @@ inline void check(bool ok, const Parts&... parts) {
 
 const char* name(ScalarType dtype);
 
-// A shape in a message: "[64, 3, 7, 7]". Written out only where a check has failed.
+// A shape in a message: "[64, 3, 7, 7]". Formatted only if a check has failed.
 struct Shown {
   Sizes shape;
 };
 inline Shown show(Sizes shape) { return {shape}; }
 std::ostream& operator<<(std::ostream& out, const Shown& shown);
 
-// The 2-d view under which a tensor is packed: rows = shape[0], columns = all other sizes multiplied.
+// The 2-d view in which a tensor is packed: rows = shape[0], columns = all other sizes multiplied.
 struct Rows {
   int64_t rows;
   int64_t columns;
@@ -45,15 +45,15 @@ struct Rows {
 };
 Rows rows_of(Sizes shape, const char* op);
 
-// uint8, contiguous after this call, on the CPU like `like`, shaped [rows, bytes].
+// Checks uint8, the device (CPU like `like`) and the shape [rows, bytes]; returns it contiguous.
 Tensor checked_mask(const char* op, const Tensor& mask, const Rows& view, const Tensor& like);
 Tensor new_mask(const Tensor& like, const Rows& view);
 void check_floating(const char* op, const char* argument, const Tensor& t);
-// For in-place forms: two elements in one place would make the result depend on the order of the writes.
+// For in-place forms: with overlapping elements the result would depend on the order of the writes.
 void check_writable(const char* op, const char* argument, const Tensor& t);
 
-// One theta a channel or a single one, in the type that the comparison runs in. Its values are not looked at here: on
-// an accelerator that would wait for the device.
+// One theta per channel or a single one, in the type of the comparison. Its values are not checked here: on an
+// accelerator that would wait for the device.
 struct Theta {
   Tensor values;  // contiguous float32, or float64 for float64 activations
   int64_t channels;
@@ -61,23 +61,23 @@ struct Theta {
 };
 Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view);
 
-// How the elements lie. kChannelsLast: [N][inner][C] in memory for a logical [N, C, inner...].
+// Memory layout of the elements. kChannelsLast: [N][inner][C] in memory for a logical [N, C, inner...].
 enum class Layout { kContiguous, kChannelsLast, kStrided };
 Layout layout_of(const Tensor& t);
 
-// Bits of a logical [rows, a, b] mask -> bits of [rows, b, a], row starts on a byte: how a mask in logical order meets
-// channels_last memory, and back (transpose_bits.cpp).
+// Bits of a logical [rows, a, b] mask -> bits of [rows, b, a]; rows start on a byte. Converts a mask between logical
+// order and channels_last memory (transpose_bits.cpp).
 void transpose_bits(const uint8_t* from, uint8_t* to, int64_t rows, int64_t a, int64_t b);
 
-// The mask in the order of memory, given in logical order (contiguous layouts share the tensor).
+// The mask in memory order, from one in logical order (contiguous layouts share the tensor).
 Tensor mask_in_memory_order(const Tensor& mask, const Tensor& t, const Rows& view, Layout layout);
 Tensor mask_in_logical_order(const Tensor& mask, const Tensor& t, const Rows& view, Layout layout);
 
-// Work is split so that each piece has at least this many elements (below it a thread costs more than it does).
+// Smallest number of elements of a piece of work (below it a thread costs more than it saves).
 inline constexpr int64_t kGrain = 1 << 15;
 
-// Runs body(row_begin, row_end) or, where rows are few and long, body over slices of one row: body(row, begin, end).
-// Slices start at multiples of 512 elements, so no two of them share a mask byte.
+// Runs body(row_begin, row_end), or for few long rows body(row, begin, end) over slices of one row. Slices start at
+// multiples of 512 elements, so no two of them share a mask byte.
 template <class ByRows, class BySlices>
 void parallel_rows(const Rows& view, const ByRows& by_rows, const BySlices& by_slices) {
   if (view.rows == 0 || view.columns == 0) return;

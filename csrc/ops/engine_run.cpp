@@ -1,4 +1,4 @@
-// A segment of a compiled network, in one call.
+// Runs a segment of a compiled network in one call.
 #include <algorithm>
 
 #include "common.h"
@@ -8,7 +8,7 @@
 namespace secateur::ops {
 namespace {
 
-// step_ms: null, or where the milliseconds of every step go.
+// step_ms: null, or receives the milliseconds of every step.
 std::vector<Tensor> run_program(const char* op, std::vector<Tensor> inputs, int64_t program_id,
                                 std::vector<double>* step_ms) {
   const auto held = engine::find_program(program_id);

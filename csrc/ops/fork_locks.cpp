@@ -1,5 +1,5 @@
-// A fork copies the thread that forks and no other: a lock that another one holds at that moment would stay locked in
-// the child. So the forking thread takes them all first, outer ones before inner ones.
+// A fork copies only the forking thread: a lock that another thread holds at that moment would stay locked in the
+// child. So the forking thread takes all locks first, outer ones before inner ones.
 #include <pthread.h>
 
 #include "engine/layout/memory.h"

@@ -20,7 +20,7 @@ void run(cpu::MaskApplyFn<T> kernel, const void* from, void* to, const uint8_t* 
       });
 }
 
-// from and to share one dense layout; mask is in the order of their memory.
+// from and to share one dense layout; mask is in memory order.
 void apply_dense(const Tensor& from, const Tensor& to, const Tensor& mask, const Rows& view) {
   const cpu::Kernels& k = cpu::kernels();
   const uint8_t* bits = mask.const_data_ptr<uint8_t>();

@@ -45,7 +45,7 @@ Tensor mask_unpack(const Tensor& mask, Sizes shape) {
   return keep;
 }
 
-// The dispatcher hands lists over by value.
+// The dispatcher passes lists by value.
 Tensor mask_unpack_boxed(const Tensor& mask, std::vector<int64_t> shape) {
   return mask_unpack(mask, Sizes(shape.data(), shape.size()));
 }

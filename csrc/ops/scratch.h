@@ -16,7 +16,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
-  // At least `floats` floats, 64-byte aligned, holding anything. Valid until the next call on this object.
+  // At least `count` floats, 64-byte aligned, uninitialized. Valid until the next call on this object.
   float* floats(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(float);
     if (bytes <= size_) return data_;

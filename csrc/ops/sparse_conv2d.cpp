@@ -14,7 +14,7 @@ struct Image {
   int64_t channel_stride, row_stride, column_stride;
 };
 
-// Planes [begin, end) of one image: every float of them is written.
+// Planes [begin, end) of one image. Writes every float of them.
 void pack_planes(const Planes& p, const ConvShape& conv, const Image& x, float* planes, int64_t begin, int64_t end) {
   const int64_t phases = static_cast<int64_t>(p.phase_a.size());
   for (int64_t i = begin; i < end; ++i) {
@@ -36,7 +36,7 @@ void pack_planes(const Planes& p, const ConvShape& conv, const Image& x, float* 
   }
 }
 
-// Before the first plane and after the last one there are zeros too.
+// Writes the zeros before the first plane and after the last one.
 void pack_edges(const Planes& p, float* planes) {
   std::fill(planes, planes + p.lead, 0.0f);
   std::fill(planes + p.lead + p.planes() * p.plane, planes + p.total, 0.0f);
@@ -83,7 +83,7 @@ int64_t partial_floats(const ConvPlan& plan, int64_t neurons) {
 
 thread_local Scratch planes_scratch, partial_scratch;
 
-// A thread an image: planes stay in the cache of the core that reads them, and no thread waits for another.
+// One image per thread: planes stay in the cache of the core that reads them, and no thread waits for another.
 void run_by_image(const Run& run, const Image& first, int64_t image_stride, int64_t images, float* y) {
   const ConvPlan& plan = run.plan;
   const int64_t neurons = run.layer.weight().shape.neurons;
@@ -102,7 +102,7 @@ void run_by_image(const Run& run, const Image& first, int64_t image_stride, int6
   });
 }
 
-// Images one after another, each shared by all threads: tiles times blocks of neurons.
+// Images one after another, each shared by all threads: tiles x blocks of neurons.
 void run_within_image(const Run& run, const Image& first, int64_t image_stride, int64_t images, float* y) {
   const ConvPlan& plan = run.plan;
   const int64_t neurons = run.layer.weight().shape.neurons, threads = num_threads();
@@ -138,7 +138,7 @@ void check_pair(const char* op, const char* argument, const Pair& pair, int64_t 
         ": ", argument, " must be 2 integers of ", least, " to 2^31 - 1, got ", show({pair.data(), pair.size()}));
 }
 
-// Other dtypes: the weight unpacked, torch's own layer.
+// Other dtypes: torch's own layer on the dense weight.
 Tensor conv2d_dense(const Tensor& x, const Tensor& mask, const Tensor& values, const std::optional<Tensor>& bias,
                     const WeightShape& shape, const Pair& stride, const Pair& padding, const Pair& dilation,
                     int64_t groups) {
@@ -177,7 +177,7 @@ Tensor sparse_conv2d(const Tensor& x, const Tensor& mask, const Tensor& values, 
   check(x.scalar_type() == values.scalar_type(), op, ": values must have the dtype of x, ", name(x.scalar_type()),
         ", got ", name(values.scalar_type()));
   check_bias(op, bias, neurons, x.scalar_type());
-  output_size(op, shape, conv, x.size(2), x.size(3));  // for every dtype the same errors
+  output_size(op, shape, conv, x.size(2), x.size(3));  // the same errors for every dtype
   if (x.scalar_type() != ScalarType::Float)
     return conv2d_dense(x, mask, values, bias, shape, stride, padding, dilation, groups);
   const auto layer = layer_of(op, plan, mask, values, shape, conv);

@@ -11,7 +11,7 @@ namespace {
 
 thread_local Scratch input_scratch, output_scratch, partial_scratch;
 
-// Columns [begin, end) of [rows, columns] -> [columns, pitch], rows beyond the last one zero.
+// Columns [begin, end) of [rows, columns] -> [columns, pitch], zeros beyond the last row.
 void transpose_in(const float* from, int64_t rows, int64_t columns, float* to, int64_t begin, int64_t end,
                   int64_t pitch) {
   transpose(from + begin, columns, rows, end - begin, to + begin * pitch, pitch);
@@ -30,7 +30,7 @@ void run_vector(const SparseLayer& layer, const cpu::Kernels& kernels, const flo
   });
 }
 
-// A block of input vectors in the lanes: x is transposed to [C, 16 T], the kernel is the convolution's.
+// A block of input vectors in the lanes: x is transposed to [C, 16 T], then the convolution's kernel runs.
 struct Batch {
   const SparseLayer& layer;
   const cpu::Kernels& kernels;
@@ -40,14 +40,13 @@ struct Batch {
   int64_t count;  // input vectors
 };
 
-// A chunk of inputs holds this many times kLinearChunk vectors: what it reads stays in the first-level cache or near
-// it.
+// Vectors of kLinearChunk inputs in a chunk: its input stays in or near the first-level cache.
 constexpr int64_t kChunkVectors = 8;
 
-// Neurons in blocks, so that the sums between chunks stay in the second-level cache.
+// Neurons per block, so that the sums between chunks stay in the second-level cache.
 constexpr int64_t kNeurons = 512;
 
-// Neurons [k0, k1) for the input vectors [begin, end), which stand in the lanes of `planes`.
+// Neurons [k0, k1) for the input vectors [begin, end), which are in the lanes of `planes`.
 void run_neurons(const Batch& batch, const float* planes, int64_t begin, int64_t end, int64_t tile, int64_t k0,
                  int64_t k1) {
   const auto& linear = batch.layer.linear();
@@ -80,8 +79,8 @@ void run_neurons(const Batch& batch, const float* planes, int64_t begin, int64_t
   }
 }
 
-// The tile is fixed by the batch alone and a neuron's sum by the tile, so results do not depend on the threads: with
-// many blocks of input vectors each has its own, with few they share the neurons.
+// The batch alone fixes the tile, and the tile fixes the order of a sum, so results do not depend on the threads. Many
+// blocks of input vectors are distributed over the threads; few blocks are each split by neurons.
 void run_batch(const Batch& batch) {
   const int64_t channels = batch.layer.weight().shape.channels, neurons = batch.layer.weight().shape.neurons;
   const int64_t tile = std::min<int64_t>({(batch.count + 15) / 16, 4, batch.kernels.max_tile});
@@ -110,7 +109,7 @@ void run_batch(const Batch& batch) {
   }
 }
 
-// Other dtypes: the weight unpacked, torch's own layer.
+// Other dtypes: torch's own layer on the dense weight.
 Tensor linear_dense(const Tensor& x, const Tensor& mask, const Tensor& values, const std::optional<Tensor>& bias) {
   const int64_t sizes[] = {mask.size(0), x.size(x.dim() - 1)};
   const Tensor weight = dense_weight("sparse_linear", mask, values, {sizes, 2});

@@ -5,7 +5,7 @@ namespace secateur::ops {
 namespace {
 
 SparseIndex index_of(const char* op, const Tensor& mask, const WeightShape& shape, int64_t nonzeros) {
-  // Rows without columns take no memory in a mask; their index would.
+  // Rows without columns take no memory in a mask, but would in an index.
   if (shape.per_neuron() == 0 && nonzeros == 0 && mask.size(0) == shape.neurons && mask.size(1) == 0) return {};
   const Tensor bits = torch::stable::contiguous(mask);
   return unpack_index(op, shape, bits.const_data_ptr<uint8_t>(), bits.size(0), bits.size(1), nonzeros);
@@ -42,7 +42,7 @@ Tensor sparse_values(const Tensor& weight, const Tensor& mask, int64_t nonzeros)
   check(nonzeros >= 0, op, ": nonzeros must be >= 0, got ", nonzeros);
   check_packed(op, mask, torch::stable::new_empty(weight, {0}));
   const WeightShape shape = flat_shape(op, weight.sizes());
-  // The mask is checked against `nonzeros` before anything of that size is allocated.
+  // Checks the mask against `nonzeros` before anything of that size is allocated.
   const SparseIndex where = index_of(op, mask, shape, nonzeros);
   const Tensor dense = torch::stable::contiguous(weight);
   Tensor values = torch::stable::new_empty(weight, {nonzeros});

@@ -14,7 +14,7 @@ void check_values(const char* op, const Tensor& values) {
     check(v[i] >= 0 && std::isfinite(v[i]), op, ": theta must be finite and >= 0, got ", v[i], " for channel ", i);
 }
 
-// Validated, since a checkpoint may hold anything.
+// Checks the values, since a checkpoint may hold anything.
 Theta finite_theta(const char* op, const Tensor& theta, const Tensor& x, const Rows& view) {
   Theta limits = checked_theta(op, theta, x, view);
   if (x.scalar_type() == ScalarType::Double) check_values<double>(op, limits.values);
@@ -48,7 +48,7 @@ void run(cpu::ThresholdReluFn<T, C> kernel, const Tensor& from, const Tensor& to
   T* y = static_cast<T*>(to.mutable_data_ptr());
   const C* values = theta.values.const_data_ptr<C>();
   const C limit = max ? static_cast<C>(*max) : C{0};
-  // A 1-d tensor is packed one element a row, and its channel is that row.
+  // A 1-d tensor is packed with one element per row, so its channel is the row.
   const bool row_is_channel = from.dim() == 1 && theta.channels > 1;
   auto span = [&](int64_t row, int64_t begin, int64_t end) {
     const int64_t at = row * view.columns;
@@ -65,7 +65,7 @@ void run(cpu::ThresholdReluFn<T, C> kernel, const Tensor& from, const Tensor& to
       span);
 }
 
-// from and to share one dense layout; in channels_last memory the channels lie side by side.
+// from and to share one dense layout; in channels_last memory the channels are contiguous.
 Tensor threshold_dense(const Tensor& from, const Tensor& to, Theta theta, std::optional<double> max, const Rows& view,
                        Layout layout) {
   Tensor mask = new_mask(from, view);

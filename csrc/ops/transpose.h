@@ -1,4 +1,4 @@
-// Transposing a matrix of floats, 4x4 at a time: what a batch of input vectors needs to stand in the lanes, and back.
+// Transposes a matrix of floats, 4x4 at a time: moves a batch of input vectors into the lanes, and back.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,10 @@
 
 namespace secateur::ops {
 
-// Four floats in one register on every CPU that torch runs on.
+// Four floats in one register on every CPU that torch supports.
 typedef float float4 __attribute__((vector_size(16)));
 
-// Lanes of two registers by number. GCC before 12 knows only its own spelling, clang only the other one.
+// Selects lanes of two registers by number. GCC before 12 supports only its own builtin, clang only the other one.
 template <int I, int J, int K, int L>
 inline float4 lanes_of(float4 a, float4 b) {
 #ifdef __clang__
@@ -33,7 +33,7 @@ inline void transpose_4x4(const float* from, int64_t from_stride, float* to, int
 // to[c][r] = from[r][c] for r < rows, c < columns; strides in floats.
 inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
                       int64_t to_stride) {
-  // 16 columns at a time: each line of the source is read whole while the lines of the target stay in cache.
+  // 16 columns at a time: reads whole lines of the source while the lines of the target stay in cache.
   for (int64_t c0 = 0; c0 < columns; c0 += 16) {
     const int64_t c1 = c0 + 16 < columns ? c0 + 16 : columns;
     int64_t r = 0;

@@ -1,4 +1,4 @@
-// How a packed mask in logical order meets channels_last memory: per row, an [a, b] matrix of bits becomes [b, a].
+// Converts a packed mask between logical order and channels_last memory: in each row, bits [a, b] become [b, a].
 #include <cstring>
 
 #include "common.h"
@@ -6,7 +6,7 @@
 namespace secateur::ops {
 namespace {
 
-// 8 bits at any bit offset; nothing at or past `bytes` is touched.
+// Reads 8 bits at any bit offset; nothing at or past `bytes` is touched.
 inline uint32_t read_8(const uint8_t* row, int64_t bit, int64_t bytes) {
   const int64_t at = bit >> 3;
   uint32_t two = row[at];
@@ -14,8 +14,8 @@ inline uint32_t read_8(const uint8_t* row, int64_t bit, int64_t bytes) {
   return two >> (bit & 7) & 0xff;
 }
 
-// ORs `count` bits into a row at any bit offset. from[-1] must be readable and 0, as must the bits past `count` in the
-// last byte and the byte after it.
+// ORs `count` bits into a row at any bit offset. from[-1], the bits past `count` in the last byte and the byte after it
+// must be readable and 0.
 inline void or_bits(uint8_t* row, int64_t bit, const uint8_t* from, int64_t count) {
   uint8_t* to = row + (bit >> 3);
   const int shift = bit & 7;
@@ -23,7 +23,7 @@ inline void or_bits(uint8_t* row, int64_t bit, const uint8_t* from, int64_t coun
   for (int64_t i = 0; i < bytes; ++i) to[i] |= static_cast<uint8_t>((from[i] << 8 | from[i - 1]) >> (8 - shift));
 }
 
-// Transpose of an 8x8 bit matrix held in a word, one row a byte (Warren, Hacker's Delight, 7-3).
+// Transposes an 8x8 bit matrix in a word, one row per byte (Warren, Hacker's Delight, 7-3).
 inline uint64_t transpose_8x8(uint64_t x) {
   uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aaull;
   x ^= t ^ (t << 7);
@@ -33,7 +33,7 @@ inline uint64_t transpose_8x8(uint64_t x) {
   return x ^ t ^ (t << 28);
 }
 
-// The bits [a0, a0 + 8) x [b0, b0 + 8) of `from`, transposed: byte j holds the 8 values of column b0 + j.
+// Transposes the bits [a0, a0 + 8) x [b0, b0 + 8) of `from`: byte j holds the 8 values of column b0 + j.
 template <bool Aligned>
 inline uint64_t block_8x8(const uint8_t* from, int64_t a0, int64_t b0, int64_t width, int64_t b, int64_t bytes) {
   uint64_t block = 0;
@@ -46,9 +46,9 @@ inline uint64_t block_8x8(const uint8_t* from, int64_t a0, int64_t b0, int64_t w
   return transpose_8x8(block);
 }
 
-// Rows [b0, b0 + 8) of the result, which are whole bytes of it: b0 is a multiple of 8. They are made byte by byte in a
-// piece on the stack, then moved to their bit offsets: reading and writing the result at every 8x8 block cost ten times
-// as much.
+// Rows [b0, b0 + 8) of the result; they are whole bytes, since b0 is a multiple of 8. They are built byte by byte on
+// the stack, then moved to their bit offsets: reading and writing the result for every 8x8 block took ten times as
+// long.
 template <bool Aligned>
 void transpose_band(const uint8_t* from, uint8_t* to, int64_t a, int64_t b, int64_t b0, int64_t bytes) {
   const int64_t height = b - b0 < 8 ? b - b0 : 8;

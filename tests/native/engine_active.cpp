@@ -5,7 +5,7 @@
 namespace secateur::test {
 namespace {
 
-// Values of which about this many of ten are 0, with a NaN now and then where asked for.
+// Values of which about `zeros` in ten are 0, with an occasional NaN if asked for.
 std::vector<float> with_zeros(Random& random, int64_t n, unsigned zeros) {
   std::vector<float> v = normals(random, n);
   for (float& each : v)
@@ -18,7 +18,7 @@ struct List {
   std::vector<uint16_t> index, start;
 };
 
-// Lists of an image [height][width][group] cut into blocks, one image row for each row of the grid.
+// Lists of an image [height][width][group] cut into cells, one image row for each row of the grid.
 void test_lists(const Kernels& kernels, Random& random, int64_t group, int64_t channels, unsigned zeros) {
   const int64_t lane_rows = 4, lane_columns = 3, columns = 1 + random() % 5, rows_here = 1 + random() % 4;
   const int64_t width = (lane_columns - 1) * columns + 1 + random() % columns, plane = columns * 16 + 16;

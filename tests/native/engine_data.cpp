@@ -38,7 +38,7 @@ void test_copies(const Network& network) {
   }
 }
 
-// Every attribute of every kind counts in a comparison: set to something else, it makes the attributes another's.
+// Every attribute of every kind counts in a comparison: changing one makes the attributes unequal.
 struct Changed {
   bool operator()(bool* x) const { return *x = !*x, true; }
   bool operator()(int64_t* x) const { return ++*x, true; }
@@ -113,7 +113,7 @@ void test_refusals() {
                                  [&] { p.add(kind_named("flatten"), "f", {x}, engine::NoAttributes()); });
 }
 
-// A size without a plan is another error than a wrong call, and leaves the program as good as before.
+// A size without a plan throws another error than a wrong call, and leaves the program usable.
 void test_unplannable(const Network& network) {
   engine::HeldProgram& held = *network.program;
   refused<engine::Unplannable>("an image must have at least one pixel", [&] { held.plan({{0, 3}}, -1); });

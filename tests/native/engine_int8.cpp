@@ -1,5 +1,5 @@
-// CellGrid of weights over planes of quads against plain loops: sums of 64-bit integers, and float arithmetic one
-// rounding at a time.
+// 1x4 and 4x4 blocks of weights over planes of quads against plain loops: sums of 64-bit integers, and float arithmetic
+// with one rounding at a time.
 #include "int8_testing.h"
 
 namespace secateur::test {
@@ -126,8 +126,8 @@ void test_tile(const Int8Kernels& kernels, Random& random, const Tile& t) {
     }
 }
 
-// Where products of bytes that are added in 16 bits would saturate: 255 * 127 + 255 * 127 is twice what these hold. The
-// last three weights reach the limit as they are: written as two, they are such that fit together.
+// Products of bytes that would saturate when added in 16 bits: 255 * 127 + 255 * 127 is twice their range. The last
+// three weights reach the limit unsplit; split in two, they are paired.
 void test_extremes(const Int8Kernels& kernels) {
   constexpr uint32_t weights_at_the_edge[] = {0x7f7f7f7fu, 0x81818181u, 0x80808080u, 0x7f7f8181u,
                                               0x817f7f81u, 0x40404040u, 0xc0c0c0c0u, 0x80008000u};
@@ -135,7 +135,7 @@ void test_extremes(const Int8Kernels& kernels) {
   for (uint8_t byte : {255, 254, 128, 127, 1, 0})
     for (uint32_t weight : weights_at_the_edge)
       for (uint32_t count : {1u, 3u, 4u, 11u}) {
-        std::vector<uint32_t> written;  // as whoever builds a layer writes them
+        std::vector<uint32_t> written;  // as the code that builds a layer writes them
         const uint32_t paired = kernels.needs_int16_safe_blocks && cpu::is_int16_safe(weight) ? count / 2 : 0;
         for (uint32_t n = 0; n < count; ++n) {
           const auto [half, rest] = cpu::split_for_int16(weight);

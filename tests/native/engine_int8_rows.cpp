@@ -1,4 +1,4 @@
-// Linear layers of bytes, pools, depthwise layers, and bytes to and from real values, against plain loops.
+// int8 linear layers, pools, depthwise layers, quantize and dequantize, against plain loops.
 #include "int8_testing.h"
 
 namespace secateur::test {

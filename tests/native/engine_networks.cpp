@@ -79,7 +79,7 @@ struct Layers {
     return add("max_pool", {x}, a);
   }
 
-  // Bytes: zero point 0, so that a pad is a zero and biases are small.
+  // int8 with zero point 0, so that a pad is a zero and biases are small.
   void fill(Int8Layer& a, const std::vector<int64_t>& shape, double zeros) {
     int64_t n = 1;
     for (size_t i = 1; i < shape.size(); ++i) n *= shape[i];

@@ -1,4 +1,4 @@
-// Small networks for the engine, built as its front builds them, and calls with threads of our own in place of torch's.
+// Small networks for the engine, built as its front end builds them, and calls on our own threads, not torch's.
 #pragma once
 
 #include <memory>
@@ -17,11 +17,11 @@ struct Network {
   int64_t channels;  // of its one input
 };
 
-// Convolutions with few and many zeros, a residual, pools, a concatenation, linear layers; real values, or bytes.
+// Convolutions with few and many zeros, a residual, pools, a concatenation, linear layers; float or int8.
 Network real_network(Random& random);
 Network byte_network(Random& random);
 
-// n items on `threads` threads: Parallel as engine/run.h wants it.
+// Runs n items on `threads` threads: a Parallel for engine/run.h.
 void on_threads(int64_t n, int64_t threads, const std::function<void(int64_t, int64_t)>& f);
 
 // All outputs of one call, one after another.

@@ -1,5 +1,5 @@
-// Programs as a server uses them: many threads call one, while others make plans and hold and release programs. What
-// comes out is what one thread alone computes, to the bit. Under ThreadSanitizer this is the test for races.
+// Programs as a server uses them: many threads call one, while others make plans and register and release programs. The
+// results have the same bits as on one thread. Under ThreadSanitizer this is the test for races.
 #include <cmath>
 #include <exception>
 #include <thread>
@@ -20,7 +20,7 @@ std::vector<float> images(Random& random, int64_t n) {
   return x;
 }
 
-// Bodies at once, each on a thread of its own; an exception of any of them is the test's.
+// Runs the bodies at once, each on its own thread, and rethrows an exception of any of them.
 void at_once(const std::vector<std::function<void()>>& bodies) {
   std::vector<std::exception_ptr> errors(bodies.size());
   std::vector<std::thread> threads;
@@ -88,7 +88,7 @@ void test_network(const Network& network, Random& random) {
   engine::release_program(id);  // twice does nothing
 }
 
-// Sparse layers of single operators: plans and the linear form are made by whoever comes first.
+// Sparse layers of single operators: the first thread that needs a plan or the linear form makes it.
 void test_layers() {
   const std::vector<uint8_t> mask{0x0b, 0x05, 0xff};
   const std::vector<float> values(13, 1.5f);

@@ -8,7 +8,7 @@ namespace {
 void test_case(const Kernels& kernels, Random& random, const TileCase& c) {
   const int64_t places = 40, before = 7, sums = c.rows * c.columns * 16;
   const int64_t x_row = (c.columns * c.step + static_cast<int64_t>(random() % 3)) * 16;
-  // What a tile reads from the largest offset on, to the float.
+  // The extent of a tile's input from the largest offset on, to the float.
   const int64_t reach = (c.rows - 1) * x_row + (c.columns - 1) * c.step * 16 + 16;
   std::vector<float> x = normals(random, (before + places - 1) * 16 + reach);
   if (c.with_nan) x[random() % x.size()] = std::numeric_limits<float>::quiet_NaN();

@@ -1,4 +1,4 @@
-// What vpmaddubsw may be given (csrc/cpu/int16_safe.h), and the order that whoever builds a layer gives it.
+// Operands of vpmaddubsw (csrc/cpu/int16_safe.h), and their order as the code that builds a layer writes them.
 #include <algorithm>
 
 #include "engine/steps/int8/block_weights.h"
@@ -7,7 +7,7 @@
 namespace secateur::test {
 namespace {
 
-// The sums of a block's products with the bytes that make it reach furthest, to either side, in 16 bits.
+// Whether the sums of a block's products, with the bytes that reach furthest to either side, fit 16 bits.
 bool within_16_bits(std::initializer_list<uint32_t> blocks) {
   for (int pair = 0; pair < 4; pair += 2) {
     int up = 0, down = 0;

@@ -6,9 +6,9 @@
 #define _mm256_dpbusd_avx_epi32 _mm256_dpbusd_epi32
 
 #include "cpu/vec_avx2.h"
-// Words for quads come after those for floats.
+// int8 words come after those for floats.
 #include "cpu/int8_avx2.h"
-// The algorithms speak the vocabularies above, so they come first.
+// The algorithms use the vocabularies above, so they come last.
 #include "cpu/algorithms/int8_table.h"
 
 namespace secateur::cpu {

@@ -25,7 +25,7 @@ void for_each_int8_table(void (*test)(const Int8Kernels& kernels)) {
   cpu::allow_dot(true);
 #if defined(__x86_64__)
   if (isa != cpu::Isa::kAvx2) return;
-  // Asked of the CPU itself: the dispatcher may speak for emulated instructions.
+  // Asks the CPU itself: the dispatcher may report emulated instructions.
   if (__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
     test(cpu::int8_avx2_vnni_encoded_otherwise);
   else std::printf("%-8s products of four bytes, in AVX-512's encoding: not on this CPU\n", cpu::isa_name(isa));

@@ -1,5 +1,5 @@
-// What the tests of the integer kernels share: random layers, their ends in plain loops, and every table that runs
-// here.
+// Code that the tests of the int8 kernels share: random layers, their epilogues in plain loops, and every table that
+// runs here.
 #pragma once
 
 #include <algorithm>
@@ -22,14 +22,14 @@ inline std::vector<uint8_t> random_bytes(Random& random, int64_t n) {
   return v;
 }
 inline int8_t signed_byte(uint32_t four, int i) { return static_cast<int8_t>(four >> (8 * i)); }
-// A block's weights, the extremes too, as the kernels may be given them.
+// Random weights of a 1x4 block, including the extremes; int16-safe if the kernels need that.
 inline uint32_t random_block(Random& random, const Int8Kernels& kernels) {
   const uint32_t four = random() % 4 == 0    ? 0x807f807fu
                         : random() % 16 == 0 ? 0x7f7f8181u
                                              : static_cast<uint32_t>(random());
   return !kernels.needs_int16_safe_blocks || cpu::is_int16_safe(four) ? four : cpu::split_for_int16(four).half;
 }
-// The second of two blocks that fit together: at the limit where that can be, else as random as the first one allows.
+// The second of two paired blocks: at the limit if possible, else as random as the first one allows.
 inline uint32_t random_fellow(Random& random, const Int8Kernels& kernels, uint32_t& first) {
   const uint32_t four = random_block(random, kernels);
   if (random() % 2 == 0) {
@@ -44,7 +44,7 @@ inline uint32_t random_fellow(Random& random, const Int8Kernels& kernels, uint32
 }
 inline float rounded(float v) { return std::nearbyint(v); }
 
-// The end of a layer, with the arrays that it points into.
+// The epilogue of a layer, with the arrays that it points to.
 struct Int8LayerEpilogue {
   int64_t padded;
   Buffer<int32_t> bias;
@@ -86,8 +86,8 @@ struct Int8LayerEpilogue {
   }
 };
 
-// The tables of the current instruction set that this CPU runs: without its product of four bytes and with it. Says
-// which it has not.
+// The tables of the current instruction set that this CPU runs: without its product of four bytes, and with it. Reports
+// the missing one.
 void for_each_int8_table(void (*test)(const Int8Kernels& kernels));
 
 }  // namespace secateur::test

@@ -1,5 +1,5 @@
-// The planner that picks at random: over some seeds every kind of kernel comes up, under every seed the result is the
-// same, and one seed always picks the same.
+// The random planner: some seeds together choose every kind of kernel, every seed gives the same result, and one seed
+// always makes the same choices.
 #include <cmath>
 #include <cstdlib>
 #include <set>
@@ -14,7 +14,7 @@ namespace {
 constexpr std::array<int64_t, 2> kSize{13, 17};
 constexpr int64_t kBatch = 2;
 
-// SECATEUR_PLANNER while it lives; null: unset. What stood there comes back.
+// Sets SECATEUR_PLANNER while it lives (null: unset), then restores the old value.
 class Planner {
  public:
   explicit Planner(const char* value) {
@@ -94,7 +94,7 @@ void test_seeds(Make make, double tolerance, const std::set<std::string>& kinds)
   check(tiles.size() > 12, "random_planner: few tiles come up: ", tiles.size());
 }
 
-// What a test asks for is what it gets.
+// Kernels that a test asks for are used.
 void test_asked_for() {
   const std::vector<float> x(static_cast<size_t>(kBatch * 5 * kSize[0] * kSize[1]), 0.5f);
   for (int seed = 0; seed < 8; ++seed) {

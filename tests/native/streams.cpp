@@ -1,5 +1,5 @@
-// Packed weights, taken apart again: every row where the kernels and the tasks look for it, every weight once, at the
-// input that it belongs to.
+// Unpacks packed weights: every row is where the kernels and the tasks look for it, and every weight occurs once, at
+// its own input.
 #include <algorithm>
 #include <map>
 
@@ -39,7 +39,7 @@ Chunks cut(int64_t planes, int64_t chunk, int64_t taps) {
   return in;
 }
 
-// Where a stream's rows stand; then f(row, plane, tap, entry) for each entry, planes counted from the first of all.
+// Checks the positions of a stream's rows; calls f(row, plane, tap, entry) for each entry, planes from the first.
 template <class Row, class Weight, class F>
 void take_apart(const Stream<Row, Weight>& s, const std::vector<int64_t>& parts, const Chunks& in, int64_t planes,
                 int64_t channels_a_row, F&& f) {
@@ -100,7 +100,7 @@ void test_reals(Random& random, const Layer& layer) {
     }
 }
 
-// Adds an entry's block to the weights that it stands for; a block may come as two.
+// Adds an entry's block to the weights that it stands for; a block may be split in two.
 void add_block(std::vector<int>& found, const Layer& layer, int64_t channel, int64_t plane, int64_t tap,
                uint32_t block) {
   const int64_t first = channel / (layer.k / layer.groups) * layer.channels;

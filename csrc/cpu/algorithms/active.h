@@ -1,6 +1,6 @@
-// Sparse activations x dense weights: an output pixel's sums stay in registers; each nonzero is broadcast against a row
-// of weights, 16 output channels to a vector. The weights that a pass reads stay in the nearest caches; the list under
-// a row of the kernel is one run, so a loop's length is known once for all of its taps.
+// Sparse activations x dense weights. The sums of an output pixel stay in registers. Each nonzero is broadcast and
+// multiplied with a row of weights, 16 output channels to a vector. The weights of one pass stay in the nearest caches.
+// The nonzeros under a row of the kernel are one run of the list, so the loop length is known once for all of its taps.
 #pragma once
 
 #include "bits.h"
@@ -18,7 +18,7 @@ inline void active_lists(const ActiveLists& a) {
       for (int64_t i = 0; i < 16; ++i) {
         const float* at = a.x + (first + i) * a.plane + c * 16;
         v[i] = first + i < a.channels ? load(at) : splat(0.0f);
-        if (first + i < a.channels) __builtin_prefetch(at + 64);  // as many streams as channels: too many for the CPU
+        if (first + i < a.channels) __builtin_prefetch(at + 64);  // too many streams for the hardware prefetcher
       }
       transpose(v);
       for (int64_t lane = 0; lane < a.lane_rows * a.lane_columns; ++lane)
@@ -50,7 +50,7 @@ inline void add_nonzeros(f32x16 (&sum)[R], const float* values, const Index* ind
     for (int i = 0; i < R; ++i) into[i] = multiply_add(v, load(w + 16 * i), into[i]);
   };
   int64_t n = 0;
-  if constexpr (R < 4) {  // too few sums to hide a multiply-add's latency: two sets
+  if constexpr (R < 4) {  // too few sums to hide the latency of a multiply-add: use two sets
     f32x16 odd[R];
     SECATEUR_UNROLL
     for (int i = 0; i < R; ++i) odd[i] = splat(0.0f);
@@ -128,8 +128,8 @@ inline int64_t compress(const float* x, int64_t count, float* values, int32_t* i
   return n;
 }
 
-// Rows of weights come from beyond the caches: those of the nonzeros to come are fetched meanwhile. Every so many
-// nonzeros make a sum of their own, so that errors grow with those sums and not with the terms.
+// Rows of weights come from beyond the caches, so the rows of later nonzeros are prefetched. Every kTerms nonzeros have
+// a partial sum: rounding errors grow with the number of partial sums, not of terms.
 template <int R>
 void active_vector(const ActiveVector& a) {
   constexpr int64_t kAhead = 8, kTerms = 256;

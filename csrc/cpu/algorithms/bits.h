@@ -1,4 +1,4 @@
-// Reading and writing a row's bits, 16 at a time, never past the row's last byte.
+// Reads and writes the bits of a row, 16 at a time, never past the row's last byte.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ inline void store_bits(uint8_t* mask, int64_t element, uint32_t bits) {
   p[0] = static_cast<uint8_t>(bits);
   p[1] = static_cast<uint8_t>(bits >> 8);
 }
-// The last 1..15 elements of a row own one byte or two.
+// The last 1..15 elements of a row take one byte or two.
 inline uint32_t load_tail_bits(const uint8_t* mask, int64_t element, int64_t count) {
   const uint8_t* p = mask + element / 8;
   return uint32_t{p[0]} | (count > 8 ? uint32_t{p[1]} << 8 : 0);
@@ -27,7 +27,7 @@ inline void store_tail_bits(uint8_t* mask, int64_t element, int64_t count, uint3
   if (count > 8) p[1] = static_cast<uint8_t>(bits >> 8);
 }
 
-// A row's tail, padded with zeros to 16 lanes, so that one body serves both.
+// The tail of a row, padded with zeros to 16 lanes, so that full vectors and tails share one body.
 template <class T>
 struct Tail {
   T lane[16] = {};

@@ -1,5 +1,5 @@
-// 4x4 blocks of 4 x 4 weights over planes of quads: as planes_dense.h, four output channels x R x C sums in registers,
-// so that each vector of x that is loaded meets four blocks, and each block R * C vectors.
+// 4x4 blocks over planes of quads. As in planes_dense.h, four output channels x R x C sums stay in registers: each
+// loaded vector of x is used by four 1x4 blocks, each 1x4 block by R * C vectors.
 #pragma once
 
 #include "int8_sparse.h"

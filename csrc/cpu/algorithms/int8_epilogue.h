@@ -1,4 +1,4 @@
-// From sums of integers to bytes, or to real values.
+// int8 epilogue: 32-bit sums to bytes or to floats.
 #pragma once
 
 #include "cpu/int8.h"
@@ -7,10 +7,10 @@
 namespace secateur::cpu {
 namespace {
 
-// What rounding takes without leaving 32 bits, whatever is added afterwards.
+// Bound of a value before rounding: it fits 32 bits, also after the zero point is added.
 constexpr float kWidest = 1 << 30;
 
-// The four channels of a quad, finished alike.
+// Epilogue of the four channels of a quad.
 struct Int8Finish {
   const Int8Epilogue& end;
   int64_t channel;
@@ -27,7 +27,7 @@ struct Int8Finish {
     zero = splat_quad(0x01010101u * static_cast<uint32_t>(e.zero_point));
   }
 
-  // Sums of channel j at sums + j * stride.
+  // The sums of channel j start at sums + j * stride.
   template <bool Slow>
   quads bytes(const int32_t* sums, int64_t stride, const uint8_t* residual) const {
     i32x16 q[4];
@@ -65,7 +65,7 @@ inline void finish_bytes(const Int8Out& out, const Int8Finish& finish, const int
     }
 }
 
-// Sums of four channels, [4][rows * columns][16]. Not inlined: every tile would carry all of it.
+// Epilogue of a quad: sums [4][rows * columns][16]. Not inlined: otherwise every tile would contain this code.
 [[gnu::noinline]] inline void finish_quad(const Int8Epilogue& end, const Int8Out& out, const int32_t* sums,
                                           int64_t channel, int64_t rows, int64_t columns) {
   if (!end.real) {
@@ -91,7 +91,7 @@ inline void finish_bytes(const Int8Out& out, const Int8Finish& finish, const int
 
 inline void finish_lanes(const int32_t* sums, const Int8Epilogue& end, int64_t channel, uint8_t* y) {
   Int8Out out{};
-  // As if the quad's plane, or its channels' planes, began at y.
+  // Offsets the pointer so that finish_quad writes at y.
   out.y_plane = 64;
   out.y = y - (end.real ? channel : channel / 4) * 64;
   finish_quad(end, out, sums, channel, 1, 1);

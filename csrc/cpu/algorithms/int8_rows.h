@@ -1,4 +1,4 @@
-// Rows of quads: pools, depthwise layers, and to and from real values.
+// Rows of quads: pools, depthwise layers, quantize and dequantize.
 #pragma once
 
 #include "int8_epilogue.h"
@@ -6,7 +6,7 @@
 namespace secateur::cpu {
 namespace {
 
-// The sums of the channels of a quad, one by one: a dot product with 1 in one place.
+// Sums of the four channels of a quad, one by one.
 struct ChannelSums {
   i32x16 at[4];
   ChannelSums() {
@@ -59,7 +59,7 @@ inline void quantize_quads(const Int8Cast& row) {
   for (int64_t i = 0; i < row.count; ++i) {
     i32x16 q[4];
     for (int j = 0; j < 4; ++j) {
-      // NaN becomes 0: it is not what it is.
+      // NaN becomes 0: v <= v is false.
       const f32x16 v = row.real[j] ? load(row.real[j] + 16 * i) : splat(0.0f);
       q[j] = round_of(at_most(at_least(mul(keep(v, less_equal(v, v)), scale), lowest), widest));
     }

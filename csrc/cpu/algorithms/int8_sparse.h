@@ -1,6 +1,6 @@
-// 1x4 blocks of weights over planes of quads: as planes_sparse.h, a dot product of four bytes in place of each
-// multiplication. Sums go through memory to their end, which needs all four channels of a quad: two thirds of the
-// registers are free for sums that way.
+// 1x4 blocks over planes of quads: as planes_sparse.h, with a dot product of four bytes in place of each
+// multiplication. Sums reach the epilogue through memory, because it needs all four channels of a quad. That leaves two
+// thirds of the registers for sums.
 #pragma once
 
 #include <cstring>
@@ -37,7 +37,7 @@ inline void add_block(BlockSums<R, C>& sum, block w, const uint8_t* x, int64_t x
   for (int i = 0; i < R * C; ++i) sum.at[i] = dot(sum.at[i], w, load_inputs(x + i / C * x_row + i % C * (64 * Step)));
 }
 
-// Paired blocks.
+// Blocks in pairs (int16_safe.h).
 template <int R, int C, int Step>
 inline void accumulate_paired(BlockSums<R, C>& sum, const uint16_t* offset, const uint32_t* weight, int64_t paired,
                               const uint8_t* x, int64_t x_row) {
@@ -52,7 +52,7 @@ inline void accumulate_paired(BlockSums<R, C>& sum, const uint16_t* offset, cons
   }
 }
 
-// The odd one to three first, then four at a time, as sum_nonzeros does; few sums work in two sets.
+// First the one to three left over, then four at a time, as in sum_nonzeros. Small tiles use two sets of sums.
 template <int R, int C, int Step>
 inline void sum_blocks(BlockSums<R, C>& sum, const uint16_t* offset, const uint32_t* weight, int64_t count,
                        const uint8_t* x, int64_t x_row) {

@@ -1,4 +1,4 @@
-// Fills a table of integer kernels; included last, after a vocabulary and its words for quads.
+// Fills a table of int8 kernels. Included last, after a vocabulary and its int8 words.
 #pragma once
 
 #include "int8_dense.h"

@@ -1,4 +1,4 @@
-// mask_apply: one read and one write of the weights, 1/8 byte of mask an element.
+// mask_apply: one read and one write of the weights, 1/8 byte of mask per element.
 #pragma once
 
 #include "bits.h"

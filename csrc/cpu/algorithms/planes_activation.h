@@ -1,5 +1,5 @@
-// What follows a sum: clamps, thresholds, and activations with an exponential. The same operations on every instruction
-// set; NaN stays NaN.
+// Activations: clamps, thresholds, and those with an exponential. Every instruction set uses the same operations. NaN
+// stays NaN.
 //
 // Coefficients: exp and tanh from Cephes (S. Moshier, expf.c and tanhf.c); erfc by a minimax fit, see below.
 #pragma once
@@ -16,15 +16,15 @@ inline f32x16 polynomial(f32x16 x, const float (&highest_first)[N]) {
   return sum;
 }
 
-// exp(x), 2 ulp for -87.3 < x < 88.3; below 1.2e-38, above infinity.
+// exp(x), 2 ulp for -87.3 < x < 88.3; 1.2e-38 below, infinity above.
 inline f32x16 exp_of(f32x16 x) {
   constexpr float log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  // Added to a small number, it leaves that number rounded, plus 127, in the low bits: 1.5 * 2^23 + 127.
+  // Adding 1.5 * 2^23 + 127 to a small number leaves the rounded number, plus 127, in the low bits.
   constexpr float rounder = 12583039.0f;
   x = at_most(at_least(x, splat(-87.3f)), splat(88.8f));
   const f32x16 shifted = add(mul(x, splat(log2_e)), splat(rounder));
   const f32x16 n = sub(shifted, splat(rounder));
-  // Nine bits of ln2_high times eight of n: exact, fused or not.
+  // Nine bits of ln2_high times eight bits of n: exact, fused or not.
   f32x16 r = sub(x, mul(n, splat(ln2_high)));
   r = sub(r, mul(n, splat(ln2_low)));
   const f32x16 p = polynomial(
@@ -48,7 +48,7 @@ inline f32x16 tanh_of(f32x16 v) {
 // v * (1 + erf(v / sqrt(2))) / 2 as max(v, 0) - |v| * erfc(|v| / sqrt(2)) / 2: small results keep their digits.
 // erfc(z) = exp(-z^2) * t * P(t), t = 1 / (1 + 0.4 z), P fitted to 6e-8 (relative) over 0 <= z <= 10.
 inline f32x16 gelu_of(f32x16 v) {
-  const f32x16 size = at_most(abs_of(v), splat(14.0f));  // and inf * 0 stays away
+  const f32x16 size = at_most(abs_of(v), splat(14.0f));  // avoids inf * 0
   const f32x16 z = mul(size, splat(0.70710678f));
   const f32x16 t = div(splat(1.0f), multiply_add(z, splat(0.4f), splat(1.0f)));
   const f32x16 p = polynomial(
@@ -79,7 +79,7 @@ inline f32x16 activated(f32x16 v, float lo, float hi, f32x16 theta) {
   return v;
 }
 
-// body(ActOf<the activation>): the choice is made once, outside the loop over vectors.
+// Calls body(ActOf<the activation>): the choice is made once, outside the loop over vectors.
 template <class Body>
 inline void with_activation(Act act, const Body& body) {
   switch (act) {
@@ -96,7 +96,7 @@ inline void with_activation(Act act, const Body& body) {
   }
 }
 
-// `count` vectors in place. Not inlined: every tile would carry every activation.
+// `count` vectors, in-place. Not inlined: otherwise every tile would contain every activation.
 [[gnu::noinline]] inline void activate(float* v, int64_t count, const Activation& activation, f32x16 theta) {
   with_activation(activation.act, [&](auto of) {
     for (int64_t i = 0; i < count; ++i)

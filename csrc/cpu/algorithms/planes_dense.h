@@ -1,5 +1,5 @@
-// Dense weights over planes: kDenseBlock output channels x R x C sums in registers, so each vector of x that is loaded
-// meets four weights, and each weight R * C vectors.
+// Dense weights over planes: kDenseBlock output channels x R x C sums in registers. Each loaded vector of x is used by
+// four weights, each weight by R * C vectors.
 #pragma once
 
 #include "planes_tile.h"
@@ -20,7 +20,7 @@ void dense_planes(const DensePlanes& tile) {
     SECATEUR_UNROLL
     for (int j = 0; j < kDenseBlock; ++j) {
       if (j < filled) begin_tile<R, C>(sum[j], tile.out, k + j);
-      else sum[j] = sum[0];  // computed, never stored
+      else sum[j] = sum[0];  // computed but never stored
     }
     const float* weight = tile.weights + slot / kDenseBlock * tile.block_stride;
     for (int64_t c = 0; c < tile.channels; ++c) {

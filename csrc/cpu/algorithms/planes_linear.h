@@ -1,5 +1,5 @@
-// Linear layers with sparse weights on one input vector. Results are finished 16 at a time, whatever channels they
-// belong to.
+// Linear layers with sparse weights on one input vector. Activations are applied to 16 results at a time, of any
+// channels.
 #pragma once
 
 #include "planes_activation.h"
@@ -7,7 +7,7 @@
 namespace secateur::cpu {
 namespace {
 
-// Up to 16 sums and their channels, on their way through the activation.
+// Buffers up to 16 sums and their channels for the activation.
 struct Finished {
   const Activation& activation;
   float* y;
@@ -31,7 +31,7 @@ struct Finished {
   }
 };
 
-// Three loads for each nonzero (offset, weight, input) and nothing to share between rows: eight sums hide the latency.
+// Each nonzero takes three loads (offset, weight, input), and rows share nothing: eight sums hide the latency.
 inline float dot_nonzeros(const uint16_t* offset, const float* weight, int64_t count, const float* x) {
   float sum[8] = {};
   int64_t n = 0;

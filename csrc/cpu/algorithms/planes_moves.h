@@ -1,4 +1,4 @@
-// Rows of an image into the lanes of vectors, and back.
+// Moves rows of an image into the lanes of vectors, and back.
 #pragma once
 
 #include "cpu/engine.h"

@@ -1,8 +1,8 @@
-// Sparse weights over planes: for each output channel R x C sums in registers; for each nonzero one broadcast and R * C
-// fused multiply-adds, each with an aligned operand from memory.
+// Sparse weights over planes. Each output channel has R x C sums in registers. Each nonzero takes one broadcast and
+// R * C fused multiply-adds, each with an aligned operand from memory.
 //
-// Loads a cycle are the limit, so what a tile reads must stay in the first-level cache: input channels come in chunks,
-// and sums rest in scratch between them. A sum's order is that of the nonzeros, whoever computes it.
+// Loads per cycle are the limit, so a tile's input must stay in the first-level cache: input channels are cut into
+// chunks, and sums wait in scratch in between. Sums follow the order of the nonzeros, on any thread.
 #pragma once
 
 #include <cstring>
@@ -18,9 +18,9 @@ inline void multiply_nonzero(Sums<R, C>& sum, f32x16 w, const float* x, int64_t 
   for (int i = 0; i < R * C; ++i) sum.at[i] = multiply_add(w, load(x + i / C * x_row + i % C * (16 * Step)), sum.at[i]);
 }
 
-// The odd one to three nonzeros first, then four at a time: one load brings four offsets, one four weights (a broadcast
-// from memory would take a load that a multiply-add could have had: 2 to 10 % of the time). The next row's nonzeros
-// overlap with this one's in the CPU's own window, but three sums are too few for that: they work in two sets.
+// First the one to three left over, then four at a time: one load for four offsets, one for four weights (a broadcast
+// from memory takes a load away from a multiply-add: 2 to 10 % of the time). Out-of-order execution overlaps the next
+// row's nonzeros with this one's. Three sums are too few for that, so they use two sets.
 template <int R, int C, int Step>
 inline void sum_nonzeros(Sums<R, C>& sum, const uint16_t* offset, const float* weight, int64_t count, const float* x,
                          int64_t x_row) {
@@ -55,10 +55,10 @@ inline void sum_nonzeros(Sums<R, C>& sum, const uint16_t* offset, const float* w
   }
 }
 
-// Brings closer what comes next: the vectors that the next row writes, and this row's share of what a later call reads.
-// Not inlined: most plans need neither, and rows are short.
+// Prefetches the vectors that the next row writes, and this row's share of the input of a later call. Not inlined: most
+// plans need neither, and rows are short.
 [[gnu::noinline]] inline void fetch_row(const SparsePlanes& tile, int64_t i, int64_t rows, int64_t columns) {
-  asm volatile("");  // or GCC, seeing no effect, drops the call
+  asm volatile("");  // otherwise GCC drops the call, which has no visible effect
   if (tile.out.fetch && tile.out.last && i + 1 < tile.row_count)
     fetch_output(tile.out, tile.rows[i + 1].channel, rows, columns);
   const Ahead& ahead = tile.ahead;
@@ -86,7 +86,7 @@ void sparse_planes(const SparsePlanes& tile) {
   }
 }
 
-// C = 1 has no neighbours in its row, so one function serves every step.
+// C = 1 has no neighbours in its row, so one function serves every column step.
 template <int R, int C>
 constexpr void fill_sparse_tile(EngineKernels& table) {
   constexpr int step = C == 1 ? 1 : 2;

@@ -1,4 +1,4 @@
-// How a tile of sums begins and ends, for sparse and dense weights alike.
+// How a tile of sums begins and ends, with sparse and dense weights.
 #pragma once
 
 #include <limits>
@@ -21,7 +21,7 @@ struct Sums {
   f32x16 at[R * C];
 };
 
-// The activations that tiles apply in registers: a clamp (none of it, too: infinities) and a threshold.
+// The activations that tiles apply in registers: a clamp (infinite bounds: none) and a threshold.
 struct TileEpilogue {
   f32x16 lo, hi;
   bool in_registers, is_threshold;
@@ -35,9 +35,9 @@ struct TileEpilogue {
   }
 };
 
-// The lines that a channel will write, for the first-level cache. Not inlined: most plans do not need it.
+// Prefetches the lines that a channel will write into the first-level cache. Not inlined: most plans do not need it.
 [[gnu::noinline]] inline void fetch_output(const TileOut& out, int64_t channel, int64_t rows, int64_t columns) {
-  asm volatile("");  // or GCC, seeing no effect, drops the call
+  asm volatile("");  // otherwise GCC drops the call, which has no visible effect
   const float* y = out.y + channel * out.y_plane;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) __builtin_prefetch(y + r * out.y_row + c * 16, 1, 3);
@@ -50,7 +50,7 @@ inline float* scratch_of(const TileOut& out, int64_t slot) {
 
 template <int R, int C>
 inline void begin_tile(Sums<R, C>& sum, const TileOut& out, int64_t channel) {
-  // Each chunk is summed from 0 and joined to the others at its end: errors grow with the chunks, not with the terms.
+  // Each chunk is summed from 0 and added to the others at its end: errors grow with the chunks, not with the terms.
   const f32x16 bias = splat(out.first && out.bias ? out.bias[channel] : 0.0f);
   SECATEUR_UNROLL
   for (int i = 0; i < R * C; ++i) sum.at[i] = bias;

@@ -1,7 +1,6 @@
-// Sparse linear layer, one input vector: a dot product of a neuron's nonzeros with the inputs that they name.
+// Sparse linear layer, one input vector: the dot product of each neuron's nonzeros with their inputs.
 //
-// Three loads for each nonzero (index, weight, input) and nothing to share between neurons: eight sums hide the
-// latency.
+// Each nonzero takes three loads (index, weight, input), and neurons share nothing: eight sums hide the latency.
 #pragma once
 
 #include "cpu/sparse.h"

@@ -1,9 +1,8 @@
-// Sparse weights, dense activations: one broadcast weight, T fused multiply-adds on 16 positions each, for every
-// nonzero.
+// Sparse weights, dense activations. Each nonzero takes one broadcast and T fused multiply-adds on 16 positions each.
 //
-// The tile's sums stay in registers from the first nonzero of a neuron to the last; each multiply-add takes its second
-// operand from memory, which sets the limit: loads a cycle (see csrc/README.md). Sums run in the order of the taps,
-// whoever computes them, so results do not depend on the number of threads.
+// A tile's sums stay in registers for all nonzeros of a neuron. Each multiply-add takes its second operand from memory,
+// so loads per cycle are the limit (see csrc/README.md). Sums follow the order of the taps on any thread, so results do
+// not depend on the number of threads.
 #pragma once
 
 #include "cpu/sparse.h"
@@ -25,7 +24,7 @@ inline void multiply_tap(f32x16 (&sum)[T], const SparseTap& tap, const float* x,
   for (int t = 0; t < T; ++t) sum[t] = multiply_add(w, load(at + 16 * t), sum[t]);
 }
 
-// A short tile has too few sums to hide the latency of a multiply-add, so it keeps several sets and adds them up.
+// A short tile has too few sums to hide the latency of a multiply-add, so it uses several sets and adds them up.
 template <int T>
 constexpr int sum_sets = T >= 4   ? 1
                          : T >= 2 ? 2
@@ -49,7 +48,7 @@ inline void sum_taps(f32x16 (&sum)[T], const SparseTap* tap, const SparseTap* en
   for (; tap < end; ++tap) multiply_tap<T>(sum, *tap, x, scale);
 }
 
-// Rows without pad columns between them (1x1 kernels, linear layers): straight from the registers.
+// Rows without pad columns between them (1x1 kernels, linear layers): stored straight from the registers.
 template <int T>
 inline void store_dense(const f32x16 (&sum)[T], float* y, int64_t count) {
   SECATEUR_UNROLL
@@ -96,7 +95,7 @@ void sparse_tile(const SparseTile& tile) {
   }
 }
 
-// table[T] for T = 1 .. max_tile, the vocabulary's own limit (how many sums its registers hold).
+// table[T] for T = 1 .. max_tile, the number of sums that the registers of this instruction set hold.
 template <int T>
 constexpr void fill_tiles(SparseTileFn (&table)[kMaxTile + 1]) {
   table[T] = sparse_tile<T>;

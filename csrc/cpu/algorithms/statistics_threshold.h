@@ -1,8 +1,8 @@
-// statistics_threshold in two steps, one row each: row_statistics finds theta = mean - k * std, threshold_row keeps
+// statistics_threshold in two steps, one row each. row_statistics finds theta = mean - k * std. threshold_row keeps
 // |w| >= theta and zeroes the rest.
 //
-// Sums run in double over 16 lanes, lane = element mod 16, folded in one fixed order: every instruction set and any
-// number of threads give the same theta to the bit.
+// Sums run in double over 16 lanes, lane = element mod 16, and are folded in one fixed order: theta has the same bits
+// on every instruction set and any number of threads.
 #pragma once
 
 #include "bits.h"
@@ -10,7 +10,7 @@
 namespace secateur::cpu {
 namespace {
 
-// A long row's sum: pieces of kPiece elements, added with their rounding errors kept (Knuth's two-sum), so that the
+// The sum of a long row. Pieces of kPiece elements are added with their rounding errors kept (Knuth's two-sum), so the
 // error does not grow with the row. torch's own cascade is as accurate; plain lanes would not be.
 constexpr int64_t kPiece = 4096;
 
@@ -40,15 +40,15 @@ inline V sample_of(V w) {
   else return abs_of(w);
 }
 
-// Samples as doubles, less a constant.
+// Samples as doubles, minus a constant.
 template <bool Signed, class T>
 inline f64x16 deviation(const T* w, f64x16 center) {
   return sub(widen(sample_of<Signed>(load(w))), center);
 }
 
 // Floats take one pass, which measures from the row's first sample, not from 0. No sample is further than sqrt(n)
-// standard deviations from the mean, so the cancellation in E[d^2] - E[d]^2 stays harmless where mean >> std, and a
-// constant row gives exact zeros. The square of a difference of floats fits a double; doubles take a second pass,
+// standard deviations from the mean, so the cancellation in E[d^2] - E[d]^2 is harmless where mean >> std, and a
+// constant row gives exact zeros. The square of a difference of floats fits a double. Doubles take a second pass,
 // around their mean.
 template <class T>
 constexpr bool one_pass = sizeof(T) < 8;
@@ -60,7 +60,7 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
   Tail<T> copies;
   for (T& lane : copies.lane) lane = w[0];
   const f64x16 first = widen(sample_of<Signed>(load(copies.lane)));
-  LongSum sums, spreads;  // floats: of d and d^2; doubles: of the samples and |d|, their squares wait
+  LongSum sums, spreads;  // floats: of d and d^2; doubles: of the samples and |d|, squares in the second pass
   for (int64_t i = 0; i < full;) {
     const int64_t end = i + kPiece < full ? i + kPiece : full;
     f64x16 sum = splat(0.0), spread = splat(0.0);
@@ -101,7 +101,7 @@ RowStatistics row_statistics_of(const T* w, int64_t n, double k) {
     variance = squares.fold(tail_spread, count) / double(n);
   }
   const bool constant = total_spread == 0;
-  // (a constant row's sum may round; its mean is the sample itself)
+  // (the sum of a constant row may round; its mean is the sample itself)
   const double theta = (constant ? origin[0] : mean) - k * (constant || variance < 0 ? 0 : __builtin_sqrt(variance));
   const bool finite = (variance - variance == 0) && (mean - mean == 0);
   return {sizeof(T) == 8 ? theta : double(float(theta)), finite, constant};

@@ -1,4 +1,4 @@
-// Fills a kernel table from the algorithms; included last by each isa_*.cpp, after its vocabulary.
+// Fills a kernel table from the algorithms. Included last by each isa_*.cpp, after its vocabulary.
 #pragma once
 
 #include "mask_apply.h"

@@ -1,4 +1,4 @@
-// threshold_relu over a span of one row: one read and one write of the activations, one bit an element.
+// threshold_relu over a span of one row: one read and one write of the activations, one bit per element.
 #pragma once
 
 #include "bits.h"
@@ -6,7 +6,7 @@
 namespace secateur::cpu {
 namespace {
 
-// Walks a row 16 elements at a time and gives the theta of those lanes.
+// Walks a row 16 elements at a time and gives the theta of these lanes.
 template <class C>
 struct ThetaWalk {
   const ThetaView<C>& view;
@@ -22,7 +22,7 @@ struct ThetaWalk {
       if (within == view.inner) step();
       return theta;
     }
-    if (view.inner == 1 && channel + 16 <= view.channels) {  // one lane a channel: features, channels_last
+    if (view.inner == 1 && channel + 16 <= view.channels) {  // one lane per channel: features, channels_last
       auto theta = load(view.data + channel);
       channel += 16;
       if (channel == view.channels) channel = 0;
@@ -43,7 +43,7 @@ struct ThetaWalk {
   }
 };
 
-// Written so that NaN compares false everywhere: it stays NaN and passes its gradient, as in torch.relu.
+// NaN compares false everywhere here: it stays NaN and passes its gradient, as in torch.relu.
 template <bool HasMax, class T, class C>
 inline uint32_t threshold_16(const T* x, T* y, decltype(splat(C{})) theta, C max, T max_stored) {
   auto v = load(x);

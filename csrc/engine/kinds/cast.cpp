@@ -1,4 +1,4 @@
-// quantize and dequantize: real values -> bytes, and back; planes or rows.
+// quantize and dequantize: float <-> int8 values, planes or rows.
 #include "engine/program/int8_layer.h"
 #include "engine/steps/int8/int8_rows.h"
 #include "engine/steps/int8/int8_steps.h"

@@ -24,7 +24,7 @@ void place_rows(PlanBuilder& builder, const Op& op) {
   builder.add(builder.record());
 }
 
-// The cells that most channels lie in.
+// The cells of most channels.
 CellGrid most_common_cells(const PlanBuilder& builder, const std::vector<int>& inputs) {
   CellGrid cells = builder.cells_of(inputs[0]);
   int64_t most = 0;
@@ -37,7 +37,7 @@ CellGrid most_common_cells(const PlanBuilder& builder, const std::vector<int>& i
   return cells;
 }
 
-// Producers write into their part of the whole where nothing else stands against it; the others are copied.
+// Producers write their part of the output in place if they can; the other inputs are copied.
 void place(PlanBuilder& builder, const Op& op, const NoAttributes&) {
   if (!builder.value(op.output).planes()) return place_rows(builder, op);
   const auto first = builder.shape(op.inputs[0]);
@@ -58,8 +58,8 @@ void place(PlanBuilder& builder, const Op& op, const NoAttributes&) {
   int64_t channel = 0;
   for (int v : op.inputs) {
     Store& store = builder.store(builder.first_store(v));
-    // Bytes stand in quads: what does not begin with one is moved byte by byte, and what does not end with one if
-    // something follows.
+    // Bytes lie in quads. An input is copied byte by byte if it does not begin at a quad, or does not end at one and
+    // another input follows.
     const bool quads = !store.bytes || (channel % 4 == 0 && (store.channels % 4 == 0 || v == op.inputs.back()));
     if (store.layout.cells == cells && store.parent < 0 && !builder.is_input(v) && quads) {
       store.parent = y;
@@ -69,7 +69,7 @@ void place(PlanBuilder& builder, const Op& op, const NoAttributes&) {
     }
     channel += builder.shape(v)[0];
   }
-  // No copy is needed where all stand in place; the empty record keeps the lifetimes of the stores right.
+  // No copy is needed if all inputs are in place; the empty record keeps the lifetimes of the stores right.
   Record record = builder.record();
   record.x = record.y = y;
   builder.add(record);

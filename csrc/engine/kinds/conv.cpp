@@ -1,4 +1,4 @@
-// conv2d and conv2d_int8: x [N, C, H, W], then the residual if there is one -> [N, K, H', W'].
+// conv2d and conv2d_int8: x [N, C, H, W], then an optional residual -> [N, K, H', W'].
 #include "engine/program/int8_layer.h"
 #include "engine/steps/int8/depthwise_step.h"
 #include "layer_checks.h"
@@ -7,7 +7,7 @@
 namespace secateur::engine {
 namespace {
 
-// Geometry of either kind; takes the kernel's size from the weights.
+// Checks the geometry of either kind. Takes the kernel size from the weights.
 template <class T>
 void check_geometry(const Adding& op, const WeightsOf<T>& weights, Window& window, int64_t groups) {
   op.want_planes();

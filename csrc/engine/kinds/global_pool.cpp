@@ -1,4 +1,4 @@
-// global_avg_pool: x [N, C, H, W] -> [N, C], of real values or of bytes.
+// global_avg_pool: x [N, C, H, W] -> [N, C], float or int8.
 #include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "table.h"
@@ -16,7 +16,7 @@ Value check(const Adding& op, GlobalPoolAttributes& a) {
 void place(PlanBuilder& builder, const Op& op, const GlobalPoolAttributes&) {
   const int x = op.inputs[0];
   const auto [channels, height, width] = builder.shape(x);
-  if (builder.value(x).quant && height * width > INT32_MAX / 256)  // sums of bytes in 32 bits
+  if (builder.value(x).quant && height * width > INT32_MAX / 256)  // sums of bytes must fit 32 bits
     unplannable(op.name, "an image of ", size_of(height, width), " is too large for an average of bytes");
   builder.set_features(op, channels);
   Record record = builder.record();

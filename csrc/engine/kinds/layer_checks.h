@@ -1,4 +1,4 @@
-// What layers and windows check, whatever their arithmetic.
+// Checks that layers and windows share, for any arithmetic.
 #pragma once
 
 #include "engine/program/kind.h"
@@ -6,7 +6,7 @@
 
 namespace secateur::engine {
 
-constexpr int64_t kLargestGeometry = int64_t{1} << 20;  // of any kernel size, stride, padding, dilation
+constexpr int64_t kLargestGeometry = int64_t{1} << 20;  // of kernel size, stride, padding, dilation
 
 inline void check_window(const Adding& op, const Window& w) {
   for (size_t i = 0; i < 2; ++i)
@@ -21,7 +21,7 @@ inline void check_window(const Adding& op, const Window& w) {
 template <class T>
 void check_weights(const Adding& op, const WeightsOf<T>& weights, size_t rank) {
   if (weights.shape().size() != rank) op.refuse("weight must be ", rank, "-d, got ", weights.shape().size(), "-d");
-  // Rows of nonzeros are counted in 32 bits, and so are channels.
+  // Nonzeros of a row and channels are counted in 32 bits.
   const int64_t k = weights.neurons(), n = weights.per_neuron();
   if (k < 1 || n < 1) op.refuse("weight must have elements");
   if (k > INT32_MAX || n > INT32_MAX || weights.nonzeros() > UINT32_MAX)

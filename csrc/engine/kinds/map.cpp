@@ -1,4 +1,4 @@
-// map: y = act(join(x * scale + shift, other)), elementwise; other is of x's shape, or rows [N, C] for planes.
+// map: y = act(join(x * scale + shift, other)), elementwise. other has the shape of x, or is rows [N, C] for planes.
 #include "engine/program/int8_layer.h"
 #include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"

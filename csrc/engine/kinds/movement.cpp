@@ -1,4 +1,4 @@
-// select_channels: x [N, C, H, W] -> some of its channels. flatten: x -> [N, C * H * W]. Values stay as they are.
+// select_channels: x [N, C, H, W] -> some of its channels. flatten: x -> [N, C * H * W]. No arithmetic.
 #include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
 #include "table.h"

@@ -1,4 +1,4 @@
-// max_pool and avg_pool: x [N, C, H, W] -> [N, C, H', W'], of real values or of bytes.
+// max_pool and avg_pool: x [N, C, H, W] -> [N, C, H', W'], float or int8.
 #include "engine/program/int8_layer.h"
 #include "engine/steps/int8/int8_steps.h"
 #include "engine/steps/planes_steps.h"
@@ -30,7 +30,7 @@ Value check_avg(const Adding& op, AvgPoolAttributes& a) {
   if (a.divisor < 0) op.refuse("divisor must be at least 0, got ", a.divisor);
   const std::optional<Quant> quant = a.quant ? a.quant : x.quant;
   if (x.quant) {
-    // Sums of bytes are exact in float32, and what they become stays within 32 bits.
+    // Sums of bytes are exact in float32, and results stay within 32 bits.
     if (a.window.kernel[0] * a.window.kernel[1] > 65536)
       op.refuse("a window over bytes must have at most 65536 places");
     check_ratio(op, a, *x.quant, *quant);

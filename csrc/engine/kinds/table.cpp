@@ -2,7 +2,7 @@
 
 namespace secateur::engine {
 
-// Each in the file of its name, or of its family.
+// Each is in the file of its name or its family.
 PlannedKind conv2d(), conv2d_int8();       // conv.cpp
 PlannedKind linear(), linear_int8();       // linear.cpp
 PlannedKind max_pool(), avg_pool();        // pool.cpp

@@ -1,4 +1,4 @@
-// Every kind of operation that the engine has. A new one is a file beside this one, and a line in table.cpp.
+// All kinds of operations. A new kind is a new file here and a line in table.cpp.
 #pragma once
 
 #include <span>
@@ -11,7 +11,7 @@
 namespace secateur::engine {
 
 SECATEUR_EXPORT std::span<const PlannedKind> kinds();
-SECATEUR_EXPORT const PlannedKind* find_kind(std::string_view name);  // null where there is none
-const PlannedKind& kind_named(std::string_view name);                 // which there is
+SECATEUR_EXPORT const PlannedKind* find_kind(std::string_view name);  // null if there is none
+const PlannedKind& kind_named(std::string_view name);                 // must exist
 
 }  // namespace secateur::engine

@@ -25,7 +25,7 @@ CellGrid best_cells(int64_t height, int64_t width) {
     for (int64_t columns = 1; rows * columns <= kLanes; ++columns) {
       CellGrid b{rows, columns, std::max<int64_t>(ceil_div(height, rows), 1),
                  std::max<int64_t>(ceil_div(width, columns), 1)};
-      // Wide cells before tall ones, even ones before odd ones (the next stride 2 then needs no repacking).
+      // Prefers wide cells to tall ones, and even ones to odd ones (the next stride 2 then needs no repacking).
       const int64_t halo = 2 * (b.rows + b.columns + 2);
       const int64_t cost = b.vectors() * 4096 + halo * 16 + (b.rows % 2 + b.columns % 2) * 4 + (b.columns < b.rows);
       if (cost < best_cost) best = b, best_cost = cost;

@@ -13,7 +13,7 @@
 namespace secateur::engine {
 namespace {
 
-// Under AddressSanitizer no pool and no whole pages: it then sees a step past the end.
+// AddressSanitizer builds use no pool and no whole pages, so that an access past the end is seen.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kExact = true;
 #elif defined(__has_feature)
@@ -23,8 +23,8 @@ constexpr bool kExact = false;
 #endif
 
 constexpr size_t kPage = kExact ? 64 : size_t{2} << 20;
-constexpr int64_t kMostFloats = int64_t{1} << 45;  // beyond any address space; the bytes of more may wrap around
-constexpr size_t kKept = kExact ? 0 : 16;          // buffers at rest
+constexpr int64_t kMostFloats = int64_t{1} << 45;  // beyond any address space; a larger size in bytes could overflow
+constexpr size_t kKept = kExact ? 0 : 16;          // free buffers that are kept
 
 struct Block {
   float* data;
@@ -35,7 +35,7 @@ struct Pool {
   std::vector<Block> free;
 };
 Pool& pool() {
-  static auto* all = new Pool;  // never destroyed: a buffer may come back after this library's own teardown
+  static auto* all = new Pool;  // never destroyed: a buffer may be returned after this library's own teardown
   return *all;
 }
 
@@ -46,7 +46,7 @@ Buffer::Buffer(int64_t floats) {
   const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kPage) / kPage * kPage;
   Pool& p = pool();
   {
-    // The smallest that is large enough; one too small is given up rather than kept beside its successor.
+    // Takes the smallest that is large enough. Otherwise a buffer that is too small makes way for its successor.
     const std::lock_guard lock(p.mutex);
     size_t best = p.free.size(), smallest = 0;
     for (size_t i = 0; i < p.free.size(); ++i) {
@@ -70,7 +70,7 @@ Buffer::Buffer(int64_t floats) {
 #ifdef __linux__
   madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-  std::memset(data_, 0, bytes);  // no stray NaN or denormal where a lane holds no pixel
+  std::memset(data_, 0, bytes);  // no stray NaN or denormal in lanes without a pixel
 }
 
 Buffer::~Buffer() {

@@ -1,4 +1,4 @@
-// Memory for arenas: on huge pages where the system has them, kept between calls.
+// Memory for arenas: on huge pages if the system has them, kept between calls.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace secateur::engine {
 
-// 64-byte aligned floats from a pool that all programs share; back to the pool when it goes. Throws std::bad_alloc.
+// 64-byte aligned floats from a pool that all programs share, returned to it on destruction. Throws std::bad_alloc.
 class Buffer {
  public:
   explicit Buffer(int64_t floats);
@@ -23,7 +23,7 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// The pool's lock, for whoever forks (ops/fork_locks.cpp).
+// Locks the pool before a fork (ops/fork_locks.cpp).
 void lock_pool();
 void unlock_pool();
 

@@ -1,11 +1,11 @@
-// Fills the halos after a step whose tasks each wrote only part of a plane.
+// Fills the halo after a step whose tasks each wrote only part of a plane.
 #pragma once
 
 #include "engine/steps/step.h"
 
 namespace secateur::engine {
 
-// After all tasks of the step, channel by channel. On one thread the step writes its halos itself.
+// Runs after all tasks of the step, channel by channel. On one thread the step fills its halos itself.
 class HaloStep : public Step {
  public:
   HaloStep(const HaloedStep& of, const Store& y, const cpu::EngineKernels& kernels)

@@ -1,4 +1,4 @@
-// Where in an image's arena its values lie.
+// Places the values of an image in its arena.
 #include <algorithm>
 #include <utility>
 
@@ -9,11 +9,11 @@ namespace secateur::engine {
 namespace {
 
 constexpr int64_t kMostVectors = INT32_MAX / (kLanes * 4);  // of a plane: its bytes are counted in 32 bits
-constexpr int64_t kMostFloats = int64_t{1} << 40;           // of a value: more than there is; sums stay within 63 bits
+constexpr int64_t kMostFloats = int64_t{1} << 40;           // of a value: more than any memory; sums fit 63 bits
 
 }  // namespace
 
-// Stores whose times overlap lie side by side, others on top of each other; the largest find their places first.
+// Stores with overlapping lifetimes get separate memory, others may share it. The largest are placed first.
 void Plan::place_stores(const std::vector<Record>& records) {
   auto root = [&](int s) {
     while (stores_[s].parent >= 0) s = stores_[s].parent;
@@ -21,7 +21,7 @@ void Plan::place_stores(const std::vector<Record>& records) {
   };
   for (size_t s = 0; s < stores_.size(); ++s)
     stores_[root(static_cast<int>(s))].layout.halo.include(stores_[s].layout.halo);
-  // Readers each ask for a halo that is not too large; together they may.
+  // Each reader asks for a halo that is not too large, but their union may be.
   for (const Store& s : stores_) {
     const Layout& l = s.layout;
     const __int128 vectors = __int128{l.halo.top + l.cells.rows + l.halo.bottom} * l.pitch();
@@ -70,7 +70,7 @@ void Plan::place_stores(const std::vector<Record>& records) {
   }
 }
 
-// Behind the planes. Lists live from the step that writes them, the layer before where that can, to the one that reads.
+// Lists follow the planes. A list lives from the step that writes it (the layer before, if it can) to its reader.
 void Plan::place_lists() {
   for (FloatConvStep* conv : convs_) conv->unlink();
   std::vector<std::array<int64_t, 4>> placed;  // first and last step, first and last float

@@ -21,19 +21,19 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  // Chooses each convolution's kernel: by measurement within `budget` seconds, by the cost model where it is negative.
-  // What the zeros of activations are worth is measured on `example`, layer by layer as the image goes through, and
-  // kept in `active`; without an example it is taken from there.
+  // Chooses each convolution's kernel: by measurement within `budget` seconds, by the cost model if `budget` is
+  // negative. The gain from zeros in activations is measured on `example`, layer by layer as the image goes through,
+  // and kept in `active`. Without an example it is taken from `active`.
   void choose(double budget, const std::vector<const float*>& example, Kernels kernels,
               std::map<const ConvAttributes*, ActiveChoice>& active);
 
-  // Steps of one image, then those of the whole batch.
+  // Steps of one image; steps of the whole batch, which follow.
   const Steps& image_steps() const { return made_.image; }
   const Steps& batch_steps() const { return made_.batch; }
   const Program& program() const { return program_; }
   int64_t arena_floats() const { return arena_floats_; }
   int64_t scratch_floats(int64_t batch) const;
-  // F of a rows value, [C, H, W] of planes.
+  // F of a rows value; [C, H, W] of a planes value.
   int64_t features(int value) const { return features_[value]; }
   std::array<int64_t, 3> shape(int value) const { return shapes_[value]; }
   std::vector<StepReport> report() const;
@@ -49,7 +49,7 @@ class Plan {
   const Program& program_;
   const cpu::EngineKernels& kernels_;
   const cpu::Int8Kernels& quads_;
-  const std::optional<RandomPlanner> random_ = RandomPlanner::from_environment();  // in place of measuring
+  const std::optional<RandomPlanner> random_ = RandomPlanner::from_environment();  // replaces measuring
 
   std::vector<Store> stores_;
   std::vector<int64_t> features_;
@@ -58,7 +58,7 @@ class Plan {
   MadeSteps made_;
   std::vector<FloatConvStep*>& convs_ = made_.convs;
   std::vector<Int8ConvStep*>& int8_convs_ = made_.int8_convs;
-  int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes, then the lists
+  int64_t planes_floats_ = 0, arena_floats_ = 0;  // the planes; planes and lists
 };
 
 }  // namespace secateur::engine

@@ -8,7 +8,7 @@
 namespace secateur::engine {
 namespace {
 
-// A layout that needs no repacking may waste this much.
+// A layout without a repack may have up to this many times the vectors.
 constexpr double kWaste = 1.08;
 
 int64_t output_size(const Window& w, bool ceil_mode, int i, int64_t size) {
@@ -44,7 +44,7 @@ void PlanBuilder::count_uses() {
   for (int v : program_.outputs()) ++uses_[v];
 }
 
-// Rows operations that planes depend on run image by image with them; the others run once for the whole batch.
+// Rows operations that planes depend on run once per image. The others run once for the whole batch.
 void PlanBuilder::find_image_rows() {
   const auto& ops = program_.ops();
   std::vector<bool> needed(program_.values().size(), false);
@@ -79,7 +79,7 @@ int PlanBuilder::new_store(int value, const CellGrid& cells, float fill) {
 int PlanBuilder::use(int value, const CellGrid& cells, const HaloSize& halo, float fill) {
   for (int s : values_[value].stores) {
     Store& store = made_.stores[s];
-    // A halo costs its writer; where cells are small, those that need none are better served as they are.
+    // A halo costs its writer. Where cells are small, readers that need none are better served as they are.
     if (store.layout.cells == cells && store.fill_value == fill) {
       store.layout.halo.include(halo);
       return s;
@@ -91,7 +91,7 @@ int PlanBuilder::use(int value, const CellGrid& cells, const HaloSize& halo, flo
   return to;
 }
 
-// A repacking is cheaper before a 1x1 convolution that widens than after it: ask its producer to write these cells.
+// A repack is cheaper before a 1x1 convolution that widens than after it: asks its producer to write these cells.
 bool PlanBuilder::request_layout(int value, const CellGrid& cells) {
   if (uses_[value] != 1 || producer_[value] < 0 || hints_.count(value)) return false;
   if (!values_[value].may_choose_cells) return false;
@@ -157,14 +157,14 @@ std::optional<Record> PlanBuilder::place_window(const Op& op, const Windowed& wi
   made_.shapes[op.output] = {windowed.channels, height, width};
   values_[op.output].may_choose_cells = windowed.may_choose_cells;
 
-  // The cells of the output; those of the input are the same times the stride.
+  // `out` is the cells of the output. The input's cells are the same times the stride.
   const CellGrid& have = cells_of(x);
   auto scaled = [&](const CellGrid& b) {
     return CellGrid{b.lane_rows, b.lane_columns, b.rows * w.stride[0], b.columns * w.stride[1]};
   };
   CellGrid out = best_cells(std::max(height, (in[1] + w.stride[0] - 1) / w.stride[0]),
                             std::max(width, (in[2] + w.stride[1] - 1) / w.stride[1]));
-  // An output much smaller than input / stride (a valid convolution) does not change this: cells must cover both.
+  // Also holds if the output is much smaller than input / stride (a valid convolution): cells must cover both.
   const bool divides = have.rows % w.stride[0] == 0 && have.columns % w.stride[1] == 0;
   const CellGrid derived{have.lane_rows, have.lane_columns, std::max<int64_t>(have.rows / w.stride[0], 1),
                          std::max<int64_t>(have.columns / w.stride[1], 1)};
@@ -184,7 +184,7 @@ std::optional<Record> PlanBuilder::place_window(const Op& op, const Windowed& wi
   halo.right = std::max<int64_t>(0, (out.columns - 1) * w.stride[1] + reach_right - (need.columns - 1));
   if ((halo.top + need.rows + halo.bottom) * (halo.left + need.columns + halo.right) > INT32_MAX / (kLanes * 4))
     unplannable(op.name, "padding and dilation are too large for an image of ", size_of(in[1], in[2]));
-  // 0 beyond the image wins over no value that is at least 0; but a dilated window may miss the image altogether.
+  // Zero padding is safe for a maximum if all values are >= 0. But a dilated window may miss the image altogether.
   const bool zero_will_do = values_[x].never_negative && w.dilation == std::array<int64_t, 2>{1, 1};
   float fill = 0;
   if (windowed.maximum && !zero_will_do && (!halo.empty() || !valid_lanes({in[1], in[2], need, {}}).empty()))

@@ -1,7 +1,7 @@
-// Decides in which cells every value lies, where it must be repacked, and what its halo must hold.
+// Decides the cells of every value, where a value must be repacked, and what its halo must hold.
 //
-// The kinds' place functions (planned_kind.h) call it, one operation after the other: they say the size of their output
-// and in which stores they read and write. What an image size makes impossible they refuse with unplannable().
+// The place functions of the kinds (planned_kind.h) call it, one operation after the other. They set the size of their
+// output and the stores that they read and write. They call unplannable() for an impossible image size.
 #pragma once
 
 #include <map>
@@ -23,40 +23,39 @@ class PlanBuilder {
   const Value& value(int v) const { return program_.values()[v]; }
   std::array<int64_t, 3> shape(int v) const { return made_.shapes[v]; }
   int64_t features(int v) const { return made_.features[v]; }
-  // What comes out: [C, H, W] of planes, F of rows.
+  // Shape of the output: [C, H, W] of planes, F of rows.
   void set_shape(const Op& op, std::array<int64_t, 3> shape) { made_.shapes[op.output] = shape; }
   void set_features(const Op& op, int64_t features);
 
   Store& store(int s) { return made_.stores[s]; }
-  int first_store(int v) const { return values_[v].stores.front(); }  // what the producer writes
+  int first_store(int v) const { return values_[v].stores.front(); }  // written by the producer
   const CellGrid& cells_of(int v) const { return made_.stores[first_store(v)].layout.cells; }
   bool is_input(int v) const { return producer_[v] < 0; }
-  // The store in which v lies in these cells, with such a halo: repacked where it does not.
+  // The store of v in these cells with at least this halo. Adds a repack if there is none.
   int use(int v, const CellGrid& cells, const HaloSize& halo, float fill = 0);
   int new_store(int v, const CellGrid& cells, float fill = 0);
 
-  // Known of a value: it is never below 0, so zeros around it are as good as nothing for a maximum. Of bytes the
-  // builder knows by itself.
+  // The value is never below 0, so zero padding is safe for a maximum. For bytes the builder finds this out itself.
   bool never_negative(int v) const { return values_[v].never_negative; }
   void set_never_negative(int v, bool never) {
     if (!value(v).quant) values_[v].never_negative = never;
   }
 
-  // The operation at hand as a record; add it when its stores are known. Without stores: rows.
+  // A record of the current operation; add it when its stores are known. Without stores: rows.
   Record record() const { return {RecordKind::kOp, op_}; }
   void add(const Record& record) { made_.records.push_back(record); }
   void add_copy(int from, int to, int64_t first) { add({RecordKind::kCopy, op_, from, to, -1, -1, -1, first}); }
 
-  // An operation that slides a window over its first input: sizes, cells and halos of input and output. The record
-  // has x and y; other is a second input of the output's size, if there is one.
+  // An operation that slides a window over its first input: sizes, cells and halos of input and output. The record has
+  // x and y; other is an optional second input of the output's size.
   struct Windowed {
     const Window& window;
     int64_t channels;               // of the output
     bool ceil_mode = false;         // the last window may end beyond the image
-    bool maximum = false;           // what lies beyond the image must win over nothing
-    bool may_choose_cells = false;  // a pointwise operation can write whatever cells its reader wants
+    bool maximum = false;           // lanes beyond the image must not win the maximum
+    bool may_choose_cells = false;  // a pointwise operation can write any cells that its reader wants
   };
-  // Nothing: the layouts are started anew, with what has been learnt.
+  // Returns nothing if the layouts must be built again, with a new hint.
   std::optional<Record> place_window(const Op& op, const Windowed& windowed);
 
  private:
@@ -74,7 +73,7 @@ class PlanBuilder {
   const Program& program_;
   const std::vector<std::array<int64_t, 2>>& sizes_;
   Records made_;
-  int op_ = -1;  // at hand
+  int op_ = -1;  // the current one
   std::vector<PlanesValue> values_;
   std::vector<int> uses_, producer_;
   std::map<int, CellGrid> hints_;  // value -> cells that its producer should write

@@ -1,4 +1,4 @@
-// The whole row of a kind: what a program knows of it (program/kind.h), and how a plan is made of it.
+// The whole row of a kind: its part for programs (program/kind.h) and its part for plans.
 #pragma once
 
 #include "engine/program/program.h"
@@ -10,16 +10,16 @@ class StepMaker;
 struct Record;
 
 struct PlannedKind : Kind {
-  // For an image size: what comes out of the operation, and its record.
+  // Sets the output shape of the operation for an image size, and adds its record.
   void (*place)(PlanBuilder& builder, const Op& op);
-  // The steps of that record.
+  // Makes the steps of that record.
   void (*make)(StepMaker& steps, const Op& op, const Record& record);
 };
 
-// Every kind is a row of the table in kinds/.
+// Valid for every kind: all are rows of the table in kinds/.
 inline const PlannedKind& planned(const Op& op) { return static_cast<const PlannedKind&>(*op.kind); }
 
-// The row of a kind with these attributes.
+// Makes the row of a kind with these attributes.
 template <class A, Value (*check)(const Adding&, A&), void (*place)(PlanBuilder&, const Op&, const A&),
           void (*make)(StepMaker&, const Op&, const A&, const Record&)>
 PlannedKind kind_of(const char* name, size_t most_inputs = 1) {

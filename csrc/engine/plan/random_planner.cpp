@@ -9,7 +9,7 @@
 namespace secateur::engine {
 namespace {
 
-// SplitMix64 (Steele, Lea, Flood 2014): every state gives well mixed bits, neighbouring ones included.
+// SplitMix64 (Steele, Lea, Flood 2014): well mixed bits from every state, also from neighbouring ones.
 uint64_t mixed(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;

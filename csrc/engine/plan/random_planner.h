@@ -1,8 +1,8 @@
-// A planner for tests: picks among everything that is legal at random and times nothing.
+// A planner for tests: chooses at random among all legal kernels and measures nothing.
 //
-// Which kernel is fastest is a measurement, so two runs of one test may take different kernels, and most candidates
-// never run. Under SECATEUR_PLANNER=random or random:SEED the plan of every program takes random ones. What is drawn
-// depends on the seed and on the layer alone, so a failure comes back with its seed.
+// Measuring the fastest kernel means that two runs of one test may take different kernels, and most candidates never
+// run. Under SECATEUR_PLANNER=random or random:SEED every plan chooses at random instead. The choices depend on the
+// seed and on the layer alone, so a failure is reproducible from its seed.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 
 namespace secateur::engine {
 
-inline constexpr const char* kAtRandom = "chosen at random";  // a report's why
+inline constexpr const char* kAtRandom = "chosen at random";  // `why` of a report
 
-// Numbers of one layer.
+// Random numbers of one layer.
 class Draws {
  public:
   explicit Draws(uint64_t state) : state_(state) {}
@@ -31,10 +31,10 @@ class Draws {
 class RandomPlanner {
  public:
   explicit RandomPlanner(uint64_t seed) : seed_(seed) {}
-  // What SECATEUR_PLANNER asks for; nothing where it is unset or empty. Anything else than the two forms throws.
+  // Reads SECATEUR_PLANNER; nothing if it is unset or empty. Throws on anything but the two forms.
   static std::optional<RandomPlanner> from_environment();
 
-  // numbers: what tells a layer from others of its name.
+  // numbers: tell layers of the same name apart.
   Draws draws(const std::string& layer, const std::vector<int64_t>& numbers) const;
 
  private:

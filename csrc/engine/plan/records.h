@@ -1,4 +1,4 @@
-// What the builder of a plan decides: operations over stores, in order, and the stores.
+// Decisions of the plan builder: operations over stores, in order, and the stores.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ struct Records {
   std::vector<Store> stores;
   std::vector<int64_t> features;               // by value: F of rows
   std::vector<std::array<int64_t, 3>> shapes;  // by value: C, H, W of planes
-  std::vector<bool> in_image;                  // by op: rows that planes need, so they run image by image
+  std::vector<bool> in_image;                  // by op: rows that planes depend on, so they run image by image
 };
 
 }  // namespace secateur::engine

@@ -1,4 +1,4 @@
-// The steps of a plan as kinds make them: what they need to know, and where their steps go.
+// Lets kinds add the steps of a plan.
 #pragma once
 
 #include <memory>
@@ -11,19 +11,19 @@
 
 namespace secateur::engine {
 
-// Which kernels convolutions may have: the fastest, or, for tests, one kind wherever it can serve. kActiveIfSparse is
-// kActive for images at most a quarter of which is not zero; the others are convolved on planes.
+// Allowed kernels of convolutions: the fastest, or, for tests, one kind wherever it is supported. kActiveIfSparse is
+// kActive for images with at most a quarter of nonzeros; the others are convolved on planes.
 enum class Kernels { kFastest, kPlanes, kActive, kActiveIfSparse, kBlocks, kBlocks4x4 };
 
 struct MadeSteps {
   Steps image, batch;                 // of one image, then of the whole batch
-  std::vector<FloatConvStep*> convs;  // among them: a plan chooses how these work
+  std::vector<FloatConvStep*> convs;  // among the steps: the plan chooses their kernels
   std::vector<Int8ConvStep*> int8_convs;
 };
 
 class StepMaker {
  public:
-  // All of it outlives the steps but for the records.
+  // Everything but the records must outlive the steps.
   StepMaker(const Program& program, const Records& records, const StepContext& context,
             const std::vector<int64_t>& features, const std::optional<RandomPlanner>& random, Kernels asked_for,
             MadeSteps& made)
@@ -40,17 +40,17 @@ class StepMaker {
 
   const StepContext& context() const { return context_; }
   Kernels asked_for() const { return asked_for_; }
-  // Where a test wants choices at random.
+  // Set if a test wants random choices.
   const std::optional<RandomPlanner>& random() const { return random_; }
   const Value& value(int v) const { return program_.values()[v]; }
   bool is_bytes(int store) const { return store >= 0 && context_.stores[store].bytes; }
   int64_t features(int v) const { return features_[v]; }
 
-  // A step of one image; of rows that no planes depend on, of the whole batch.
+  // Adds a step of one image, or of the whole batch for rows that no planes depend on.
   void add(std::unique_ptr<Step> step) { steps_->push_back(std::move(step)); }
-  // A step that may leave the halo of the store y to another one.
+  // Adds a step that may leave the halo of the store y to another step.
   void add_with_halo(std::unique_ptr<HaloedStep> step, int y);
-  // Convolutions, of which the plan chooses how they work.
+  // Adds a convolution, whose kernel the plan chooses.
   void add_conv(std::unique_ptr<FloatConvStep> conv, int y);
   void add_conv(std::unique_ptr<Int8ConvStep> conv, int y);
 
@@ -62,7 +62,7 @@ class StepMaker {
   const std::optional<RandomPlanner>& random_;
   Kernels asked_for_;
   MadeSteps& made_;
-  Steps* steps_ = nullptr;  // where those of the record at hand go
+  Steps* steps_ = nullptr;  // target for the current record
 };
 
 }  // namespace secateur::engine

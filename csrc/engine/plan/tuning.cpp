@@ -1,5 +1,5 @@
-// Which kernel, tile and chunk each convolution of a plan takes: measured within a budget, the likeliest candidates
-// first; or, for tests, drawn (random_planner.h).
+// Chooses kernel, tile and chunk of each convolution of a plan: measured within a budget, the likeliest candidates
+// first. For tests they are drawn at random instead (random_planner.h).
 #include <algorithm>
 #include <cstdio>
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kNever = 1e30;  // seconds: not measured
 
-// One image through the steps of a plan, with memory for all values that are no planes.
+// One image through the steps of a plan, with memory for all rows values.
 struct ExampleCall {
   Call call;
   std::vector<std::vector<float>> memory;
@@ -61,8 +61,8 @@ struct Fastest {
   double ms() const { return found() ? seconds * 1e3 : 0; }
 };
 
-// Of the candidates, as many as `seconds` allow, at least one. Those that the cost model prefers come first and keep
-// their place in a tie. The step is left packed as the last one that was measured.
+// Measures as many candidates as `seconds` allow, at least one. Those that the cost model prefers come first and win
+// ties. The step stays packed as the last measured candidate.
 template <class Conv, class Choice>
 Fastest<Choice> fastest(Conv& conv, const std::vector<Choice>& candidates, const Worker& worker, double seconds) {
   Fastest<Choice> best;
@@ -76,7 +76,7 @@ Fastest<Choice> fastest(Conv& conv, const std::vector<Choice>& candidates, const
   return best;
 }
 
-// Sparse or dense weights, and tile and chunk of either. each: seconds for either.
+// Chooses sparse or dense weights, and tile and chunk. each: seconds for each form.
 void choose_form(TiledConv& conv, bool try_sparse, bool try_dense, const Worker& worker, double each) {
   Fastest<ConvChoice> sparse, dense;
   if (try_sparse) sparse = fastest(conv, conv.candidates(false), worker, each);
@@ -98,7 +98,7 @@ void choose_blocks(Int8ConvStep& conv, const Worker& worker, double budget, Kern
 bool asks_for_lists(Kernels kernels) { return kernels == Kernels::kActive || kernels == Kernels::kActiveIfSparse; }
 double most_dense_of(Kernels kernels) { return kernels == Kernels::kActive ? 1 : 0.25; }
 
-// Lists of the input's nonzeros, or planes as they were chosen before. The arena holds what the example brought here.
+// Chooses between lists of the input's nonzeros and planes as chosen before. The arena holds the example's input.
 void choose_active(FloatConvStep& conv, size_t number, const Worker& worker, double budget, Kernels kernels) {
   const ConvStep& planes = conv.planes();
   const double zeros = conv.input_zeros(worker.arena);
@@ -112,14 +112,14 @@ void choose_active(FloatConvStep& conv, size_t number, const Worker& worker, dou
     conv.set_measured(zeros, 0, "asked for");
     return;
   }
-  // An active nonzero costs about what a nonzero weight costs, both more than what dense layers multiply.
+  // The cost per nonzero activation is about the cost per nonzero weight. Both exceed a dense multiply-add.
   const double left = planes.choice().dense ? 0.6 : 1.5 * (1 - conv.op().weights->zeros());
   if (kernels == Kernels::kPlanes || 1 - zeros > left || planes.ms() <= 0) return;
   auto [choice, seconds] = fastest(conv, candidates, worker, budget);
   const double ms = 1e3 * seconds;
   const bool pays = ms < 0.95 * planes.ms();
-  // Time grows with the nonzeros, from a fixed part on: where the line from 0 through this point meets the planes' time
-  // lists still pay.
+  // Assumes time proportional to nonzeros and solves for the density at which the two forms tie. Lists have a fixed
+  // cost too, so they still pay off there.
   choice.most_dense = std::min(1.0, (1 - zeros) * planes.ms() / ms);
   conv.pack(pays ? choice : ActiveChoice{});
   char why[160];
@@ -183,8 +183,8 @@ void Plan::choose_by_time(double until, const std::vector<const float*>& example
   }
 }
 
-// Kernels that a test asks for stay what they are, at other sizes too; the rest is drawn. Where an example comes, it
-// goes through, so that reports know the zeros it brought.
+// Kernels that a test asks for stay, at other sizes too; the rest is drawn. An example is run through the steps, so
+// that reports show its zeros.
 void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& example, Kernels kernels,
                             std::map<const ConvAttributes*, ActiveChoice>& active) {
   for (FloatConvStep* conv : convs_) {
@@ -193,12 +193,12 @@ void Plan::choose_at_random(bool zeros_wanted, const std::vector<const float*>& 
     const bool dense = !planes.can_serve(false) || draws.below(2);
     planes.pack(draws.one_of(planes.all_candidates(dense)));
     planes.set_why(kAtRandom);
-    if (active.count(&conv->op())) continue;  // was asked for
+    if (active.count(&conv->op())) continue;  // a test asked for it
     const auto lists = conv->all_candidates();
     ActiveChoice choice;
     if (!lists.empty() && kernels != Kernels::kPlanes && (asks_for_lists(kernels) || draws.below(3) == 0)) {
       choice = draws.one_of(lists);
-      // Denser images take the planes, in the middle of a batch, too.
+      // Images with more nonzeros take the planes, also within a batch.
       choice.most_dense = asks_for_lists(kernels) ? most_dense_of(kernels) : draws.one_of<double>({0.3, 0.6, 1, 1});
     }
     conv->pack(choice);

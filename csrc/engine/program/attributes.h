@@ -1,7 +1,7 @@
-// The attributes of an operation: what a kind declares once, and everybody else visits by name, type and value.
+// The attributes of an operation: a kind declares them once; all other code visits them by name, type and value.
 //
-// A kind's attributes are a struct of their own, so no operation can hold another kind's. The struct lists them in
-// `each`, which is the one declaration: the Python builder fills them in from it, comparing and writing read them.
+// A kind's attributes are a struct of their own, so no operation can hold another kind's. `each` of the struct is the
+// only list of them: the Python builder fills them in from it, comparison and text read them through it.
 //
 //   struct PReluAttributes : AttributesOf<PReluAttributes> {
 //     std::vector<float> slope;  // [C]
@@ -43,10 +43,10 @@ struct Activation {
   float lo = 0, hi = 0;
   std::vector<float> theta;  // [K] for kThreshold
   cpu::Activation view() const { return {act, lo, hi, theta.empty() ? nullptr : theta.data()}; }
-  bool never_negative() const;  // whatever comes in
+  bool never_negative() const;  // for any input
 };
 
-// The names that a program's text and its builder have for these; none: nullptr, or no value.
+// Names in a program's text and in its builder. Unknown: nullptr, or no value.
 SECATEUR_EXPORT const char* name_of(cpu::Act act);
 SECATEUR_EXPORT std::optional<cpu::Act> act_named(std::string_view name);
 SECATEUR_EXPORT const char* name_of(cpu::Binary join);
@@ -55,7 +55,7 @@ SECATEUR_EXPORT std::optional<cpu::Binary> binary_named(std::string_view name);
 using Pair = std::array<int64_t, 2>;   // rows first
 using Sides = std::array<int64_t, 4>;  // top, left, bottom, right
 
-// The types that an attribute may have. Whoever reads or writes attributes handles these, whatever the kinds are.
+// The types that an attribute may have. Code that reads or writes attributes handles these, for any kind.
 template <template <class> class Of>
 using AnyOf = std::variant<Of<bool>, Of<int64_t>, Of<float>, Of<Pair>, Of<Sides>, Of<std::vector<int64_t>>,
                            Of<std::vector<float>>, Of<std::vector<int32_t>>, Of<std::vector<uint8_t>>, Of<cpu::Binary>,
@@ -68,12 +68,12 @@ using Readable = const T*;
 
 enum Presence { kOptional, kRequired };
 
-struct Attribute {  // to read
+struct Attribute {  // read access
   const char* name;
   Presence presence;
   AnyOf<Readable> value;
 };
-struct AttributeSlot {  // to fill in
+struct AttributeSlot {  // write access
   const char* name;
   Presence presence;
   AnyOf<Writable> value;
@@ -86,7 +86,7 @@ class Attributes {
   virtual std::vector<AttributeSlot> slots() = 0;
 };
 
-// The same names and types, and values of the same bits; weights are compared one by one.
+// Equal if names, types and the bits of all values are; weights are compared one by one.
 SECATEUR_EXPORT bool operator==(const Attributes& a, const Attributes& b);
 
 template <class A>

@@ -6,8 +6,8 @@
 namespace secateur::engine {
 namespace {
 
-constexpr double kWidest = 1 << 30;  // of a number that is to be rounded, see cpu/int8_epilogue.h
-constexpr double kLargest = 1e38;    // the sum of two such numbers is a float32
+constexpr double kWidest = 1 << 30;  // bound of a number before rounding, see cpu/int8_epilogue.h
+constexpr double kLargest = 1e38;    // the sum of two such numbers fits a float32
 
 }  // namespace
 
@@ -30,7 +30,7 @@ cpu::Int8Epilogue Int8Layer::epilogue(int32_t residual_zero_point) const {
 
 void check_ratio(const Adding& op, const AvgPoolAttributes& pool, const Quant& x, const Quant& y) {
   const Window& w = pool.window;
-  // A window at the image's edge may have one place, divided by 1; an own divisor divides all of them by less.
+  // A window at the image's edge may have one place, divided by 1. A divisor of its own divides all of them by less.
   const double places = static_cast<double>(w.kernel[0]) * static_cast<double>(w.kernel[1]);
   const double most = pool.divisor > 0 ? places / static_cast<double>(pool.divisor) : 1.0;
   if (255.0 * most * (double{x.scale} / double{y.scale}) > kWidest)
@@ -58,8 +58,8 @@ void check_int8_layer(const Adding& op, Int8Layer& layer) {
     const float multiplier = layer.multiplier[o];
     if (!std::isfinite(multiplier) || multiplier < 0)
       op.refuse("multiplier must be finite and at least 0, got ", multiplier);
-    // Products of signed bytes and bytes, in any order, whatever the input; kernels that take inputs 128 lower stay
-    // below this, too.
+    // Bounds the sum of products of signed and unsigned bytes in any order, for any input. Kernels that take inputs 128
+    // lower stay below it too.
     double reach = std::fabs(static_cast<double>(layer.bias[o]));
     layer.bytes->for_each(o, [&](int64_t, int8_t w) { reach += 255.0 * std::abs(int{w}); });
     if (reach > 2147483647.0) op.refuse("sums must stay below 2^31, those of channel ", o, " can reach ", reach);

@@ -7,7 +7,7 @@ namespace secateur::engine {
 
 void check_quant(const Adding& op, const std::optional<Quant>& quant) {
   if (!quant) return;
-  // Below the smallest normal number there is no inverse.
+  // A scale below the smallest normal number has no finite inverse.
   if (!(quant->scale >= std::numeric_limits<float>::min()) || !std::isfinite(quant->scale))
     op.refuse("scale must be finite and > 0, got ", quant->scale);
   if (quant->zero_point < 0 || quant->zero_point > 255)

@@ -1,4 +1,4 @@
-// A kind of operation, as far as a program knows it: its name, its attributes, what it accepts.
+// A kind of operation as a program knows it: its name, its attributes, the inputs that it accepts.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@ enum class ValueKind { kPlanes, kRows };  // [N, C, H, W] or [N, F]
 
 struct Value {
   ValueKind kind;
-  int64_t channels;            // C or F; -1: known once the image size is
-  std::optional<Quant> quant;  // bytes; otherwise real values
+  int64_t channels;            // C or F; -1: depends on the image size
+  std::optional<Quant> quant;  // int8; otherwise float
   bool planes() const { return kind == ValueKind::kPlanes; }
   bool operator==(const Value&) const = default;
 };
 
-// An operation on its way into a program: what a kind's check looks at. Each want_* refuses with the operation's name.
+// An operation being added to a program, as a kind's check sees it. Each want_* refuses with the operation's name.
 class Adding {
  public:
   Adding(const std::string& name, const std::vector<int>& inputs, const std::vector<Value>& values)
@@ -39,7 +39,7 @@ class Adding {
   }
   void want_planes() const { want(0, "x", ValueKind::kPlanes); }
   void want_rows() const { want(0, "x", ValueKind::kRows); }
-  // Bytes and real values are kept apart: what takes the one refuses the other.
+  // Refuses int8 input: int8 and float values are kept apart.
   void want_real(size_t i = 0) const {
     if (input(i).quant) refuse("x must be real values, not bytes");
   }
@@ -51,12 +51,12 @@ class Adding {
   const std::vector<Value>& values_;
 };
 
-// The row of a kind. What makes a plan of it stands above (plan/planned_kind.h).
+// The row of a kind. Its part for plans is plan/planned_kind.h.
 struct Kind {
   const char* name;
   size_t most_inputs;                                        // at least one
-  std::unique_ptr<Attributes> (*attributes)();               // as they are where nothing is said of them
-  Value (*check)(const Adding& op, Attributes& attributes);  // refuses, or gives the output
+  std::unique_ptr<Attributes> (*attributes)();               // with default values
+  Value (*check)(const Adding& op, Attributes& attributes);  // refuses, or returns the output
 };
 
 // Checks that kinds share.

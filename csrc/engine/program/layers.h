@@ -1,5 +1,4 @@
-// The attributes of the kinds that have steps of their own (steps/). A kind whose step stands in its own file declares
-// them there.
+// The attributes of kinds whose steps are in steps/. A kind whose step is in its own file declares them there.
 #pragma once
 
 #include "attributes.h"
@@ -15,7 +14,7 @@ struct Window {  // rows first
 struct ConvAttributes : AttributesOf<ConvAttributes> {
   std::shared_ptr<const Weights> weights;  // [K, C / groups, R, S]
   std::vector<float> bias;                 // [K] or empty
-  Window window;                           // the kernel is the weights'
+  Window window;                           // kernel: that of the weights
   int64_t groups = 1;
   Activation activation;
   template <class Self, class F>
@@ -42,8 +41,8 @@ struct LinearAttributes : AttributesOf<LinearAttributes> {
   }
 };
 
-// What kernels read of the end of an int8 layer, made from its attributes (int8_layer.h): by output channel, filled up
-// to a multiple of four.
+// The epilogue of an int8 layer as kernels read it, derived from its attributes (int8_layer.h): by output channel,
+// padded to a multiple of four.
 struct Int8EpilogueTerms {
   std::vector<int32_t> bias;
   std::vector<float> multiplier;
@@ -56,10 +55,10 @@ struct Int8Layer {
   std::vector<int32_t> bias;      // [K]
   std::vector<float> multiplier;  // [K]
   float residual_multiplier = 0;
-  std::optional<Quant> quant;  // of the output, where it is bytes
+  std::optional<Quant> quant;  // of an int8 output
   Limits limits;
   std::vector<uint8_t> theta;  // [K] or empty
-  Activation activation;       // where the output is real values
+  Activation activation;       // of a float output
   Int8EpilogueTerms terms;     // derived
   cpu::Int8Epilogue epilogue(int32_t residual_zero_point) const;
 
@@ -112,8 +111,8 @@ struct MaxPoolAttributes : AttributesOf<MaxPoolAttributes> {
 struct AvgPoolAttributes : AttributesOf<AvgPoolAttributes> {
   Window window;
   bool ceil_mode = false, count_include_pad = true;
-  int64_t divisor = 0;         // 0: the window's places
-  std::optional<Quant> quant;  // of the output, where the input is bytes; absent: the input's
+  int64_t divisor = 0;         // 0: places in the window
+  std::optional<Quant> quant;  // of an int8 output; absent: that of the input
   template <class Self, class F>
   static void each(Self& a, F&& f) {
     f("kernel", a.window.kernel, kRequired);
@@ -127,7 +126,7 @@ struct AvgPoolAttributes : AttributesOf<AvgPoolAttributes> {
 };
 
 struct GlobalPoolAttributes : AttributesOf<GlobalPoolAttributes> {
-  std::optional<Quant> quant;  // of the output, where it is bytes
+  std::optional<Quant> quant;  // of an int8 output
   template <class Self, class F>
   static void each(Self& a, F&& f) {
     f("grid", a.quant);
@@ -139,7 +138,7 @@ struct MapAttributes : AttributesOf<MapAttributes> {
   std::vector<float> scale, shift;  // [C] or empty
   cpu::Binary join = cpu::Binary::kNone;
   Activation activation;
-  std::optional<Quant> quant;  // of the output, where it is bytes
+  std::optional<Quant> quant;  // of an int8 output
   std::vector<uint8_t> theta;  // [C] or empty: thresholds on those bytes
   template <class Self, class F>
   static void each(Self& a, F&& f) {

@@ -11,7 +11,7 @@ void check_value(const std::string& op, const char* argument, int value, size_t 
     refuse(op, argument, " must be a value of this program, got ", value);
 }
 
-// Weights that a kind requires are there; other attributes have a value in any case.
+// Required weights must be set; other attributes have a default.
 void check_required(const std::string& op, const Attributes& attributes) {
   for (const Attribute& a : attributes.list())
     std::visit(

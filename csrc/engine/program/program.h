@@ -1,7 +1,7 @@
-// A segment of a network as the front describes it: operations over values, whatever the batch and the image size.
+// A segment of a network as the front end describes it: operations over values, for any batch and image size.
 //
-// A program is data: it can be copied, compared and written down, and knows nothing of plans. What a caller can get
-// wrong is checked as it is added, or when a plan is made (plan/held_program.h), never by a kernel.
+// A program is data: it can be copied, compared and written down, and knows nothing of plans. Errors of a caller are
+// found when an operation is added or a plan is made (plan/held_program.h), never by a kernel.
 #pragma once
 
 #include <memory>
@@ -17,7 +17,7 @@ struct Op {
   std::string name;
   std::vector<int> inputs;  // values
   int output;
-  std::optional<Quant> quant;  // of the output, where it is bytes
+  std::optional<Quant> quant;  // of an int8 output
   std::shared_ptr<const Attributes> attributes;
 
   template <class A>
@@ -33,7 +33,7 @@ struct Op {
 class SECATEUR_EXPORT Program {
  public:
   int input(ValueKind kind, int64_t channels);
-  // Checks the operation; its output. The attributes are those of the kind.
+  // Checks and adds the operation; returns its output. The attributes must be those of the kind.
   int add(const Kind& kind, std::string name, std::vector<int> inputs, std::unique_ptr<Attributes> attributes);
   template <class A>
   int add(const Kind& kind, std::string name, std::vector<int> inputs, A attributes) {
@@ -48,7 +48,7 @@ class SECATEUR_EXPORT Program {
   const std::vector<int>& outputs() const { return outputs_; }
   bool finished() const { return finished_; }
 
-  // The same operations on the same values; names and every weight count.
+  // Equal if the operations and their values are, including names and every weight.
   bool operator==(const Program&) const = default;
 
  private:

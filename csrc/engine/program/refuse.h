@@ -1,4 +1,4 @@
-// What is thrown where a program or its plan is refused: one form of message, two kinds of error.
+// Errors that refuse a program or its plan: one form of message, two types.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace secateur::engine {
 
-// There is no plan of this program for these image sizes. The program is right, and another size may have one. Torch
-// can compute what is refused for this reason; any other error is the caller's mistake or a bug.
+// This program has no plan for these image sizes. The program is right, and another size may have a plan. torch can
+// compute these calls; any other error is the caller's mistake or a bug.
 class SECATEUR_EXPORT Unplannable : public std::length_error {
  public:
   using std::length_error::length_error;
@@ -19,7 +19,7 @@ class SECATEUR_EXPORT Unplannable : public std::length_error {
 
 inline std::string shown(const char* text) { return text; }
 inline std::string shown(const std::string& text) { return text; }
-inline std::string shown(float x) {  // std::to_string has six decimals
+inline std::string shown(float x) {  // std::to_string has only six decimals
   char text[32];
   std::snprintf(text, sizeof text, "%g", static_cast<double>(x));
   return text;
@@ -34,13 +34,13 @@ std::string refusal(const std::string& op, const Parts&... parts) {
   return "engine: " + op + ": " + (shown(parts) + ...);
 }
 
-// The program is wrong: `op` is an operation's name, the parts are joined to the message.
+// Refuses the program. `op` is an operation's name; the parts are joined to the message.
 template <class... Parts>
 [[noreturn]] void refuse(const std::string& op, const Parts&... parts) {
   throw std::invalid_argument(refusal(op, parts...));
 }
 
-// The image size is.
+// Refuses the image size.
 template <class... Parts>
 [[noreturn]] void unplannable(const std::string& op, const Parts&... parts) {
   throw Unplannable(refusal(op, parts...));

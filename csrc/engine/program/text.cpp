@@ -5,7 +5,7 @@
 namespace secateur::engine {
 namespace {
 
-// Appends values, whatever the type of an attribute.
+// Appends attribute values of any type.
 class Text {
  public:
   std::string text;
@@ -13,7 +13,7 @@ class Text {
   void operator()(const char* x) { text += x; }
   void operator()(const std::string& x) { text += x; }
   void operator()(bool x) { text += x ? "true" : "false"; }
-  void operator()(float x) {  // the shortest digits that give the same number back
+  void operator()(float x) {  // the shortest digits that parse to the same number
     char digits[32];
     text.append(digits, std::to_chars(digits, digits + sizeof digits, x).ptr);
   }

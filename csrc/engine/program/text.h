@@ -1,4 +1,4 @@
-// A program as text, complete: every attribute of every operation, every weight. The same program has the same text.
+// A program as complete text: every attribute of every operation, every weight. Equal programs have equal text.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// A layer's weights as the plans read them: the nonzeros alone where that is smaller, all of them otherwise.
+// A layer's weights as plans read them: the nonzeros alone if that is smaller, otherwise all of them.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-template <class T>  // float, or int8_t of quantized layers
+template <class T>  // float, or int8_t for quantized layers
 class WeightsOf {
  public:
   // dense, of this shape, copied. A neuron is an index of dim 0.
@@ -28,7 +28,7 @@ class WeightsOf {
     return n == 0 ? 0 : 1 - static_cast<double>(nonzeros_) / n;
   }
 
-  // f(index, value) for the nonzeros of one neuron, ascending.
+  // Calls f(index, value) for the nonzeros of one neuron, in ascending order.
   template <class F>
   void for_each(int64_t neuron, F&& f) const {
     if (!dense_.empty()) {
@@ -40,13 +40,13 @@ class WeightsOf {
     }
   }
 
-  // All of them, zeros too.
+  // All weights, including zeros.
   std::vector<T> dense() const {
     std::vector<T> all(static_cast<size_t>(neurons_ * per_neuron_), T{0});
     for (int64_t k = 0; k < neurons_; ++k) for_each(k, [&](int64_t i, T w) { all[k * per_neuron_ + i] = w; });
     return all;
   }
-  // The same bits: a program with a NaN in it is still its own copy.
+  // Compares bits: a program with a NaN equals its own copy.
   bool operator==(const WeightsOf& other) const {
     return shape_ == other.shape_ && same_bits(dense_, other.dense_) && start_ == other.start_ &&
            index_ == other.index_ && same_bits(value_, other.value_);

@@ -28,17 +28,17 @@ inline void pause_briefly() {
 
 double now_ms() { return 1e3 * now(); }
 
-// A stage is done before the next one begins.
+// A stage finishes before the next one begins.
 struct Stage {
   const Step* step;  // null: whole images, one a task
   int64_t image, count;
   int64_t first;  // number of its first task among all
 };
 
-// A thread takes its own share of a stage first, the same share in every stage, for its core's caches hold what that
-// share of the stage before has written: 23.7 -> 20.4 ms for ResNet-50 (two cores, int8, 90 % zeros) beside tasks for
-// whoever is free. Then it takes what others have not begun. Whoever waits for a stage waits for tasks that are being
-// worked on: there is no deadlock, however many threads come, and one alone finishes everything.
+// A thread takes its own share of a stage first, the same share in every stage, so its core's caches still hold what
+// that share wrote in the stage before: 23.7 -> 20.4 ms for ResNet-50 (two cores, int8, 90 % zeros) against giving
+// tasks to any free thread. Then it takes tasks that no thread has begun. A thread that waits for a stage waits only
+// for tasks in progress: no number of threads can deadlock, and one thread alone finishes everything.
 class Schedule {
  public:
   Schedule(const Plan& plan, const Call& call, int64_t threads) : plan_(plan), call_(call), threads_(threads) {
@@ -105,7 +105,7 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
   if (call.batch == 0) return;
   const auto& values = program.values();
 
-  // Rows: the caller's tensors where they are inputs or outputs, a buffer otherwise.
+  // Rows that are inputs or outputs use the caller's tensors, the others a buffer.
   call.rows.assign(values.size(), nullptr);
   for (size_t i = 0; i < program.outputs().size(); ++i)
     if (values[program.outputs()[i]].kind == ValueKind::kRows) call.rows[program.outputs()[i]] = call.outputs[i];
@@ -113,7 +113,7 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
     if (values[program.inputs()[i]].kind == ValueKind::kRows)
       call.rows[program.inputs()[i]] = const_cast<float*>(call.inputs[i]);  // no step writes an input
   threads = std::max<int64_t>(threads, 1);
-  __int128 all = 0;  // what is needed, judged before it is added up in 64 bits
+  __int128 all = 0;  // checked before it is added up in 64 bits
   for (size_t v = 0; v < values.size(); ++v)
     if (values[v].kind == ValueKind::kRows) all += __int128{call.batch} * plan.features(static_cast<int>(v)) + 16;
   all += __int128{threads} * (__int128{plan.arena_floats()} + plan.scratch_floats(call.batch) + 32);
@@ -159,7 +159,7 @@ void run(const Plan& plan, const Program& program, Call& call, int64_t threads, 
              [&](int64_t first, int64_t) { schedule.work(first, arena_of(first), arena_of(0), scratch_of(first)); });
   }
 
-  // An output that is an input, or one that stands twice among the outputs.
+  // Copies outputs that alias an input or another output.
   for (size_t i = 0; i < program.outputs().size(); ++i) {
     const int v = program.outputs()[i];
     if (values[v].kind == ValueKind::kRows && call.rows[v] != call.outputs[i])

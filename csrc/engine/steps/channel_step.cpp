@@ -5,7 +5,7 @@
 namespace secateur::engine {
 
 std::vector<int32_t> window_taps(const Window& w, const Layout& x) {
-  constexpr int64_t kMost = INT32_MAX / static_cast<int64_t>(sizeof(float));  // in bytes they fit 32 bits, too
+  constexpr int64_t kMost = INT32_MAX / static_cast<int64_t>(sizeof(float));  // as bytes they must fit 32 bits too
   std::vector<int32_t> taps;
   for (int64_t i = 0; i < w.kernel[0]; ++i)
     for (int64_t j = 0; j < w.kernel[1]; ++j) {

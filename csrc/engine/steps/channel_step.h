@@ -1,4 +1,4 @@
-// What the steps over planes share.
+// Code that the steps over planes share.
 #pragma once
 
 #include <cstdio>
@@ -16,7 +16,7 @@ inline std::string size_of(const Store& s) {
   return text;
 }
 
-// A step whose tasks are ranges of channels (or of planes of quads), or, where it can and these are few, of rows.
+// A step whose tasks are ranges of channels (or planes of quads), or ranges of rows if supported and channels are few.
 class ChannelStep : public HaloedStep {
  public:
   ChannelStep(const StepContext& context, std::string name, const char* kind, int shown)
@@ -45,7 +45,7 @@ class ChannelStep : public HaloedStep {
  protected:
   virtual int64_t channels() const = 0;
   virtual void run_channels(const Call&, const Worker&, int64_t image, int64_t c0, int64_t c1) const = 0;
-  // Rows of blocks that may be worked on alone; 0: not at all, and run_rows is not called.
+  // Rows of the cells that tasks can be cut into; 0: unsupported, and run_rows is not called.
   virtual int64_t rows() const { return 0; }
   virtual void run_rows(const Call&, const Worker&, int64_t /*image*/, Range /*channels*/, Range /*rows*/) const {}
   const Store& store(int i) const { return context_.stores[i]; }
@@ -58,11 +58,11 @@ class ChannelStep : public HaloedStep {
   int shown_;
 };
 
-// Floats from an output vector's place in the input to what each tap of a window reads.
+// Floats from an output vector's place in the input to the input of each tap of a window.
 std::vector<int32_t> window_taps(const Window& w, const Layout& x);
 
-// What an average pool multiplies its sums with: one factor, or, where windows count differently, one for each lane of
-// each vector ([vectors][16]). Windows count as in torch: padding where count_include_pad, never what ceil_mode adds.
+// The multiplier of an average pool's sums: one factor, or one for each lane of each vector ([vectors][16]) if windows
+// count differently. Windows count as in torch: padding if count_include_pad, never what ceil_mode adds.
 std::pair<float, std::vector<float>> window_factors(const AvgPoolAttributes& pool, const Layout& x, const Layout& y);
 
 }  // namespace secateur::engine

@@ -11,8 +11,8 @@
 namespace secateur::engine {
 namespace {
 
-// Where the lanes of a block's row lie in an image: their pixels in columns [begin, begin + count) of their blocks.
-// Lanes without all of them go through `spare`, [16][kSpan].
+// Where the lanes of a cell's row lie in an image: their pixels in columns [begin, begin + count) of their cells. Lanes
+// with fewer pixels go through `spare`, [16][kSpan].
 constexpr int64_t kSpan = 64;
 struct LaneRow {
   const float* at[kLanes];
@@ -31,7 +31,7 @@ LaneRow lane_row(const Layout& l, const float* image, int64_t row, int64_t begin
   return lanes;
 }
 
-// One channel of an image -> the vectors of its blocks, in these rows of theirs.
+// One channel of an image -> these rows of vectors of its cells.
 void image_to_cells(const cpu::EngineKernels& k, const Layout& l, const float* image, float* plane, Range rows) {
   alignas(64) float spare[kLanes][kSpan];
   for (int64_t r = rows.begin; r < rows.end; ++r)
@@ -47,7 +47,7 @@ void image_to_cells(const cpu::EngineKernels& k, const Layout& l, const float* i
     }
 }
 
-// And back.
+// The inverse.
 void cells_to_image(const cpu::EngineKernels& k, const Layout& l, const float* plane, float* image) {
   alignas(64) float spare[kLanes][kSpan];
   for (int64_t r = 0; r < l.cells.rows; ++r)
@@ -90,7 +90,7 @@ class Pack : public ChannelStep {
   int input_, y_;
 };
 
-// Planes -> images of the caller's order, [N][C][H][W]: an output, or a rows value (which then is flattened).
+// Planes -> images in the caller's order, [N][C][H][W]: an output, or a rows value (flattened).
 class Unpack : public ChannelStep {
  public:
   Unpack(const StepContext& context, std::string name, const char* kind, int x, std::vector<float*> Call::* to,
@@ -121,7 +121,7 @@ class Repack : public ChannelStep {
         y_(y),
         index_(gather_index(store(y).layout, store(x).layout)) {
     if (store(y).fill_value == 0.0f) return;
-    // Another fill reaches the halo and the pixels beyond the image: all vectors of the plane come from the index.
+    // A nonzero fill changes the halo and the pixels beyond the image, so the index covers all vectors of the plane.
     const Layout& to = store(y).layout;
     const CellGrid& b = to.cells;
     const HaloFill fill = halo_fill(to);
@@ -254,7 +254,7 @@ class Map : public ChannelStep {
       row.channel = c;
       row.scale = map_.scale.empty() ? 1.0f : map_.scale[c];
       row.shift = map_.shift.empty() ? 0.0f : map_.shift[c];
-      if (rows_ >= 0) {  // one number for all pixels: it binaries scale and shift
+      if (rows_ >= 0) {  // one number for all pixels: folded into scale and shift
         const float v = call.rows[rows_][image * y.channels + c];
         if (map_.join == cpu::Binary::kMultiply) row.scale *= v, row.shift *= v;
         else row.shift += v;

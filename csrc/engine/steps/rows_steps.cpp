@@ -8,13 +8,13 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kReach = 65536;  // inputs that a 16-bit offset names
+constexpr int64_t kReach = 65536;  // range of a 16-bit offset, in inputs
 
-// With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
+// At least this many images share the lanes. Fewer take one pass each.
 constexpr int64_t kLaneImages = 4;
 constexpr int64_t kTileImages = 4 * kLanes;  // in one pass
 constexpr int64_t kMostWidth = cpu::kActiveVectorSums * kLanes;
-constexpr double kMostActive = 0.7;  // share of nonzeros up to which sparse weights are better taken by input
+constexpr double kMostActive = 0.7;  // share of nonzeros up to which sparse weights are faster by input
 
 // Weights of output channels over the inputs; see pack_stream. Tasks find a channel's row by its number.
 struct RowWeights {
@@ -94,7 +94,7 @@ class Linear : public Step {
     for (int64_t t = 0; t <= n; ++t) bounds_.push_back(std::min(units * t / n * unit, neurons()));
   }
 
-  // By input, for the nonzeros of one input vector: one packing for each task.
+  // Packs by input, for the nonzeros of one input vector: one packing for each task.
   void pack_columns() {
     if (neurons() > kReach) return;
     for (size_t t = 0; t + 1 < bounds_.size(); ++t) {
@@ -136,8 +136,8 @@ class Linear : public Step {
       });
   }
 
-  // One input vector. Dense weights lie by input, so zeros of the input are skipped at no cost to those that have none;
-  // sparse ones are by output, and by input for vectors of which enough is zero.
+  // One input vector. Dense weights are stored by input, so skipping zeros of the input costs nothing when there are
+  // none. Sparse weights are stored by output, and by input for vectors with enough zeros.
   void run_vector(float* scratch, const float* x, float* y, Range k, int64_t task) const {
     float* values = scratch;
     auto* index = reinterpret_cast<int32_t*>(scratch + channels() + kLanes);
@@ -232,8 +232,8 @@ class RowsMap : public Step {
   RowsMap(const Op& op, int64_t features, const cpu::EngineKernels& kernels)
       : Step(op.name), op_(op), map_(op.as<MapAttributes>()), features_(features), kernels_(kernels) {}
   void run(const Call& call, const Worker&, int64_t image, int64_t count, int64_t) const override {
-    // A feature is a channel of its own, so the kernel sees vectors of one float each where scale, shift or theta
-    // differ between features; plain activations and binaries run over whole rows.
+    // If scale, shift or theta differ between features, each feature is a channel and the kernel sees vectors of one
+    // float. Otherwise activations and joins run over whole rows.
     const bool per_feature = !map_.scale.empty() || !map_.shift.empty() || !map_.activation.theta.empty();
     const float* a = call.rows[op_.inputs[0]] + image * features_;
     const float* b = op_.inputs.size() > 1 ? call.rows[op_.inputs[1]] + image * features_ : nullptr;

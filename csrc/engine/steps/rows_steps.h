@@ -7,7 +7,7 @@
 
 namespace secateur::engine {
 
-// features: of each value, by the plan.
+// features: of each value, from the plan.
 std::unique_ptr<Step> make_linear(const Op& op, const cpu::EngineKernels& kernels);
 std::unique_ptr<Step> make_rows_map(const Op& op, int64_t features, const cpu::EngineKernels& kernels);
 std::unique_ptr<Step> make_rows_concat(const Op& op, std::vector<int64_t> features);

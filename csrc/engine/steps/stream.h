@@ -1,7 +1,7 @@
 // Weights as the sparse kernels read them: a stream of entries, row by row, in chunks of the input's planes.
 //
-// An entry is what one load of the input is multiplied with: a weight, a block of four bytes, a 4x4 block of four
-// blocks. A row holds the entries of one output channel (of four, where entries are 4x4 blocks) in one chunk.
+// An entry is multiplied with one load of the input: a weight, a 1x4 block, or a 4x4 block. A row holds the entries of
+// one output channel (of four, if entries are 4x4 blocks) in one chunk.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@ struct Stream {
   std::vector<Weight> weights;    // [entry][kWeights]
 };
 
-// How the input's planes are cut into chunks, and where they and the taps lie. Offsets count vectors.
+// How the input's planes are cut into chunks, and offsets of planes and taps. Offsets count vectors.
 struct Chunks {
-  int64_t chunk, count;             // planes of a chunk, but for the last; chunks
+  int64_t chunk, count;             // planes of a chunk except the last; number of chunks
   int64_t plane;                    // from a plane to the next
   std::vector<int64_t> tap_offset;  // of each tap, at least `lowest`
   int64_t lowest;
@@ -32,7 +32,7 @@ struct Chunks {
 //   Row, Weight, kWeights        the kernel's row; an entry's weights
 //   for_each(row, f)             f(plane, tap, weights) for the entries of a row, planes counted from first_plane(row)
 //   row(row, chunks)             a Row without begin, count and base
-//   add(Row&, weights)           what a row sums up of its entries
+//   add(Row&, weights)           adds an entry to the sums of its row
 //   kKeepsEmptyRows              rows without an entry stay in every chunk; otherwise in the first, which brings the
 //                                bias, and in the last, which finishes
 template <class Entries>

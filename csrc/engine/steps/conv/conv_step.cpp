@@ -5,7 +5,7 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // values larger than this lie beyond the second-level cache
+constexpr int64_t kFarFloats = 4 * 1024 * 1024 / 4;  // larger values exceed the second-level cache
 
 }  // namespace
 
@@ -17,12 +17,12 @@ ConvStep::ConvStep(const std::string& name, const ConvAttributes& op, const std:
       op_(op) {}
 
 bool ConvStep::is_worth_trying(bool dense) const {
-  // A depthwise filter has nothing to share between output channels.
+  // The output channels of a depthwise filter share no input.
   if (dense) return op_.weights->zeros() < 0.8 && neurons_ / op_.groups >= 2 && depth_ >= 2;
   return op_.weights->zeros() > 0.2 || !is_worth_trying(true);
 }
 
-// Fitted to some 4,000 measured (layer, tile, chunk) on a CPU with 32 KB of first-level cache; only the order matters.
+// Fitted to some 4,000 measured (layer, tile, chunk) on a CPU with 32 KB of first-level cache. Only the order matters.
 void ConvStep::add_cycles(const ConvChoice& c, const TileCost& tile, double& cycles) const {
   const auto channels = static_cast<double>(depth_), k = static_cast<double>(neurons_);
   const auto nonzeros = static_cast<double>(op_.weights->nonzeros());
@@ -76,7 +76,7 @@ void ConvStep::pack_dense() {
     });
   taps_.clear();
   for (int64_t offset : tap_offsets()) taps_.push_back(static_cast<int32_t>(offset * kLanes));
-  parts_.assign(1, 0);  // whole blocks; whole groups where there are several
+  parts_.assign(1, 0);  // whole blocks, or whole groups if there are several
   const int64_t units = op_.groups > 1 ? op_.groups : blocks, unit = op_.groups > 1 ? kg : kBlock;
   const int64_t parts = std::min<int64_t>(units, work_units());
   for (int64_t p = 1; p <= parts; ++p) parts_.push_back(std::min(units * p / parts * unit, k));
@@ -90,7 +90,7 @@ int64_t ConvStep::largest_scratch() const {
   return neurons_ * std::max<int64_t>(kernels_.max_sums, cpu::kTileLine) * kLanes;
 }
 
-// What a tile reads of a chunk, to be fetched by the `rows` rows that are summed before it.
+// The input of a tile in a chunk, prefetched by the `rows` rows that are summed before it.
 cpu::Ahead ConvStep::ahead(const Worker& worker, const Tile& tile, int64_t chunk, int64_t rows) const {
   const Store& x = stores_[x_];
   const auto& w = window_;
@@ -118,7 +118,7 @@ void ConvStep::run_range(const Worker& worker, Range tiles, Range parts) const {
   out.bias = op_.bias.empty() ? nullptr : op_.bias.data();
   out.activation = op_.activation.view();
   out.valid_row = y.layout.cells.columns;
-  // Not for 1x1 layers: their rows are too short to hide it.
+  // Not for 1x1 layers: their rows are too short to hide the prefetch.
   out.fetch = w.kernel[0] * w.kernel[1] > 1 && op_.groups == 1 && y.channels * y.plane_floats() > kFarFloats;
   const bool x_is_far = op_.groups == 1 && x.channels * x.plane_floats() > kFarFloats;
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {

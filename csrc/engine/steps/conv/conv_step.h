@@ -1,4 +1,4 @@
-// A convolution of floats: sparse weights as streams of nonzeros, dense ones in blocks of output channels.
+// A float convolution: sparse weights as streams of nonzeros, dense ones in blocks of output channels.
 #pragma once
 
 #include "engine/steps/stream.h"
@@ -6,7 +6,7 @@
 
 namespace secateur::engine {
 
-// A weight for itself; see pack_stream.
+// One weight per entry; see pack_stream.
 struct Nonzeros {
   using Row = cpu::SparseRow;
   using Weight = float;

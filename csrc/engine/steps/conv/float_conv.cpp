@@ -6,8 +6,8 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kReach = 65536;                // that a 16-bit index names
-constexpr int64_t kNearFloats = 512 * 1024 / 4;  // of weights: they stay in the second-level cache
+constexpr int64_t kReach = 65536;                // range of a 16-bit index
+constexpr int64_t kNearFloats = 512 * 1024 / 4;  // of weights that stay in the second-level cache
 
 int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -19,7 +19,7 @@ ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t 
   f.group = group;
   f.height = height;
   f.width = width;
-  f.list = up(width * group + kLanes, 2 * kLanes);  // a whole vector is written at the end of a list
+  f.list = up(width * group + kLanes, 2 * kLanes);  // the last write of a list is a whole vector
   f.start = up(width + 1, 2 * kLanes);
   return f;
 }
@@ -41,7 +41,7 @@ bool FloatConvStep::fits(const ActiveChoice& c) const {
          kernels_.active.taps[c.sums] != nullptr;
 }
 
-// What a pass reads of the weights (kernel columns x group x sums) should stay near, and its loops should be long.
+// The weights of one pass (kernel columns x group x sums) should stay in a near cache, and its loops should be long.
 std::vector<ActiveChoice> FloatConvStep::candidates() const {
   const int64_t k = op_.weights->neurons(), columns = op_.window.kernel[1];
   const int64_t channels = up(op_.weights->per_neuron() / (op_.window.kernel[0] * columns), kLanes);
@@ -148,14 +148,14 @@ void FloatConvStep::list(const Worker& worker, int64_t task) const {
     list_row(worker, i / rows, i % rows, worker.scratch, form_.group, true);
 }
 
-// The lists of one group for a vector row: from the planes, or from pixels [lane][column][pixel].
+// The lists of one group for a vector row: from planes, or from pixels [lane][column][pixel].
 void FloatConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float* pixels, int64_t pixel,
                              bool from_planes) const {
   const Store& x = stores_[x_];
   const CellGrid& b = x.layout.cells;
   if (r >= form_.height) return;
   const ActiveLists to = lists(worker.arena);
-  const int64_t first = g * form_.height + r;  // the list of grid row 0; from one to the next: b.rows lists
+  const int64_t first = g * form_.height + r;  // the list of grid row 0; grid rows are b.rows lists apart
   cpu::ActiveLists a{};
   if (from_planes) a.x = x.channel(worker.arena, g * form_.group) + r * x.layout.pitch() * kLanes;
   a.plane = x.plane_floats();
@@ -177,7 +177,7 @@ void FloatConvStep::list_row(const Worker& worker, int64_t g, int64_t r, float* 
   kernels_.active.lists(a);
 }
 
-// A residual comes in planes, so sums that wait for one are no pixels yet; and a unit must have whole groups.
+// A residual comes in planes, so sums that wait for one are not final. And a unit must have whole groups.
 bool FloatConvStep::can_feed(const FloatConvStep& reader) const {
   return active() && reader.active() && reader.x_ == y_ && residual_ < 0 && width() % reader.choice_.group == 0;
 }
@@ -207,7 +207,7 @@ int64_t FloatConvStep::units() const {
   return (op_.weights->neurons() + width() - 1) / width() * stores_[y_].layout.cells.rows;
 }
 
-// Which form runs is known only once the lists are there, so there are tasks enough for either.
+// The form is known only once the lists are written, so there are enough tasks for either.
 int64_t FloatConvStep::tasks() const { return active() ? std::max(active_tasks(), planes_.tasks()) : planes_.tasks(); }
 
 int64_t FloatConvStep::scratch_floats(int64_t count) const {
@@ -267,7 +267,7 @@ void FloatConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) c
       t.weights = weights_.data() + slab * slab_floats;
       const Range all{(slab + 1) * slab_floats, std::min<int64_t>((slab + 2) * slab_floats, weight_count)};
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        if (far) {  // rows of weights are read in no order that the CPU could foresee: fetch the next pass's meanwhile
+        if (far) {  // the access order is unpredictable: prefetch the weights of the next pass
           const Range next = part(std::max<int64_t>(all.end - all.begin, 0), lane, lanes);
           for (int64_t i = all.begin + next.begin; i < all.begin + next.end; i += kLanes)
             __builtin_prefetch(weights_.data() + i, 0, 2);
@@ -296,7 +296,7 @@ void FloatConvStep::run_unit(const Worker& worker, int64_t block, int64_t row) c
   if (readers_.empty()) {
     out.bias = bias;
     out.activation = op_.activation.view();
-  } else {  // finished pixel by pixel; then into the readers' lists, and into planes for whoever reads those
+  } else {  // finish pixel by pixel; then write the readers' lists, and planes for other readers
     const cpu::Activation activation = op_.activation.view();
     kernels_.active.pixels({sums, lanes * b.columns, width, channels, bias ? bias + channel : nullptr,
                             activation.theta ? activation.theta + channel : nullptr, &activation});

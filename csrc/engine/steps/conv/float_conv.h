@@ -1,23 +1,23 @@
 // A convolution that skips the zeros of its input: lists of nonzeros, then lists x dense weights.
 //
-// FloatConvStep reads the nonzero form of x in the arena. The convolution before it writes that while its sums are at
-// hand, where it works with lists itself; otherwise NonzeroListStep does. An image with more nonzeros than pay is left
-// to the convolution on planes, so no input makes a layer much slower.
+// FloatConvStep reads the nonzero form of x in the arena. The convolution before it writes that form from its sums if
+// it works with lists itself; otherwise NonzeroListStep does. An image with too many nonzeros falls back to the
+// convolution on planes, so no input makes a layer much slower.
 #pragma once
 
 #include "conv_step.h"
 
 namespace secateur::engine {
 
-// How a convolution works with lists of its input's nonzeros.
+// How a convolution uses lists of its input's nonzeros.
 struct ActiveChoice {
-  int64_t group = 0;      // input channels of a list; 0: planes
+  int64_t group = 0;      // input channels per list; 0: planes
   int sums = 0;           // vectors of output channels in registers
-  double most_dense = 0;  // share of nonzeros up to which lists pay
+  double most_dense = 0;  // share of nonzeros up to which lists pay off
   bool operator==(const ActiveChoice&) const = default;
 };
 
-// Where the nonzero form of a value lies: floats from the start of its place in the arena.
+// Layout of the nonzero form of a value: floats from the start of its place in the arena.
 struct ActiveForm {
   int64_t groups = 0, group = 0, height = 0, width = 0;
   int64_t list = 0;   // entries of a list
@@ -28,12 +28,12 @@ struct ActiveForm {
   int64_t count_at() const { return start_at() + lists() * start / 2; }
   int64_t floats() const { return count_at() + (lists() + 1 + 15) / 16 * 16; }  // the last count: see ActiveLists
 };
-// The same, found in an arena: list i is values and index from i * list on, start from i * start on.
+// Pointers into that layout: list i has values and index from i * list on, start from i * start on.
 struct ActiveLists {
   float* values;
   uint16_t* index;
   uint16_t* start;
-  uint32_t* count;  // one more than there are lists: whether whoever feeds the reader has written them
+  uint32_t* count;  // [lists + 1]; the last one: whether the feeding step has written the lists
 };
 ActiveForm active_form(int64_t channels, int64_t height, int64_t width, int64_t group);
 
@@ -46,16 +46,16 @@ class FloatConvStep : public HaloedStep {
   const ConvStep& planes() const { return planes_; }
   const ConvAttributes& op() const { return op_; }
 
-  // Choices worth measuring; none where lists cannot serve this layer.
+  // Choices worth measuring; none if lists do not support this layer.
   std::vector<ActiveChoice> candidates() const;
-  std::vector<ActiveChoice> all_candidates() const;  // that lists can serve at all
+  std::vector<ActiveChoice> all_candidates() const;  // all that lists support
   bool fits(const ActiveChoice&) const;
   void pack(const ActiveChoice& choice);
   const ActiveChoice& choice() const { return choice_; }
   bool active() const { return choice_.group > 0; }
   int64_t form_floats() const { return active() ? form_.floats() : 0; }
   void place(int64_t offset) { offset_ = offset; }
-  // Whether this step can write the lists that `reader` needs while its pixels are at hand.
+  // Whether this step can write the lists of `reader` from its finished pixels.
   bool can_feed(const FloatConvStep& reader) const;
   void feed(FloatConvStep& reader);
   void unlink() { readers_.clear(), fed_ = false; }
@@ -66,18 +66,18 @@ class FloatConvStep : public HaloedStep {
   int64_t largest_form() const;
   double input_zeros(float* arena) const;  // of the planes in the arena, by counting
 
-  // The lists, cut into tasks.
+  // Makes the lists, cut into tasks.
   int64_t list_tasks() const;
   void list(const Worker& worker, int64_t task) const;
   int64_t list_scratch() const;
 
   int64_t tasks() const override;
   void run(const Call&, const Worker&, int64_t image, int64_t count, int64_t task) const override;
-  void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;  // lists and halo, too
+  void run_all(const Call&, const Worker&, int64_t image, int64_t count) const override;  // includes lists and halo
   int64_t scratch_floats(int64_t count) const override;
   StepReport report() const override;
   bool leaves_halo() const override { return active() || planes_.leaves_halo(); }
-  bool pays(float* arena) const;  // few enough nonzeros in the lists
+  bool pays(float* arena) const;  // whether the lists have few enough nonzeros
 
  private:
   ActiveLists lists(float* arena) const;
@@ -105,7 +105,7 @@ class FloatConvStep : public HaloedStep {
   std::string why_;
 };
 
-// The nonzero form of the convolution's input, where no layer before it has written that.
+// Makes the nonzero form of a convolution's input if the layer before does not write it.
 class NonzeroListStep : public Step {
  public:
   explicit NonzeroListStep(const FloatConvStep& conv) : Step(conv.name() + " (nonzeros)"), conv_(conv) {}

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kMaxOffset = 65535;
 
-// Tiles of height x width vectors, smaller ones at the lower and right edge.
+// Cuts into tiles of height x width vectors, smaller ones at the lower and right edge.
 std::vector<Tile> cut_tiles(int64_t rows, int64_t columns, int64_t height, int64_t width) {
   std::vector<Tile> tiles;
   for (int64_t r = 0; r < rows; r += height)
@@ -76,7 +76,7 @@ std::vector<ConvChoice> TiledConv::all_candidates(bool dense) const {
   return all;
 }
 
-// Predictions err, so all that are predicted to take at most 1.5 times as long as the first.
+// Predictions err, so candidates up to 1.5 times the best predicted time are kept.
 std::vector<ConvChoice> TiledConv::candidates(bool dense) const {
   std::vector<std::pair<double, ConvChoice>> all;
   for (const ConvChoice& choice : all_candidates(dense)) all.emplace_back(predict(choice), choice);
@@ -115,7 +115,7 @@ void TiledConv::set_chunks(int64_t chunk) {
 
 int64_t TiledConv::fit_chunks() {
   const auto [lowest, highest] = reach();
-  const int64_t room = kMaxOffset - (highest - lowest);  // for the step from a chunk's first plane to its last
+  const int64_t room = kMaxOffset - (highest - lowest);  // from a chunk's first plane to its last
   if (room < 0) unplannable(name(), "the image is too large for 16-bit offsets");
   set_chunks(std::min(choice_.chunk, room / stores_[x_].layout.plane() + 1));
   return lowest;

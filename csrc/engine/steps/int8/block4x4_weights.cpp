@@ -5,7 +5,7 @@
 namespace secateur::engine {
 namespace {
 
-// Of an output quad; see pack_stream. A 4x4 block of which a block comes as two is two 4x4 blocks.
+// Entries of an output quad; see pack_stream. A 4x4 block with a 1x4 block that is split in two becomes two 4x4 blocks.
 class Blocks4x4 {
  public:
   using Row = cpu::Block4x4Row;

@@ -22,7 +22,7 @@ int64_t count_blocks(const ByteWeights& w, const BlockShape& shape) {
 
 namespace {
 
-// See pack_stream. Channels beyond the last fill its quad; they have no blocks.
+// See pack_stream. Channels beyond the last pad its quad; they have no blocks.
 struct Blocks {
   using Row = cpu::BlockRow;
   using Weight = uint32_t;

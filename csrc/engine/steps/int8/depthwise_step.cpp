@@ -8,7 +8,7 @@
 namespace secateur::engine {
 namespace {
 
-// Taps at which the four channels of a quad have no weight are left out.
+// Omits taps at which all four channels of a quad have zero weights.
 class Int8Depthwise : public ChannelStep {
  public:
   Int8Depthwise(const StepContext& context, std::string name, const Int8ConvAttributes& op, int x, int y,
@@ -80,9 +80,9 @@ class Int8Depthwise : public ChannelStep {
   int x_, y_;
   std::string why_;
   cpu::Int8Epilogue epilogue_;
-  std::vector<int64_t> begin_{0};  // by quad: its first two of taps
-  std::vector<int32_t> taps_;      // [two of taps][2], bytes
-  std::vector<int16_t> weights_;   // [two of taps][channel of the quad][2]
+  std::vector<int64_t> begin_{0};  // by quad: its first pair of taps
+  std::vector<int32_t> taps_;      // [pair of taps][2], bytes
+  std::vector<int16_t> weights_;   // [pair of taps][channel of the quad][2]
 };
 
 }  // namespace

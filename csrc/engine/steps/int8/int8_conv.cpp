@@ -19,7 +19,7 @@ Int8ConvStep::Int8ConvStep(const std::string& name, const Int8ConvAttributes& op
   epilogue_ = op.epilogue(residual < 0 ? 0 : stores[residual].zero_point);
 }
 
-// As ConvStep's, with a line of the cache for four channels; only the order matters.
+// As ConvStep's, with one cache line for four channels. Only the order matters.
 void Int8ConvStep::add_cycles(const ConvChoice& c, const TileCost& tile, double& cycles) const {
   const auto k = static_cast<double>(neurons_), blocks = static_cast<double>(blocks_);
   const auto [sums, footprint, far, chunks] = tile;

@@ -1,5 +1,5 @@
-// A convolution of bytes between two stores of quads (cpu/int8.h): sparse weights as blocks; dense ones, and depthwise
-// ones, as 4x4 blocks, where that measures faster.
+// An int8 convolution between two stores of quads (cpu/int8.h): sparse weights as 1x4 blocks; dense and depthwise
+// weights as 4x4 blocks if these measure faster.
 #pragma once
 
 #include "block_weights.h"
@@ -16,7 +16,7 @@ class Int8ConvStep : public TiledConv {
   StepReport report() const override;
 
   bool can_serve(bool blocks4x4) const override { return !blocks4x4 || blocks4x4_ > 0; }
-  // 4x4 blocks multiply the zeros of blocks that their neighbours fill, too.
+  // 4x4 blocks also multiply zero 1x4 blocks beside nonzero ones.
   bool is_worth_trying(bool blocks4x4) const override {
     return !blocks4x4 || (blocks4x4_ > 0 && 4 * blocks4x4_ < 2 * blocks_);
   }
@@ -33,7 +33,7 @@ class Int8ConvStep : public TiledConv {
   const Int8ConvAttributes& op_;
   const cpu::Int8Kernels& quads_;
   BlockShape shape_;
-  int64_t whole_blocks_, blocks_;  // that are not zero, and as they are written: some as two
+  int64_t whole_blocks_, blocks_;  // nonzero 1x4 blocks; the same as written, some split in two
   int64_t blocks4x4_;              // 0: there are none
   BlockStream stream_;             // one of them is empty
   Block4x4Stream stream4x4_;

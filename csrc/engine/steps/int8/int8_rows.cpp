@@ -7,11 +7,11 @@
 namespace secateur::engine {
 namespace {
 
-constexpr int64_t kReach = 65536;  // quads of inputs that a 16-bit offset names
+constexpr int64_t kReach = 65536;  // range of a 16-bit offset, in input quads
 
-// With this many images or more they stand side by side in the lanes; with fewer each has its own pass.
+// At least this many images share the lanes. Fewer take one pass each.
 constexpr int64_t kLaneImages = 4;
-constexpr int64_t kTileRows = 4;  // 16 images each
+constexpr int64_t kTileRows = 4;  // 16 images in each
 
 StepReport cast_report(const std::string& name, const char* kind, int64_t features) {
   StepReport r;
@@ -77,7 +77,7 @@ class Int8Linear : public Step {
   int64_t channels() const { return op_.bytes->per_neuron(); }
   int64_t neurons() const { return op_.bytes->neurons(); }
   Range bounds(int64_t task) const { return {parts_[task], parts_[task + 1]}; }
-  // Rows of chunk c that are this task's.
+  // Rows of chunk c that belong to this task.
   Range rows_of(int64_t c, int64_t task) const {
     return {stream_.row_at[c * tasks() + task], stream_.row_at[c * tasks() + task + 1]};
   }
@@ -105,7 +105,7 @@ class Int8Linear : public Step {
     }
   }
 
-  // Real values that end in anything but none: a vector at a time, as engine.h has it.
+  // Applies the activation to float outputs, one vector at a time, with the kernel of engine.h.
   void activate(float* y, Range k) const {
     if (epilogue_.activation.act == cpu::Act::kNone) return;
     alignas(64) float v[kLanes];
@@ -114,7 +114,7 @@ class Int8Linear : public Step {
     row.count = 1;
     row.scale = 1;
     row.activation = epilogue_.activation;
-    const int64_t width = epilogue_.activation.theta ? 1 : kLanes;  // a theta is one output's
+    const int64_t width = epilogue_.activation.theta ? 1 : kLanes;  // theta differs between outputs
     for (int64_t i = k.begin; i < k.end; i += width) {
       const int64_t n = std::min(width, k.end - i);
       row.channel = i;
@@ -131,7 +131,7 @@ class Int8Linear : public Step {
     float* in = worker.scratch;
     float* out = in + in_quads * rows * kLanes;
     for (int64_t r = 0; r < rows; ++r) {
-      const float* lanes[kLanes];  // a quad is as wide as a float; lanes without an image repeat another
+      const float* lanes[kLanes];  // a quad is as wide as a float; lanes without an image repeat the last
       for (int64_t l = 0; l < kLanes; ++l)
         lanes[l] = reinterpret_cast<const float*>(
             bytes_of(call, x_, image + std::min(r * kLanes + l, images - 1), channels()));

@@ -64,10 +64,10 @@ class Int8Pool : public ChannelStep {
   std::vector<float> scale_;
 };
 
-// Quad by quad: what is bytes becomes real in scratch, the arithmetic is engine.h's, and the result bytes if it is to.
+// Quad by quad: int8 inputs become floats in scratch, engine.h's kernel runs, and int8 outputs are quantized.
 class Int8Map : public ChannelStep {
  public:
-  // straight: no arithmetic between real values and bytes.
+  // straight: only a cast from float to int8, no arithmetic.
   Int8Map(const StepContext& context, std::string name, const char* kind, bool straight, const MapAttributes& map,
           const std::vector<uint8_t>& theta, int x, int other, int rows, int y)
       : ChannelStep(context, std::move(name), kind, y),
@@ -142,7 +142,7 @@ class Int8Map : public ChannelStep {
     row.count = store(y_).layout.cells.columns;
     row.scale = map_.scale.empty() ? 1.0f : map_.scale[c];
     row.shift = map_.shift.empty() ? 0.0f : map_.shift[c];
-    if (rows_ >= 0) {  // one number for all pixels: it binaries scale and shift
+    if (rows_ >= 0) {  // one number for all pixels: folded into scale and shift
       const float v = call.rows[rows_][image * store(y_).channels + c];
       if (map_.join == cpu::Binary::kMultiply) row.scale *= v, row.shift *= v;
       else row.shift += v;
@@ -160,7 +160,7 @@ class Int8Map : public ChannelStep {
   int x_, other_, rows_, y_;
 };
 
-// Channels that change their place within quads.
+// Moves channels between positions within quads.
 class Int8Copy : public ChannelStep {
  public:
   Int8Copy(const StepContext& context, std::string name, int x, int y, int64_t first, std::vector<int64_t> index)
