@@ -34,7 +34,7 @@ class Unplannable(ValueError):
     """There is no plan of a program for these image sizes."""
 
 def kinds() -> dict[str, tuple[list[str], dict[str, Any]]]:
-    """Kinds of operations: name -> (attributes that must be given, all attributes with what they are by themselves)."""
+    """Kinds of operations: name -> (required attributes, all attributes with their defaults)."""
 
 class Program:
     """A segment of a network, held by libsecateur; see :class:`secateur.engine.backends.program.ProgramLike`."""

@@ -1,9 +1,9 @@
-"""Models that PyTorch's own flow has quantized (PT2E, ``torchao.quantization.pt2e``), in the words of `secateur.nn`.
+"""Models that PyTorch's own flow has quantized (PT2E, ``torchao.quantization.pt2e``), translated to `secateur.nn`.
 
 After ``convert_pt2e`` a model is a graph of ATen operators on real values, with pairs of quantize and dequantize
 around them and weights as int8 constants that are dequantized. Here each pair becomes a :class:`~secateur.nn.Quantize`,
 each layer between such values a :class:`~secateur.nn.QuantizedConv2d` or :class:`~secateur.nn.QuantizedLinear`, and the
-rest ordinary torch functions: what :func:`secateur.compile` takes.
+rest ordinary torch functions. :func:`secateur.compile` takes the result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Weight:
 
 
 class _Unfit(Exception):
-    """Why an operation stays what it is."""
+    """The reason why an operation stays as it is."""
 
 
 def is_pt2e(model: Any) -> bool:
@@ -57,8 +57,8 @@ def from_pt2e(model: fx.GraphModule) -> fx.GraphModule:
 
     It computes what ``model`` does, up to one step of each rounding: PT2E adds biases in float32, here they are
     integers as the sums are. Activations may be 8 bits of any range (signed ones are moved up by 128, narrower ones
-    clamped), weights int8, symmetric, per output channel or per tensor. What else there is stays what it is and still
-    computes; ``result.meta["secateur.fp32"]`` names those operations and says why. Guards on the example's shapes are
+    clamped), weights int8, symmetric, per output channel or per tensor. All other operations stay as they are and still
+    compute; ``result.meta["secateur.fp32"]`` names them and says why. Guards on the example's shapes are
     left out.
 
     Args:
@@ -123,7 +123,7 @@ class _Translation:
     # ---- values ----
 
     def _value(self, node: fx.Node) -> fx.Node:
-        """The node that stands for it, a constant made a buffer where one is really read."""
+        """The new graph's node for it; a constant becomes a buffer when it is read."""
         if node not in self.env and node in self.constants:
             name = self._free(node.name)
             self.root[name] = self.constants[node].clone()
@@ -168,7 +168,7 @@ class _Translation:
             self._written(node)
 
     def _written(self, node: fx.Node) -> None:
-        """In place no more: who reads the input later reads the result."""
+        """Make an in-place write functional: later readers of the input read the result."""
         target = node.args[0]
         assert isinstance(target, fx.Node)
         source = target
@@ -201,7 +201,7 @@ class _Translation:
         return grid
 
     def _quantize(self, node: fx.Node) -> None:
-        self._other(node)  # for those who read the bytes themselves; gone where nobody does
+        self._other(node)  # for readers of the bytes themselves; removed if there are none
         try:
             self.quantized[node] = self._grid(node)
         except _Unfit as reason:
@@ -223,13 +223,13 @@ class _Translation:
         self.env[node] = self.modules[source]
 
     def _rounded(self, node: fx.Node, grid: _Grid) -> fx.Node:
-        """What a quantize operator's bytes stand for, in the new graph."""
+        """The values that a quantize operator's bytes stand for, in the new graph."""
         x: Any = self.env[node].args[0]
-        if self.grids.get(x) == grid:  # it has been rounded so already
+        if self.grids.get(x) == grid:  # already rounded to this grid
             return x  # type: ignore[no-any-return]
         if not _is_lone_max_pool(node.args[0]):
             return self._round(x, grid)
-        # The largest of the rounded values is the largest value, rounded; before the pool it is part of a layer.
+        # Rounding commutes with a max pool, and before the pool it can be part of a layer.
         inner = self._round(x.args[0], grid)
         pooled = self.graph.call_function(x.target, (inner, *x.args[1:]), x.kwargs)
         self.grids[pooled] = grid
@@ -307,8 +307,8 @@ class _Translation:
     # ---- inputs and outputs ----
 
     def _output(self, node: fx.Node) -> None:
-        """Called as the original is; without pytrees where the arguments are plain and the result is a tensor or a
-        sequence of them, for that is what can be traced again."""
+        """Called like the original. Without pytrees where the arguments are plain and the result is a tensor or a
+        sequence of them: this form can be traced again."""
         values: Any = fx.node.map_arg(node.args[0], self._value)
         codegen = self.model.graph._codegen
         info = getattr(codegen, "pytree_info", None)
@@ -330,7 +330,7 @@ def _is_layer(node: fx.Node) -> bool:
 
 
 def _is_lone_max_pool(node: Any) -> bool:
-    """A max pool in the exported graph that nobody else reads, nor its input."""
+    """A max pool in the exported graph that has one reader, and is the only reader of its input."""
     return (
         isinstance(node, fx.Node)
         and functions.operator_of(node) is MAX_POOL2D
@@ -340,7 +340,7 @@ def _is_lone_max_pool(node: Any) -> bool:
 
 
 def _acts(node: fx.Node) -> bool:
-    """Whether it does something besides giving a value; modules here do not."""
+    """Whether it has side effects; modules here have none."""
     return node.op == "call_function" and node.is_impure()
 
 

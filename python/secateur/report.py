@@ -54,7 +54,7 @@ class Column:
 
     @property
     def left(self) -> bool:
-        """Text is aligned left, what is counted right."""
+        """Text is aligned left, numbers right."""
         return self.kind in ("text", "auto", "shape")
 
 
@@ -161,7 +161,7 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        cells = self._cells()  # as Text, for in a string rich takes brackets for its own
+        cells = self._cells()  # as Text: in a string rich takes brackets for markup
         total = [""] * len(self.columns) if self.total is None else cells.pop()
         table = Table(
             title=Text(self.title), title_justify="left", title_style="bold", pad_edge=False,

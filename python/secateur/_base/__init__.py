@@ -1,1 +1,1 @@
-"""What every room uses and what knows none of them."""
+"""Shared helpers. They import no other part of the package."""

@@ -27,5 +27,5 @@ def checked_choice(owner: str, name: str, value: Any, allowed: Sequence[str]) ->
 
 
 def names_of(names: Sequence[str], most: int = 8) -> str:
-    """The first of them, for a message, and how many more there are."""
+    """The first names, for a message, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -28,7 +28,7 @@ class Evaluator:
         self.calls = 0
 
     def __call__(self, model: nn.Module) -> float:
-        """The accuracy of ``model``, whose mode is as it was afterwards."""
+        """The accuracy of ``model``. Its training mode is restored."""
         flags = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -45,7 +45,7 @@ class Evaluator:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is no number."""
+    """A float; NaN for a value that is no number."""
     try:
         return math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, RuntimeError):

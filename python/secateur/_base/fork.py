@@ -1,7 +1,7 @@
-"""Processes that were forked: torch's threads did not come along, and OpenMP (GNU's) waits for them forever.
+"""Forked processes: torch's threads do not exist in the child, and GNU OpenMP waits for them forever.
 
-This package's kernels run on the calling thread alone there (csrc/ops/threads.h). What torch computes would hang, as it
-does in any forked process that does not call ``torch.set_num_threads(1)``, which a DataLoader does for its workers.
+This package's kernels run on the calling thread alone there (csrc/ops/threads.h). torch's operators would hang, as in
+any forked process that does not call ``torch.set_num_threads(1)``. A DataLoader calls it for its workers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Lock:
-    """An RLock that is free in a forked child, where a thread of the parent's would have held it forever. For what is
-    built aside and put in its place by one assignment: the child finds it whole, or not there yet."""
+    """An RLock that is free in a forked child. A plain one could stay locked by a thread that the child does not have.
+    Use it for objects that are built aside and published by one assignment: the child finds them whole or absent."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -34,7 +34,7 @@ class Lock:
         self._lock.release()
 
     def renew(self) -> None:
-        if not self._lock._is_owned():  # type: ignore[attr-defined]  # the thread that forked holds it rightly
+        if not self._lock._is_owned():  # type: ignore[attr-defined]  # the thread that forked may still hold it
             self._lock = threading.RLock()
 
 
@@ -49,11 +49,11 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def limit_threads() -> None:
-    """In a forked process: have torch do with the one thread that is there, before it hangs; said once."""
+    """In a forked process, limit torch to the one thread that exists, before it hangs; with one warning."""
     global forked
     if not forked:
         return
-    forked = False  # settled; whoever raises the number of threads later has reasons of their own
+    forked = False  # checked once: a later change of the number of threads is the caller's own
     if torch.get_num_threads() > 1:
         torch.set_num_threads(1)
         warnings.warn(

@@ -15,7 +15,7 @@ except ImportError as cause:  # pragma: no cover - needs a broken installation
         "it needs torch >= 2.10: reinstall with `pip install --force-reinstall --no-deps secateur`"
     ) from cause
 
-#: the window onto what is not a tensor; every room takes it from here
+#: The pybind11 module (all that is not a tensor). Every other module imports it from here.
 host = _host
 
 LIBRARY_DIR = Path(host.__file__).parent / "lib"
@@ -26,8 +26,8 @@ torch.ops.load_library(LIBRARY_DIR / "libsecateur.so")
 def load_cuda(library: Path) -> bool:
     """Load the CUDA operators; False where they were not built, and, with a warning, where they do not load.
 
-    The library brings its own CUDA runtime and links nothing of torch's CUDA, so no missing libcudart can stop it. What
-    is left is a damaged file, or a torch older than it was built for.
+    The library brings its own CUDA runtime and links nothing of torch's CUDA, so no missing libcudart can stop it. Only
+    a damaged file can, or a torch older than it was built for.
     """
     if not library.exists():
         return False

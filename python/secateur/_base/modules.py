@@ -1,4 +1,4 @@
-"""What a module is beyond its class: hooks, the parametrizations of torch.nn.utils.prune, a forward of its own."""
+"""The parts of a module beyond its class: hooks, the parametrizations of torch.nn.utils.prune, a forward of its own."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def pruning_hooks(module: nn.Module) -> list[Any]:
 
 
 def why_not_replaceable(module: nn.Module) -> str:
-    """What a layer computes beyond its class's forward with its weight, which another in its place would not."""
+    """Why no other layer can take a layer's place: it computes more than its class's forward. Empty: one can."""
     if "forward" in vars(module):
         return "its forward was replaced, and another layer in its place would lose that"
-    # spectral_norm and weight_norm of old are such hooks: they make the weight that the forward uses.
+    # The old spectral_norm and weight_norm are such hooks: they make the weight that the forward uses.
     if len(module._forward_hooks) + len(module._forward_pre_hooks) > len(pruning_hooks(module)):
         return "it has forward hooks, and another layer in its place would lose them"
     return ""
 
 
 def with_current_weight(module: M) -> M:
-    """The layer with the weight that its next forward uses: after an optimizer's step, the attribute is an old one."""
+    """torch.nn.utils.prune recomputes ``weight`` in forward; returns a copy with the current one (else the layer)."""
     pruners = pruning_hooks(module)
     if pruners:
-        module = copy.copy(module)  # shallow: what the pruners set is set on the copy alone
+        module = copy.copy(module)  # shallow: the pruners write to the copy alone
         for pruner in pruners:
             pruner(module, ())
     return module

@@ -1,4 +1,4 @@
-"""Work that Ctrl-C must not cut in two, and torch's gradient mode after work that it may."""
+"""Code that Ctrl-C must not interrupt, and torch's gradient mode after code that it may interrupt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def keeps_grad_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """Gradients are on afterwards if they were before: an interrupt amid ``torch.no_grad``'s exit leaves them off."""
+    """Turn gradients on again if they were on before: an interrupt amid ``torch.no_grad``'s exit leaves them off."""
 
     @functools.wraps(function)
     def kept(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,10 +32,10 @@ def keeps_grad_mode(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def held_signals(*, repeated: bool = False) -> Iterator[None]:
-    """Holds what Python's signal handlers would raise (Ctrl-C's KeyboardInterrupt) until the block is left.
+    """Delays Python's signal handlers (and so Ctrl-C's KeyboardInterrupt) until the block is left.
 
-    A second signal of a kind runs its handler at once, so that a block that never ends can be left nevertheless; with
-    ``repeated`` it is held too. Handlers run in the main thread alone: in any other nothing is held.
+    A second signal of a kind runs its handler at once, so that an endless block can be left; with ``repeated`` it is
+    delayed too. Handlers run in the main thread only: in other threads nothing is delayed.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-#: What is compared by value where it is no tensor.
+#: The types, other than tensors, that are compared by value.
 BASES = (bool, int, float, str, type(None))
 
 
 def clones(args: Sequence[Any]) -> list[Any]:
-    """Copies, for the model may write over its input."""
+    """Copies of the tensors: the model may overwrite its input."""
     return [pytree.tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, a) for a in args]
 
 
@@ -31,7 +31,7 @@ def same(got: Any, expected: Any) -> bool:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Equal within what another order of float32 sums makes: 1e-3 of each value, 1e-4 of the largest."""
+    """Equal up to the order of float32 sums: within 1e-3 of each value, or 1e-4 of the largest."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point():

@@ -1,6 +1,6 @@
 """Side-by-side timing: contenders take turns within each round, medians are compared.
 
-On a shared machine only such ratios mean anything; a time by itself is the machine's mood. The parts of one call
+On a shared machine only such ratios mean anything; an absolute time shows the machine's load. The parts of one call
 (:func:`secateur.profile`, the demo's layers) cannot take turns and are clocked where they run.
 """
 
@@ -34,10 +34,10 @@ def interleave(
         rounds: how many turns each gets.
         budget_s: stop after the round in which this much time has passed.
         least: but no sooner than after this many rounds.
-        until_clear: who is fastest is all that is asked, so the second warm-up run is all where it takes the slowest
+        until_clear: only the fastest contender matters. The second warm-up run is enough if the slowest takes
             :data:`CLEAR_S` or more and the fastest a third of that or less.
-        prepare: what runs before each call of a contender, outside of the clock (None: nothing).
-        slow_s: who takes longer has a turn in every fourth round only.
+        prepare: called before each call of a contender, untimed (None: nothing).
+        slow_s: contenders that take longer run in every fourth round only.
     """
     before = [None] * len(contenders) if prepare is None else list(prepare)
 
@@ -53,7 +53,7 @@ def interleave(
     for i in range(len(contenders)):
         seconds(i)
         warm.append(seconds(i))
-        # What has to be made ready for each call cannot be called again at once.
+        # A contender that is prepared before each call cannot be repeated at once.
         repeats.append(1 if before[i] is not None else max(1, int(SHORTEST_TURN_S / max(warm[-1], 1e-9))))
     if until_clear and max(warm) >= max(CLEAR_S, CLEAR * min(warm)):
         return [[seconds] for seconds in warm]

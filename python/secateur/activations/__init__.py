@@ -1,4 +1,4 @@
-"""Activations that are pruned: thresholds from calibration data, by accuracy, and their sensitivity."""
+"""Activation pruning: thresholds from calibration data, thresholds under an accuracy budget, and sensitivity."""
 
 from .prune import prune_activations
 from .sensitivity import activation_sensitivity

@@ -1,4 +1,4 @@
-"""What is learnt of an activation while data streams by: moments exactly, the distribution as a histogram.
+"""Streaming statistics of activations: exact moments, and the distribution as a histogram.
 
 One pass is enough for every rule, so a one-shot generator of batches works, and no activation is ever stored.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._base.errors import Error
 
 # Activations are binned by the top bits of their float32 pattern: logarithmic bins whose width is a fixed fraction of
-# the value, whatever the range, which is not known while the first batch streams by.
+# the value. They need no range, which is unknown at the first batch.
 _LOWEST_EXPONENT = -24  # everything in (0, 2**-24) shares the first bin
 _EXPONENTS = 40  # everything from 2**16 up shares the last one
 _CELLS = 1 << 19  # bins over all channels together: 4 MB a layer at most, up to 400 channels or so
@@ -26,7 +26,7 @@ class ChannelStatistics:
 
     Moments are float64 and merged by Chan, Golub and LeVeque's update ("Updating formulae and a pairwise algorithm for
     computing sample variances", 1979), so the result doesn't depend on how the data is cut into batches beyond float64
-    rounding. The histogram counts the positive values only; whatever is left of ``count`` is zero already.
+    rounding. The histogram counts the positive values only; the rest of ``count`` is zero already.
     """
 
     def __init__(self, channels: int, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class ChannelStatistics:
 
     @property
     def std(self) -> Tensor:
-        """The biased one, ``[C]``."""
+        """Biased, ``[C]``."""
         return (self.m2 / max(self.count, 1)).sqrt()
 
     @property
@@ -132,17 +132,17 @@ class ChannelStatistics:
 
 
 class Calibrator(nn.Module):
-    """Stands where a ReLU stood while calibration data streams by: computes the ReLU, and watches its output."""
+    """Replaces a ReLU during calibration: computes it, and records its output."""
 
     def __init__(self, name: str, max: float | None, inplace: bool, caller: str = "prune_activations") -> None:
         super().__init__()
         self.name = name
-        self.caller = caller  # whose error it is when the data is bad
+        self.caller = caller  # the function that errors about the data name
         self.max = max
         self.inplace = inplace
         self.statistics: ChannelStatistics | None = None
-        self.sequences = False  # it saw 3-d activations, whose channel is dim 1 by definition but not always by meaning
-        self.mixed = False  # it saw different numbers of channels, so no threshold per channel can serve
+        self.sequences = False  # it saw 3-d activations: dim 1 is taken for the channel, which may be wrong
+        self.mixed = False  # it saw different numbers of channels: no threshold per channel fits
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu_(x) if self.inplace else torch.relu(x)

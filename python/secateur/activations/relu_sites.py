@@ -168,7 +168,7 @@ def _free_name(module: nn.Module, wanted: str) -> str:
 
 
 def _site_name(module: nn.Module, node: fx.Node) -> str:
-    """After the layer whose output the ReLU takes, where there is one: conv1_relu says more than relu_2."""
+    """Named after the layer before the ReLU, if there is one: conv1_relu says more than relu_2."""
     source = node.args[0] if node.args else node.kwargs.get("input")
     if isinstance(source, fx.Node) and source.op == "call_module":
         return _free_name(module, str(source.target).replace(".", "_") + "_relu")
@@ -186,10 +186,10 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
     """A module like this one (same children, parameters, buffers, class name) in which every ReLU call is a module.
 
     ``path`` is the module's own name in the model, the prefix of the names that ``make`` is given.
-    Whatever keeps fx from tracing it is raised.
+    Raises the error of fx if it cannot trace the module.
     """
     if masked_parameters(module):
-        # Its masks are kept by its class; a graph of the same name would let the pruned weights come back.
+        # Its class keeps its masks; a graph of the same name would let the pruned weights come back.
         raise NotImplementedError("it is a pruned layer that computes its own ReLU")
     graph = _trace(module, calls)
     used: set[str] = set()

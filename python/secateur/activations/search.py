@@ -1,10 +1,10 @@
 """Thresholds under an accuracy budget: each layer alone first, then all together.
 
-The joint pass needs one number to turn for all layers. It is a path that starts at ReLU's own zeros: first all layers
-rise together to what each gives for nothing when it is alone, then layer after layer, in the order of what a zero costs
-in accuracy, to what each gives for the whole budget when it is alone. (A common drop for all layers in place of a
-common price let a layer of 128 values eat the budget of one of 25,000.) Bisection finds how far along it the budget
-reaches; single layers are then raised further, the cheapest first.
+The joint pass turns one number for all layers: the position on a path that starts at ReLU's own zeros. First all layers
+rise together to the zeros that each has alone at no cost. Then layer after layer rises to the zeros that it has alone
+for the whole budget, in the order of the accuracy that a zero costs. (A common drop for all layers in place of a common
+price let a layer of 128 values eat the budget of one of 25,000.) Bisection finds how far along the path the budget
+reaches. Single layers are then raised further, the cheapest first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .sensitivity_report import SensitivityReport
 from .threshold_sites import Placed
 from .thresholds import Chosen, Group
 
-#: what a single layer is raised by, one round each
+#: Steps by which single layers are raised, one round each.
 RAISES = (0.05, 0.02)
-#: above this a layer says next to nothing any more, and a measure that does not notice should be doubted
+#: No layer is raised above this: it passes almost nothing on, and an accuracy that does not drop is not to be trusted.
 TOP = 0.99
 BISECTIONS = 8
 #: accuracies are ratios of counts: 0.99 - 0.985 is 0.005 and a rounding error
@@ -58,7 +58,7 @@ class SearchReport(Report):
 
 @dataclass
 class Found:
-    """What the search ends with."""
+    """The result of the search."""
 
     family: type[Criterion]
     chosen: dict[str, Chosen]
@@ -86,7 +86,7 @@ class Found:
 
 
 class _Joint:
-    """The network at one share of zeros for each group, judged."""
+    """Evaluates the network at one share of zeros for each group."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Path:
 
     def __init__(self, curves: Mapping[str, Curve], values: Mapping[str, int], allowed: float) -> None:
         self.start = {name: curve.zeros[0] for name, curve in curves.items()}
-        self.free: list[tuple[str, float]] = []  # (layer, to): what costs nothing, raised by all layers together
+        self.free: list[tuple[str, float]] = []  # (layer, to): zeros at no cost, all layers together
         self.priced: list[tuple[float, str, float, float]] = []  # (drop for each zero, layer, from, to), one by one
         for name, curve in curves.items():
             for slope, low, high in curve.segments(allowed):
@@ -206,7 +206,7 @@ def _one_by_one(
         def price(name: str, by: float = by, levels: dict[str, float] = levels) -> tuple[float, float]:
             now, curve, values = levels[name], curves[name], joint.parts[name].total
             gain = (min(now + by, TOP) - now) * values
-            # Layers that cost alike when alone (often nothing, in what a small sample can tell): the largest first.
+            # Ties (often layers that cost nothing on a small sample): the largest layer first.
             after = curve.cost(min(now + by, TOP))
             return (after - curve.cost(now)) / gain if math.isfinite(after) else math.inf, -gain
 
@@ -219,7 +219,7 @@ def _one_by_one(
 
 
 def _verified(joint: _Joint, levels: dict[str, float], allowed: float) -> tuple[dict[str, Chosen], dict[str, float]]:
-    """The result judged once more, as it will be returned; further back where a measure that varies says otherwise."""
+    """Evaluate the result once more, as it will be returned; go back if ``evaluate`` varies and it fails."""
     own = {name: part.own / part.total for name, part in joint.parts.items()}
     for back in (1.0, 0.75, 0.5, 0.0):
         tried = {name: own[name] + back * (level - own[name]) for name, level in levels.items()}

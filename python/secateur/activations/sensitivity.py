@@ -18,8 +18,8 @@ from .sensitivity_report import SensitivityReport
 from .threshold_sites import Placed, place
 from .thresholds import Granularity, Group, Over, checked, family_of, groups
 
-#: What a layer is tried at, beside its own zeros: shares of the values that its ReLU leaves. Of two networks that we
-#: tried one gave 95 % zeros in a layer for nothing, and the other did not stand 60 % in any.
+#: Levels tried beside a layer's own zeros: shares of the values that its ReLU leaves. Of two networks that we
+#: tried, one gave 95 % zeros in a layer for nothing, and the other did not stand 60 % in any.
 STEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -126,7 +126,7 @@ class Curve:
         self.zeros: list[float] = []
         self.drops: list[float] = []
         for row in rows:
-            # What a noisy measure calls a gain is no reason to pay less for the levels above it.
+            # A gain is noise: it must not lower the cost of the levels above it.
             self.zeros.append(max([row["zeros"], *self.zeros[-1:]]))
             self.drops.append(max([row["drop"], *self.drops[-1:]]))
 

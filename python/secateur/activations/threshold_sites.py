@@ -28,7 +28,7 @@ class Placed:
     model: nn.Module
     sites: dict[str, ChannelStatistics]  # by the layer's name
     layers: dict[str, ThresholdReLU]
-    to_warn: list[str]  # what a user should be warned about
+    to_warn: list[str]  # warnings for the user
 
     def set(self, thetas: Mapping[str, Tensor]) -> None:
         for name, theta in thetas.items():
@@ -148,7 +148,7 @@ def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[s
                 make(path, *kind)  # counts it as excluded; it stays as it is, thresholds and all
                 continue
             watched.model = _put(watched.model, path, make(path, *kind))
-    # Deepest first: a parent is traced with its children as leaves, whatever has become of them.
+    # Deepest first: a parent is traced with its children, replaced or not, as leaves.
     rewritten: dict[nn.Module, nn.Module] = {}
     for path, module in sorted(paths, key=lambda item: -item[0].count(".") if item[0] else 1):
         if module not in owners:
@@ -171,7 +171,7 @@ def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[s
 
 
 def _holds_function(module: nn.Module) -> bool:
-    """An attribute that is F.relu: nn.TransformerEncoderLayer's, whose fast path computes it where nobody can look."""
+    """An attribute that is F.relu: nn.TransformerEncoderLayer's, whose fast path computes it inside one operator."""
     return any(value is function for value in vars(module).values() for function in FUNCTIONS)
 
 
@@ -194,7 +194,7 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 def _swap(watched: _Watched) -> Placed:
-    """ThresholdReLU, or what stood there, in place of the calibrators."""
+    """Replace the calibrators by ThresholdReLU, or by the original module."""
     found = {path: m for path, m in watched.model.named_modules() if isinstance(m, Calibrator)}
     placed = Placed(watched.model, {}, {}, list(watched.missed))
     replacement: dict[nn.Module, nn.Module] = {}

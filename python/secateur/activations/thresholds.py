@@ -1,4 +1,4 @@
-"""From what calibration saw to thresholds: which values the statistics are of, who shares them, and what a rule makes.
+"""From calibration statistics to thresholds: which values count, which channels share them, and each rule's thresholds.
 
 A :class:`Group` is the layers that share one k or one level: each layer alone, or all of them (``"scalar"``). Glossary:
 C channels of a layer, G of them that share a mean and a std (C under ``"channel"``, else 1).
@@ -42,7 +42,7 @@ def checked(
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the values that count: how many, mean, sum of squared deviations, least and largest; ``[G]`` float64 each."""
+    """The values that count: how many, mean, sum of squared deviations, least and largest; ``[G]`` float64 each."""
 
     count: Tensor
     mean: Tensor
@@ -64,7 +64,7 @@ class Moments:
 
     @classmethod
     def pooled(cls, parts: Sequence[Moments]) -> Moments:
-        """Of all of them together, ``[1]``."""
+        """All of them together, ``[1]``."""
         count, mean, m2 = (torch.cat([getattr(p, key) for p in parts]) for key in ("count", "mean", "m2"))
         total = count.sum(0, keepdim=True)
         middle = (count * mean).sum(0, keepdim=True) / total.clamp_min(1)
@@ -74,7 +74,7 @@ class Moments:
 
     @property
     def std(self) -> Tensor:
-        """The biased one."""
+        """Biased."""
         return (self.m2 / self.count.clamp_min(1)).sqrt()
 
     @property
@@ -83,7 +83,7 @@ class Moments:
         return ~(self.least < self.most)
 
     def theta(self, k: float) -> Tensor:
-        """mean - k * std, of either sign; what is constant keeps its value, which rounding might not."""
+        """mean - k * std, of either sign. A constant's theta is exactly its value, despite rounding."""
         return torch.where(self.constant, self.most, self.mean - k * self.std)
 
 
@@ -155,7 +155,7 @@ class Group:
 
         lows, highs = [], []
         for m in self.moments.values():
-            # A std that is rounding alone moves no threshold, whatever k, and would stretch the search to 1e300.
+            # A std that is rounding alone moves no threshold, and would stretch the search for k to 1e300.
             live = ~m.constant & (m.std > 1e-9 * m.mean)
             if bool(live.any()):
                 std = m.std[live]
@@ -203,7 +203,7 @@ def groups(sites: Mapping[str, ChannelStatistics], over: Over, granularity: Gran
 
 
 def counting(s: ChannelStatistics, theta: Tensor) -> Tensor:
-    """What to count below: nothing positive lies below the least positive value, whatever the histogram's bin holds."""
+    """The limit to count below: no positive value lies below the least one, whatever the histogram's bin holds."""
     exact = theta.to(torch.float64).expand(s.channels)
     return torch.where(exact <= s.least_positive, 0.0, exact)
 

@@ -62,7 +62,7 @@ class Content:
         }  # fmt: skip
 
     def check(self) -> None:
-        """Read what positions and codes say, and the scales, and check it all."""
+        """Read and check the positions, the codes and the scales."""
         for tensor in {id(tensor): tensor for tensor in self.tensors.values()}.values():
             tensor.check()
         rules.check(self.description.layers, self.small, "load")

@@ -24,7 +24,7 @@ from .saving import masked_keys, memory_of, state_of
 
 
 class Incoming(Protocol):
-    """A tensor that comes: it knows its shape and dtype, and writes itself into a flat one on the CPU."""
+    """A tensor to be loaded: it knows its shape and dtype, and writes itself into a flat one on the CPU."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -42,8 +42,8 @@ def dense(tensor: Incoming) -> Tensor:
 
 
 class Filling:
-    """A model that is about to take tensors. Made: names, shapes and dtypes fit. :meth:`prepare`: so does what they
-    hold, and all memory is there. :meth:`commit` writes."""
+    """A model to be filled. The constructor checks names, shapes and dtypes. :meth:`prepare` checks the contents, and
+    takes all memory. :meth:`commit` writes."""
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, Incoming], masked: set[str], caller: str) -> None:
         self.model, self.tensors, self.caller = model, tensors, caller
@@ -200,7 +200,7 @@ class Filling:
                 raise Error(f"{caller}: {key} must be a tensor of its own to be filled, but it is an expanded view")
 
     def _may_resize(self, key: str, value: Tensor, tensor: Incoming) -> bool:
-        """As many values as the pruning left; a threshold for each channel where there was one for all."""
+        """Whether the size may change: the number of a layer's nonzeros; one theta to one for each channel."""
         module, name = self._places.get(key, (None, ""))
         if isinstance(module, SparseConv2d | SparseLinear) and name == "weight_values":
             return len(tensor.shape) == 1
@@ -208,7 +208,7 @@ class Filling:
 
 
 def _same(a: Incoming, b: Incoming) -> bool:
-    """Bit by bit."""
+    """Whether both have the same bits."""
     return a is b or torch.equal(dense(a).reshape(-1).view(torch.uint8), dense(b).reshape(-1).view(torch.uint8))
 
 

@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     inner = unwrapped(model)
     with opened_content(path_of(path, "load")) as content:
         if isinstance(inner, CompiledModel):
-            source = copy.deepcopy(inner.source)  # calls under way keep theirs, and so does an error
+            source = copy.deepcopy(inner.source)  # running calls keep the old one; after an error it stays
             _fill(content, unwrapped(source))
             inner.refresh(source)
         else:

@@ -1,6 +1,6 @@
 """Tensors that must hold more than numbers of the right shape: scales, zero points, thresholds.
 
-By the layer that they belong to: the model's own where there is a model, what the file says of its layers elsewhere.
+The layer that owns a tensor sets its rules. Without a model, the file names the layers and their classes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     """Write a model's state_dict to ``path``: one safetensors file, pruned weights as an index and the kept values.
 
     Loading gives every bit back, the signs of zeros and the bits of NaNs too, unless ``values`` gives some up. Any
-    tensor of two dims or more is packed where that is smaller, whoever made its zeros; a masked weight always is. A
+    tensor of two dims or more is packed where that is smaller, whatever made its zeros; a masked weight always is. A
     compiled model is saved as the model that was compiled. The file appears whole or not at all: it is written beside
     ``path``, synced, and then renamed. A symbolic link is followed. The format: FORMAT.md.
 
@@ -59,7 +59,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     place = path_of(path, "save")
     model = unwrapped(model)
     if isinstance(model, CompiledModel):
-        model = unwrapped(copy.deepcopy(model.source))  # a look at its own packed weights would unpack them for good
+        model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
     tensors, description = _packed(model, None if values is None else _NARROW[values], share)
     first, order = header(tensors, description.metadata())
     atomic.write(place, pieces(first, [tensors[name] for name in order]))
@@ -122,7 +122,7 @@ def _encoded(
 
 
 def memory_of(value: Tensor) -> tuple[Any, ...]:
-    """The same for tensors that are one, by whatever names."""
+    """Equal for tensors that are one, whatever their names."""
     return (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
 
 

@@ -81,7 +81,7 @@ class Packed:
         return sum(part.end - part.begin for part in self.parts.values())
 
     def check_sizes(self) -> None:
-        """All that can be said without reading a part: dtypes, shapes, and that the tensor is no larger than its index
+        """Check all that needs no reading of a part: dtypes, shapes, and that the tensor is no larger than its index
         can hold."""
         entry, parts = self.entry, self.parts
         if entry.index.kind != "all":

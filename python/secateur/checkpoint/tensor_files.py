@@ -1,4 +1,4 @@
-"""Files of tensors by name, whoever wrote them: what they are, and what they hold."""
+"""Files of named tensors, written by any library: their kind, and their contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kind_of(path: Path, caller: str) -> Kind:
     """
     if not path.is_dir() and path.exists() and not path.is_file():  # opening a pipe would wait for a writer
         raise Error(f"{caller}: {path} must be a file, but is a device or a pipe")
-    with path.open("rb") as file:  # an OSError that names the file, whatever the reader would say
+    with path.open("rb") as file:  # for an OSError that names the file
         if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
             return "torch"
     with _container(path, caller) as container:

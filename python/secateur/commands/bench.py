@@ -131,7 +131,7 @@ def _from_file(path: Path) -> nn.Module:
     try:
         if path.suffix == ".pt2":
             program = torch.export.load(path).module()
-            for mode in ("train", "eval"):  # refused there, for an exported program has no modes: nothing to be done
+            for mode in ("train", "eval"):  # an exported program has no modes and refuses both
                 vars(program).pop(mode, None)
             return cast(nn.Module, program)
         found = torch.load(path, map_location="cpu", weights_only=False)
@@ -193,7 +193,7 @@ def run(
     if zeros:
         say("pruning")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # tied weights and the like are no matter here
+            warnings.simplefilter("ignore", UserWarning)  # tied weights and the like do not matter here
             own = prune(model, Magnitude(zeros)).sparsity
     rows: list[dict[str, Any]] = []
     reports: list[Report] = []
@@ -301,7 +301,7 @@ def _forms(
 
 def _call(module: Any, x: Tensor) -> Callable[[], Any]:
     def call() -> Any:
-        with torch.no_grad():  # not inference_mode, which torch's freezing does not know
+        with torch.no_grad():  # torch's freezing does not support inference_mode
             return module(x)
 
     return call
@@ -309,7 +309,7 @@ def _call(module: Any, x: Tensor) -> Callable[[], Any]:
 
 @contextmanager
 def _freezing(on: bool) -> Iterator[None]:
-    """torch.compile takes the weights for constants, for as long as it compiles."""
+    """torch.compile treats the weights as constants while it compiles."""
     if not on:
         yield
         return

@@ -1,6 +1,6 @@
 """The command line: ``secateur demo | bench | report``.
 
-What the caller got wrong is printed as one line, exit code 2.
+A mistake of the caller is printed as one line, with exit code 2.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _progress(text: str) -> None:
-    """On a terminal only, and off it again: the table is what stays."""
+    """Print to a terminal only; the next text overwrites it, so only the table stays."""
     if sys.stderr.isatty():  # pragma: no cover - the tests have no terminal
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

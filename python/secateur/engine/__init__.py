@@ -1,7 +1,7 @@
-"""The graph front: a model is traced, its operations recognised, fused, put into segments and run by the engine.
+"""The front end: a model is traced, its operations recognised, cut into segments, fused, and run by the engine.
 
-tracing -> memory -> recognise (layers, elementwise, movement) -> partition -> fuse -> segment -> assemble -> unit ->
-compiled. Each step is a file, and the ones before it know nothing of it.
+tracing -> value_order (both in graph/) -> recognise (layers, elementwise, movement) -> partition -> fuse -> segment ->
+assemble -> unit -> compiled. Each stage imports only earlier stages.
 """
 
 from .compiled import CompiledModel, compile

@@ -1,4 +1,4 @@
-"""Whether another model is the one that was compiled, but for the values of its parameters."""
+"""Whether another model has the architecture that was compiled: only the values of parameters may differ."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_alike(old: nn.Module, new: nn.Module) -> None:
 
 
 def _geometry(module: nn.Module) -> str:
-    """What a layer says of itself that no state_dict holds."""
+    """A layer's settings that no state_dict holds."""
     if hasattr(module, "weight_values") or hasattr(module, "theta") or isinstance(module, QuantizedLinear):
         return ""
     if isinstance(module, QuantizedConv2d):

@@ -39,12 +39,12 @@ _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -> CompiledModel:
     """A copy of ``model`` for running it: the whole graph fused, laid out once, in the fastest form measured here.
 
-    The model is traced; what the engine knows of it (convolutions, linear layers, BatchNorm, activations, pools, sums,
-    concatenations and what moves channels) runs from C++ in segments as large as can be, with the zeros of the weights
-    skipped; what it does not know runs as ordinary torch between them, and the report says why. Each segment is timed
-    beside torch's own form of it on what the example brings there, and left to torch where that is faster. Any model
-    will do, with or without zeros, whoever put them there; ``model`` itself is left alone. Where zeros are skipped, a
-    zero weight times Inf or NaN counts for nothing; in torch's dense layers it gives NaN. Layers of integers
+    The model is traced. Operations that the engine knows (convolutions, linear layers, BatchNorm, activations, pools,
+    sums, concatenations, moves of channels) run from C++ in segments as large as can be, with the zeros of the weights
+    skipped. All other operations run as ordinary torch between the segments, and the report says why. Each segment is
+    timed beside torch's own form of it on the example's values, and left to torch where that is faster. Any model will
+    do, with or without zeros, whatever made them; ``model`` itself is left alone. Where zeros are skipped, a zero
+    weight times Inf or NaN counts for nothing; in torch's dense layers it gives NaN. int8 layers
     (:func:`secateur.quantize`'s, or those of PyTorch's ``convert_pt2e``) run in bytes from end to end.
 
     Args:
@@ -74,7 +74,7 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
 
 
 def _integers(model: nn.Module) -> nn.Module:
-    """What PyTorch's own flow has quantized (``convert_pt2e``), in layers of integers; any other model as it is."""
+    """A model that PyTorch's own flow has quantized (``convert_pt2e``) with int8 layers; any other model as it is."""
     if not isinstance(model, fx.GraphModule) or not is_pt2e(model):
         return model
     try:
@@ -103,7 +103,7 @@ def _copy_of(model: nn.Module, caller: str) -> tuple[nn.Module, Loan]:
         if nn.parameter.is_lazy(t):
             raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
     memo: dict[int, Any] = {}
-    for module in model.modules():  # deepcopy refuses what is computed with gradients: torch.nn.utils.prune's weights
+    for module in model.modules():  # deepcopy refuses tensors computed with gradients: torch.nn.utils.prune's weights
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
@@ -274,7 +274,7 @@ class CompiledModel(nn.Module):
         return self
 
     def _stale(self) -> None:
-        """What was built no longer is what the weights say: the next call builds again."""
+        """Drop the built programs, which do not match the weights any more: the next call builds again."""
         self.__dict__["_built"] = None
 
     def train(self: C, mode: bool = True) -> C:
@@ -316,7 +316,7 @@ class _Built:
 
 @contextmanager
 def _buffers_kept(source: nn.Module) -> Iterator[None]:
-    """A forward may count its calls: the example's do not count."""
+    """Restores the buffers: a forward may count its calls, and the example's do not count."""
     kept = [
         (module, name, buffer, version_of(buffer), buffer.clone())
         for module in source.modules() for name, buffer in module._buffers.items() if buffer is not None

@@ -1,5 +1,5 @@
-"""Weights of a compiled model while nobody looks at them: its programs hold what they need, so the model's own copy is
-kept as bits and nonzeros, and becomes dense again when it is asked for."""
+"""Packed weights of a compiled model. Its programs hold copies of their own, so the model's copy is kept as bits and
+nonzeros, and becomes dense at the first access."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _Packed = tuple[Tensor, Tensor, torch.Size]  # mask, values, shape
 
 
 class PackedParameters(dict[str, Any]):
-    """A module's table of parameters. What is packed becomes an ordinary parameter at the first look, and stays one, so
-    that whatever is written to it lasts; copies and pickles are ordinary tables, made without a look."""
+    """A module's table of parameters. A packed one becomes an ordinary parameter at the first access, and stays one, so
+    that writes to it last. Copies and pickles are ordinary tables; making them unpacks nothing here."""
 
     def __init__(self, table: dict[str, Any]) -> None:
         super().__init__(table)
@@ -34,7 +34,7 @@ class PackedParameters(dict[str, Any]):
         self._lock = Lock()
 
     def pack(self, name: str) -> None:
-        """Pack one parameter, unless somebody else holds it or it would gain little. -0.0 becomes 0.0."""
+        """Pack one parameter, unless it is held elsewhere or would gain little. -0.0 becomes 0.0."""
         weight = super().get(name)
         if name in self._packed or type(weight) is not nn.Parameter or not _is_worth_it(weight):
             return
@@ -66,7 +66,7 @@ class PackedParameters(dict[str, Any]):
             return {k: self._dense(k) if k in self._packed else super(PackedParameters, self).get(k) for k in self}
 
     def unpacked(self) -> Iterator[tuple[str, Any]]:
-        """Without a look at what is packed."""
+        """The parameters that are not packed."""
         return ((k, super(PackedParameters, self).get(k)) for k in self if k not in self._packed)
 
     def __getitem__(self, name: str) -> Any:
@@ -130,7 +130,7 @@ class PackedParameters(dict[str, Any]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if get_spawning_popen() is not None:  # type: ignore[no-untyped-call,unused-ignore]
-            self._look()  # a new process maps the memory itself: what is made for the pickle would be gone by then
+            self._look()  # a new process maps the memory itself: tensors made for the pickle would be gone by then
         return dict, (self._plain(),)
 
 
@@ -146,8 +146,8 @@ Loan = list[tuple["weakref.ref[nn.Parameter]", Tensor]]  # a copy's parameter, a
 
 
 def borrow(model: nn.Module, memo: dict[int, Any]) -> Loan:
-    """Put parameters that share their memory with those of ``model`` into a deepcopy's memo. Nobody may write to either
-    before :func:`own` is called."""
+    """Put parameters that alias those of ``model`` into a deepcopy's memo. Neither may be written before :func:`own`
+    is called."""
     loan: Loan = []
     for p in model.parameters():
         if type(p) is nn.Parameter and p.is_leaf and p.layout == torch.strided and not p.is_quantized and not vars(p):
@@ -157,14 +157,14 @@ def borrow(model: nn.Module, memo: dict[int, Any]) -> Loan:
 
 
 def own(source: nn.Module, loan: Loan, pack: bool) -> None:
-    """Give back what was borrowed: ``pack`` what gains by it, and give everything else memory of its own."""
+    """End the aliasing: ``pack`` the parameters that gain by it, and give all others memory of their own."""
     for module in source.modules() if pack else ():
         plain = module.__dict__.get("_parameters")
         if isinstance(module, torch.jit.ScriptModule) or type(plain) is not dict:
             continue
         table = PackedParameters(plain)
         module.__dict__["_parameters"] = table
-        # Whoever else holds the table (a stand-in of the module that torch runs) needs what is in it.
+        # Another holder of the table (a shallow copy of the module that torch runs) needs its parameters.
         if sys.getrefcount(plain) <= _OURS_ALONE:
             names = list(plain)
             del plain

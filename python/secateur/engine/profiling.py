@@ -1,4 +1,4 @@
-"""What a compiled model consists of, and where its time goes."""
+"""Profiling: where a compiled model's time goes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def profile(fast: Any, example_input: Any) -> Report:
         raise Error(f"profile: fast must come from secateur.compile, got {type(fast).__name__}{hint}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.no_grad():
-        fast(*args)  # refuses what it does not take, builds what is not built
+        fast(*args)  # refuses wrong inputs, builds missing programs
         unit: CompiledForward = fast.__dict__["_built"].unit
         whole = _median_ms(lambda: fast(*args))
         rows = list(_profile_unit(unit, args))

@@ -37,7 +37,7 @@ ROUNDS = 7
 
 
 def compile_report(unit: CompiledForward) -> Report:
-    """The report of :func:`secateur.compile`: what runs what, with the times that the choices were made by."""
+    """The report of :func:`secateur.compile`: what runs each layer, and the times that decided it."""
     rows = [row for state in unit.states.values() for row in _state_rows(unit, state)]
     segments = list(segments_of(unit))
     notes = [summary_of(segments, rows)]
@@ -86,7 +86,7 @@ def child_unit(state: Specialization, node: fx.Node) -> CompiledForward | None:
 def segment_rows(
     state: Specialization, name: str, ms: float | None = None, inputs: Sequence[Tensor] | None = None
 ) -> Iterator[Row]:
-    """``inputs``: time the steps on them, under the threads that run them; otherwise the times are the choice's."""
+    """``inputs``: time the steps on them, on the threads that run them. None: the times are those of the choice."""
     assert state.assembled is not None
     segment = state.assembled.segments[name]
     label = f"{state.path}.{name}" if state.path else name

@@ -1,7 +1,7 @@
-"""A module's forward in its fastest form, made when it is first called and again where its inputs change in kind.
+"""A module's forward in its fastest form (a unit), made at its first call and again for inputs of another kind.
 
-A forward that torch.fx cannot trace runs as it is, with those of its children that it calls replaced by units; an
-untraceable module inside a graph is one call in it, and a unit of its own.
+A forward that torch.fx cannot trace runs as it is, and the children that it calls are replaced by units. An untraceable
+module inside a graph is one call in it, and a unit of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST_STATES = 8  # image sizes kept at a time, where the graph depends on them
 
 @dataclass
 class CompileSession:
-    """What all units of one compiled model share."""
+    """The state that all units of one compiled model share."""
 
     backend: Backend
     budget_s: float
@@ -41,7 +41,7 @@ class CompileSession:
     units: dict[int, CompiledForward] = field(default_factory=dict)  # id of a module -> its unit
     lock: Lock = field(default_factory=Lock)
     deadline: float = 0.0
-    sealed: bool = False  # compiled: what was never reached stays torch
+    sealed: bool = False  # compiled: modules that were never reached stay torch
     recorder: list[tuple[CompiledForward, tuple[Any, ...]]] | None = None  # set while profiling
 
 
@@ -63,7 +63,7 @@ Key = tuple[Any, ...]
 
 
 class CompiledForward:
-    """Calls like the module; see the text above."""
+    """A unit: called like the module; see the text above."""
 
     def __init__(self, module: nn.Module, path: str, settings: CompileSession) -> None:
         self.module = module
@@ -92,7 +92,7 @@ class CompiledForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def key(self, args: Sequence[Any]) -> Key:
-        """What a state depends on: dtypes, devices, ranks, channels; image sizes only where the graph does."""
+        """The key of a specialization: dtypes, devices, ranks, channels; image sizes only where the graph does."""
         return tuple(input_key(a, self.size_bound) for a in args)
 
     def state(self, args: Sequence[Any], key: Key | None = None) -> Specialization:
@@ -113,7 +113,7 @@ class CompiledForward:
         return found
 
     def _may_follow(self, key: Key) -> bool:
-        """Another image size than one it was made for: nothing else."""
+        """Whether only the image size differs from inputs that it was made for."""
         return self.size_bound and any(_without_size(key) == _without_size(known) for known in self.states)
 
     def _make(self, args: Sequence[Any]) -> Specialization:
@@ -144,7 +144,7 @@ class CompiledForward:
         return state
 
     def _decide(self, state: Specialization, args: Sequence[Any]) -> None:
-        """Run the example through; each segment chooses its form on what reaches it."""
+        """Run the example through; each segment chooses its form on the inputs that reach it."""
         assembled = state.assembled
         assert assembled is not None
         work = sum(segment.flops for segment in assembled.segments.values())
@@ -164,7 +164,7 @@ class CompiledForward:
                 handle.remove()
 
     def forget_weights(self) -> None:
-        """The programs have what they need: let nothing here keep a dense weight alive."""
+        """Drop the dense weights: the programs have their own."""
         for unit in self.settings.units.values():
             for state in unit.states.values():
                 for step in state.ctx.steps.values() if state.ctx is not None else ():
@@ -173,7 +173,7 @@ class CompiledForward:
                     for step in segment.steps:
                         step.forget_weight()
 
-    # ---- what is not a graph ----
+    # ---- forwards that are no graph ----
 
     def _unit_of(self, module: nn.Module, name: str) -> CompiledForward:
         units = self.settings.units
@@ -194,7 +194,7 @@ class CompiledForward:
         state = Specialization(lambda *a: forward(clone, *a), self.path, why=why, children=children, held=clone)
         if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
             state.forward = module.forward
-        if children:  # they make themselves as the example reaches them
+        if children:  # each is made when the example reaches it
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 state.forward(*clones(args))
         return state
@@ -220,7 +220,7 @@ class CompiledForward:
 
 
 def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
-    """The segment's own forward, where the graph is nothing else: small networks feel each Python call."""
+    """The segment's own forward, where the graph is nothing else: each Python call costs small networks time."""
     *inputs, call, output = assembled.module.graph.nodes
     if call.target in assembled.segments and output.args == (call,) and call.args == tuple(inputs):
         return assembled.segments[str(call.target)].forward
@@ -246,7 +246,7 @@ def shallow_copy(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _calls(module: nn.Module, called: set[int]) -> Iterator[None]:
-    """Note which modules the module's own forward calls (those that they call in turn are their own business)."""
+    """Note which modules the module's own forward calls (not those that they call in turn)."""
     depth = 0
 
     def enter(child: nn.Module, *_: Any) -> None:

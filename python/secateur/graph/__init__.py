@@ -1,1 +1,1 @@
-"""From a module to the graph of its operations: tracing, aliasing, what torch calls things."""
+"""From a module to the graph of its operations: tracing, aliasing, torch's names for operations."""

@@ -1,4 +1,4 @@
-"""ATen operators, as exported programs hold them, in the words of ordinary torch code, which the engine knows."""
+"""ATen operators, as exported programs hold them, translated to ordinary torch functions, which the engine knows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def operator_of(node: fx.Node) -> Operator | None:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a node's result may be memory of its input, as the schema says; a dropout without effect is its input."""
+    """Whether a node's result may alias its input, by the schema. A dropout without effect returns its input."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target is operator.getitem
     aliases = (argument.alias_info for argument in node.target._schema.arguments)
@@ -47,16 +47,16 @@ def is_view(node: fx.Node) -> bool:
 
 
 def keeps_grid(node: fx.Node) -> bool:
-    """Whether a node of ordinary torch code gives values of the grid that its inputs lie on.
+    """Whether the values of a node of ordinary torch code stay on the grid of its inputs.
 
-    That is what moves values, picks them or leaves them out. The relu is one of them because 0 lies on every grid.
+    They do if it moves values, picks them or leaves them out. relu is one of these because 0 lies on every grid.
     """
     known = operators.of(node)
     return known is not None and (known is operators.RELU or known.kind in ("view", "move", "copy", "concat", "pool"))
 
 
 def emit(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-    """The same in ordinary words; an operator without any stays what it is.
+    """The call as an ordinary torch function; an operator that has none stays as it is.
 
     Args:
         node: of the exported graph; args, kwargs: its arguments in the new graph.

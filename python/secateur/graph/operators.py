@@ -1,8 +1,8 @@
-"""What torch calls things: one row for each operation that any part of this package knows by name.
+"""torch's names for operations: one row for each operation that any part of this package knows by name.
 
 The engine's front, quantization, the translation of PT2E's graphs and the search for ReLUs look operations up here. A
-row says under which functions, methods, module classes and ATen overloads one operation goes, and how its result comes
-from its inputs. In-place forms (``relu_``, ``operator.iadd``) follow from the others.
+row lists the functions, methods, module classes and ATen overloads of one operation, and how its result comes from its
+inputs. In-place forms (``relu_``, ``operator.iadd``) follow from the others.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Operator:
 
     name: str
     kind: Kind
-    arguments: str = "input"  # in their order, where somebody reads them
+    arguments: str = "input"  # in order, for operations whose arguments are read
     functions: tuple[Callable[..., Any], ...] = ()  # the first takes what the ATen overloads take
     methods: tuple[str, ...] = ()  # of Tensor
     modules: tuple[type[nn.Module], ...] = ()
     aten: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()  # functions of libraries that are not imported here, by their ``__name__``
-    folds: bool = False  # of constants it is a constant: computed once
+    folds: bool = False  # constant folding: of constants it is computed once
 
     def read(self, node: fx.Node, argument: str, default: Any = None) -> Any:
         """The value of one argument in a call of this operation."""

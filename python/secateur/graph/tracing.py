@@ -1,8 +1,8 @@
-"""From a module to a graph of its operations, with what one run on the example shows of each of them.
+"""From a module to a graph of its operations, with the facts that one run on the example shows of each.
 
-What torch.fx cannot trace (control flow on values, ``isinstance(x, Tensor)``, state that changes) is left as one
-operation of the graph, the smallest module that contains it; whether the graph computes what the module does is checked
-on the example, since a wrong branch taken while tracing raises nothing.
+Code that torch.fx cannot trace (control flow on values, ``isinstance(x, Tensor)``, state that changes) is left as one
+operation of the graph, the smallest module that contains it. The graph is checked against the module on the example: a
+wrong branch taken while tracing raises nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, 
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
 _lock = threading.RLock()
-# A fork waits for it: what is patched meanwhile would stay so in the child.
+# A fork waits for it: patches made by tracing would stay in the child.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
@@ -49,7 +49,7 @@ class Untraceable(Exception):
 
 @dataclass
 class Meta:
-    """What the example shows of a node's value."""
+    """A node's value on the example."""
 
     shape: tuple[int, ...] | None = None  # None: not one tensor
     dtype: torch.dtype | None = None
@@ -58,7 +58,7 @@ class Meta:
     shares: list[fx.Node] = field(default_factory=list)  # inputs with which it shares memory
     writes: list[fx.Node] = field(default_factory=list)  # inputs that it writes into
     constant: Tensor | None = None
-    number: Any = None  # what is no tensor (sizes and what is computed from them)
+    number: Any = None  # a value that is no tensor (sizes and numbers computed from them)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Tracer(fx.Tracer):
 
 
 def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
-    """What the forward's graph has fixed: arguments left to their defaults, numbers, strings."""
+    """The values that the forward's graph has fixed: arguments left to their defaults, numbers, strings."""
     fixed: dict[str, Any] = {}
     for i, p in enumerate(inspect.signature(module.forward).parameters.values()):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
@@ -132,7 +132,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     try:
         with _lock, held_signals():
             graph = _trace(module, opaque, fixed)
-        for node in list(graph.nodes):  # "this argument has been specialized": the caller sees to that
+        for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 _drop_asserts(graph, node)
         traced = fx.GraphModule(module, graph)
@@ -142,7 +142,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     examiner = _Examiner(traced)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = torch.random.get_rng_state()
-        theirs, ours = clones(args), clones(args)  # what is written into them counts too
+        theirs, ours = clones(args), clones(args)  # writes into them are compared too
         before_run = _versions(module)
         expected = _own_forward(module)(*theirs)
         if _versions(module) != before_run:
@@ -198,7 +198,7 @@ def _versions(module: nn.Module) -> list[tuple[int, int]]:
 
 
 def _plain(value: Any) -> Any:
-    """The graph's code returns lists and dicts where its output node holds immutable ones."""
+    """Plain lists and dicts, as the graph's code returns them, for the immutable ones of its output node."""
     if type(value) is immutable_list or type(value) is tuple or type(value) is list:
         kind = tuple if type(value) is tuple else list
         return kind(_plain(v) for v in value)
@@ -216,7 +216,7 @@ def _name(node: fx.Node) -> str:
 
 
 class _Examiner(fx.Interpreter):
-    """Runs the graph, and notes shapes, constants, what shares memory and what is written over."""
+    """Runs the graph, and notes shapes, constants, aliasing and in-place writes."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

@@ -1,7 +1,7 @@
-"""Value semantics for graphs that write in place: who reads what, once no value is ever overwritten.
+"""Value semantics for graphs that write in place: every reader is given the right value, and none is overwritten.
 
-``relu_(x)``, ``x += y`` and their like give a new value in the engine. So whatever reads x after the write must read
-the writer's result instead, and where the writer stays in torch it must come after everything that reads the old x.
+``relu_(x)``, ``x += y`` and the like give a new value in the engine. So later readers of x must read the writer's
+result instead. A writer that stays in torch must come after all readers of the old x.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .tracing import Traced
 
 @dataclass
 class Order:
-    """What the graph's arguments do not say."""
+    """The order that the graph's arguments do not express."""
 
-    after: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)  # node -> what must come before it as well
+    after: dict[fx.Node, set[fx.Node]] = field(default_factory=dict)  # node -> nodes that must come before it as well
     pinned: dict[fx.Node, str] = field(default_factory=dict)  # nodes that must stay torch, and why
 
     def add(self, first: fx.Node, second: fx.Node) -> None:
@@ -59,14 +59,14 @@ def _families(traced: Traced, nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Nod
 def _redirect(
     traced: Traced, writer: fx.Node, target: fx.Node, family: list[fx.Node], place: dict[fx.Node, int], order: Order
 ) -> bool:
-    """Let later readers of the written value read the writer's result; False where that cannot be said."""
+    """Let later readers of the written value read the writer's result; False where this is impossible."""
     where = traced.meta[target].geometry
     if traced.meta[writer].geometry != where or writer not in family:
         return False
     earlier = [member for member in family if place[member] < place[writer]]
     for member in earlier:
         if member.op in ("placeholder", "get_attr"):
-            return False  # memory that others hold: it has to be written
+            return False  # memory held elsewhere: it has to be written
         if traced.meta[member].constant is not None:
             return False
         late = any(place[user] > place[writer] for user in member.users)
@@ -82,7 +82,7 @@ def _redirect(
 
 
 def _pin(writer: fx.Node, family: list[fx.Node], place: dict[fx.Node, int], order: Order) -> None:
-    """All that touches this memory stays in torch and in the order of the program."""
+    """All nodes that touch this memory stay in torch, in the order of the program."""
     why = "it shares memory that is written in place"
     touching = {writer, *family, *(user for member in family for user in member.users)}
     for member in family:

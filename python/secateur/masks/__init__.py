@@ -1,7 +1,7 @@
 """Masks: zeros baked into a plain Parameter, one bit a weight beside it, re-applied after each optimizer step.
 
 ``buffers`` keeps them on modules; ``models`` takes them from a model's zeros, a state_dict, another process;
-``optimizer_hooks`` re-applies them; ``weights`` finds the weights of a model by name; ``sharding`` knows FSDP's shards.
+``optimizer_hooks`` re-applies them; ``weights`` finds the weights of a model by name; ``sharding`` is for FSDP.
 """
 
 from . import optimizer_hooks  # noqa: F401  (registers its hooks with torch)

@@ -1,13 +1,13 @@
-"""How masks live: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each step.
+"""Masks of modules: zeros baked into a plain Parameter, one bit a weight in a buffer, re-applied after each step.
 
 ``prune`` gives a module a uint8 buffer ``<parameter>_mask`` (packed as :func:`secateur.ops.mask_pack` does) and marks
 the module. Hooks on torch's optimizers (:mod:`~secateur.masks.optimizer_hooks`) re-apply it after every step. The
 module's forward is untouched, so compile, export and every subclass keep working.
 
-Why the registry holds modules and not parameters: a module keeps its parameter by name, whatever object that is after
-``.to()``, ``load_state_dict(assign=True)`` or a swap; and ``torch.utils.swap_tensors`` refuses tensors that somebody
-holds weak references to. The mark is a small object in the module's ``__dict__`` that goes along with deepcopy and
-pickle and enters its new owner into the registry from ``__setstate__``.
+Why the registry holds modules and not parameters: a module keeps its parameter's name when ``.to()``,
+``load_state_dict(assign=True)`` or a swap replaces the object; and ``torch.utils.swap_tensors`` refuses tensors that
+have weak references. The mark is a small object in the module's ``__dict__`` that goes along with deepcopy and pickle
+and enters its new owner into the registry from ``__setstate__``.
 """
 
 from __future__ import annotations

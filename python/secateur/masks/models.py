@@ -16,15 +16,15 @@ from .weights import weights_of
 
 
 def adopt(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """Take zeros that are there for pruned: every weight of a known layer that holds zeros gets a mask.
+    """Treat existing zeros as pruned: every weight of a known layer that holds zeros gets a mask.
 
     For a model whose zeros came from elsewhere (a stripped checkpoint, another library): from here on fine-tuning
     leaves them zero, and pruning again takes its statistics from the survivors. A layer that has a mask keeps it.
 
     Args:
         model: changed in place. parameters: masks to use instead of the zeros, by state_dict key of the mask
-            (``"fc.weight_mask"``), for the parameters that these keys name alone: what
-            :func:`match_state_dict` calls.
+            (``"fc.weight_mask"``), for the parameters that these keys name alone (used by
+            :func:`match_state_dict`).
 
     Returns:
         The model given.
@@ -83,7 +83,7 @@ def broadcast(model: nn.Module, source: int = 0) -> nn.Module:
     """Give every process the masks of one, and its masked weights: for a model that was pruned on one rank alone.
 
     Every process of torch's default group calls it, before DistributedDataParallel or either FSDP wraps the model:
-    they take it that all processes have the same buffers, and fail in the transport where they have not.
+    they assume that all processes have the same buffers, and otherwise fail in the transport.
 
     Args:
         model: the same architecture everywhere; changed in place, but not on ``source``. source: the rank that prunes.

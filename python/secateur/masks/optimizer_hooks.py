@@ -1,7 +1,7 @@
-"""What happens around every ``torch.optim`` step, whatever the optimizer and whenever it was made.
+"""Two global hooks around every ``torch.optim`` step, whatever the optimizer and whenever it was made.
 
-Two global hooks. After the step, the fused mask-apply zeroes the pruned weights that it moved. Before it, an optimizer
-that remembers weights from before their pruning is reported, once.
+After the step, the fused mask-apply zeroes the pruned weights that it moved. Before it, an optimizer that remembers
+weights from before their pruning is reported, once.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Report, once an optimizer, a state older than the pruning: here is the earliest that it can be known."""
+    """Report a state older than the pruning, once for each optimizer: this is the earliest point where it is known."""
     if not marked or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-        return  # a CUDA graph cannot hold a look at values; the hook after the step is recorded with it
+        return  # a CUDA graph cannot capture a check of values; the hook after the step is captured
     held: set[int] | None = None
     for module in tuple(marked):
         mark = mark_of(module)

@@ -1,11 +1,11 @@
 """Masks of parameters that are spread over processes: the part of a mask that belongs to this process's part.
 
-A mask is a buffer, and neither kind of FSDP shards buffers: every process holds it whole (one bit a weight). Of the
-weight it holds a part, and after an optimizer's step that part is masked by the same part of the mask.
+A mask is a buffer, and neither kind of FSDP shards buffers: every process holds it whole (one bit a weight), but only a
+part of the weight. After an optimizer's step that part is masked by the same part of the mask.
 
 * ``fully_shard`` (FSDP2) and tensor parallelism make the parameter a DTensor. Shards of dim 0 are rows of the mask.
 * ``FullyShardedDataParallel(use_orig_params=True)`` makes it a stretch of the flattened weight: 1-d, from anywhere to
-  anywhere. Where it starts only the wrapper knows; so wrappers are noted as they are made.
+  anywhere. Only the wrapper knows where it starts, so wrappers are noted as they are made.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def problem_of(stored: Tensor) -> str | None:
 
 
 def local_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """The part of a tensor that this process holds, sharing its memory."""
     if _is_dtensor(value):
         return value._local_tensor
     return value
@@ -71,8 +71,8 @@ def local_mask(module: nn.Module, parameter: str, value: Tensor, mask: Tensor) -
         module, parameter: the owner, and the parameter's name in it. value: the parameter. mask: the whole mask.
 
     Returns:
-        The mask that fits :func:`local_part`; ``mask`` itself where the value is whole (or nobody knows what part it
-        is: then the operator refuses the mask); None where this process holds nothing of it.
+        The mask that fits :func:`local_part`; ``mask`` itself where the value is whole (or its part is
+        unknown: then the operator refuses the mask); None where this process holds nothing of it.
     """
     if _is_dtensor(value):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -90,7 +90,7 @@ def local_mask(module: nn.Module, parameter: str, value: Tensor, mask: Tensor) -
 
 
 def _box(mask: Tensor, whole: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Of the mask of a weight of shape ``whole``, the part of so many weights along each dim from ``start`` on."""
+    """The part of the mask of a weight of shape ``whole``: ``shape`` weights along each dim, from ``start`` on."""
     if list(shape[1:]) == list(whole[1:]):  # rows start on a byte
         return mask[start[0] : start[0] + shape[0]]
     keep = ops.mask_unpack(mask, whole)
@@ -107,7 +107,7 @@ def _flat(mask: Tensor, columns: int, begin: int, end: int) -> Tensor:
 
 
 def _stretch(module: nn.Module, parameter: str) -> tuple[int, int, int] | None:
-    """Weights a row, and from where to where the flattened parameter lies in this process."""
+    """Weights a row, and the begin and end of this process's part of the flattened parameter."""
     for wrapper in tuple(_wrappers):
         handle: Any = getattr(wrapper, "_handle", None)
         flat = getattr(handle, "flat_param", None)

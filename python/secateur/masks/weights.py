@@ -1,4 +1,4 @@
-"""Which weights of a model can be pruned, what they are called, and what keeps one from being pruned."""
+"""The weights of a model that can be pruned, their names, and the reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def take_over(weight: Weight) -> None:
 
 
 def unknown_weights(model: nn.Module) -> tuple[list[str], list[str]]:
-    """What :func:`weights_of` steps over: quantized layers, and "name [shape]" of other weights of two dims or more."""
+    """What :func:`weights_of` leaves out: quantized layers, and "name [shape]" of other weights of two dims or more."""
     quantized, other = [], []
     for name, module in unwrapped(model).named_modules():
         kind = type(module)

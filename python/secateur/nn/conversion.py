@@ -44,7 +44,7 @@ _CONV2D = (nn.Conv2d, MaskedConv2d)
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _INTEGERS = (QuantizedConv2d, QuantizedLinear)
 
-# Their output is new memory that nobody else holds.
+# Their output is new memory, held nowhere else.
 _MAKERS = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
 
 _ROUNDS = 9
@@ -55,7 +55,7 @@ _BUDGET_S = 1.0
 def convert(model: M, example_input: Any = None) -> M:
     """A copy of ``model`` whose Conv2d and Linear layers skip their zeros, for running it.
 
-    Any model with zeros will do, whoever put them there; ``model`` itself is left alone. A layer that is not faster
+    Any model with zeros will do, whatever made them; ``model`` itself is left alone. A layer that is not faster
     sparse stays dense: with ``example_input`` both forms are timed now, in turns, on what reaches the layer; without it
     each layer times both at its first call. Batch size and image size matter, so let the example be like the real ones.
 
@@ -92,8 +92,8 @@ def convert(model: M, example_input: Any = None) -> M:
 
 
 def _threshold_in_place(model: nn.Module) -> None:
-    """A threshold that alone reads what a layer has just made writes over it: the page faults of another output take
-    longer than the comparison. Only where the order of the calls is known: in a Sequential, or in a traced graph."""
+    """Make a threshold in-place where it alone reads a layer's output: the page faults of another output take longer
+    than the comparison. Only where the order of the calls is known: in a Sequential, or in a traced graph."""
     for module in model.modules():
         if isinstance(module, torch.fx.GraphModule):
             called = {n: module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"}
@@ -211,7 +211,7 @@ def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
         layer.calls += 1
         forward = type(module).forward
         sparse._choose_form(x)
-        # What is compared must be the same: a layer that disagrees is a bug here, or an input with Inf or NaN.
+        # Both forms must agree: a difference is a bug here, or an input with Inf or NaN.
         if not close(sparse(x), forward(module, x)):
             layer.failed = "sparse and dense outputs differ on the example (Inf or NaN in it?)"
             return
@@ -223,7 +223,7 @@ def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:
 
 
 def _successor(layer: _Layer, timed: bool) -> nn.Module | None:
-    """What stands in the layer's place in the copy; None: a copy of itself."""
+    """The layer's replacement in the copy; None: a copy of the layer."""
     sparse, row = layer.sparse, layer.row
     if sparse is None:
         return None

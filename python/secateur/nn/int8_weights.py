@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .quantized import LARGEST_SUM
 
-#: What a bias may be, in units of the sums: half of what 32 bits hold.
+#: The largest bias, in units of the sums: half of the largest 32-bit integer.
 _LARGEST_BIAS = 2**30
 #: A channel whose weights are all zero gives its bias alone, in units that keep so many bits of it.
 _BIAS_STEPS = 2**20

@@ -1,8 +1,8 @@
 """Layers that own their mask: for people who write sparsity into their model instead of pruning it afterwards.
 
 They are the plain layers plus a buffer ``weight_mask``. While training, forward applies the mask by the fused
-operator, so whatever changed the weight (an optimizer of any make, a copy by hand) pruned weights take no part, and
-their gradient is zero. In evaluation the zeros are in the weight itself and forward is the plain layer's.
+operator: pruned weights take no part and their gradient is zero, whatever changed the weight (any optimizer, a copy by
+hand). In evaluation the zeros are in the weight itself and forward is the plain layer's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ L = TypeVar("L", bound="_Masked")
 
 
 class _Masked(nn.Module):
-    """What both layers share; stands before the plain layer among the bases."""
+    """The base of both layers; it stands before the plain layer among their bases."""
 
     owns_mask = True  # its mask may be None ("not masked"), where a plain layer has no buffer at all
     weight: Tensor

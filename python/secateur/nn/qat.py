@@ -1,6 +1,6 @@
-"""Layers that train for integers: real weights that take part as what their bytes will stand for.
+"""Layers that train for int8: float weights, which forward uses as their int8 values.
 
-Quantization-aware training as Jacob et al. have it (CVPR 2018, section 3): weights are rounded in each forward, and the
+Quantization-aware training after Jacob et al. (CVPR 2018, section 3): weights are rounded in each forward, and the
 gradient passes the rounding as if it were not there (straight-through: Bengio et al., 2013).
 """
 
@@ -19,7 +19,7 @@ Q = TypeVar("Q", bound="_QATLayer")
 
 
 class _QATLayer(nn.Module):
-    """What both share. Buffers: ``input_scale`` float32, ``input_zero_point`` int32, ``weight_share`` float32 ``[K]``:
+    """The base of both. Buffers: ``input_scale`` float32, ``input_zero_point`` int32, ``weight_share`` float32 ``[K]``:
     how much of a channel's largest weight the byte 127 stands for.
 
     The scale of a channel follows its largest weight through the training.
@@ -51,13 +51,13 @@ class _QATLayer(nn.Module):
         return settle(rows, rows.abs().amax(1) / 127 * self.weight_share, bias, float(self.input_scale))
 
     def rounded_weight(self) -> Tensor:
-        """The weights as their bytes will have them; the gradient is that of the weights themselves."""
+        """The weights rounded to their int8 values; the gradient passes straight through."""
         weight, scale = self.weight, self.weight_scale()
-        # The bracket is exactly 0, and the sum what the bytes stand for.
+        # The bracket is exactly 0, so the sum is the rounded weight.
         return from_bytes(to_bytes(weight, scale), scale).to(weight.dtype) + (weight - weight.detach())
 
     def _rounded(self, x: Tensor) -> Tensor:
-        """``x`` on the grid; what lies on it stays as it is."""
+        """``x`` rounded to the grid; values on the grid stay as they are."""
         return torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, 0, 255)
 
     @classmethod

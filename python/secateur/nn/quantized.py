@@ -1,4 +1,4 @@
-"""Layers that compute with integers: what :func:`secateur.quantize` puts in place of a network's own.
+"""int8 layers: :func:`secateur.quantize` puts them in place of a network's own.
 
 Activations are unsigned bytes, ``real = (q - zero_point) * scale`` with one scale a tensor; weights are signed bytes,
 ``real = q * scale[k]`` with one scale an output channel (Jacob et al., "Quantization and Training of Neural Networks
@@ -20,7 +20,7 @@ from .._base.errors import Error
 
 #: Sums of integers below this are exact in float32.
 _EXACT = 2**24
-#: What a layer's sums may reach, bias included: they are added in 32 bits.
+#: The limit of a layer's sums, bias included: they are added in 32 bits.
 LARGEST_SUM = 2**31 - 1
 
 
@@ -92,7 +92,7 @@ class Quantize(nn.Module):
 
 
 class _QuantizedLayer(nn.Module):
-    """What convolutions and linear layers share: bytes of weights, their scales, and the grid of the input.
+    """The base of int8 convolutions and linear layers: weights as bytes, their scales, and the grid of the input.
 
     Buffers: ``weight_int8`` int8, ``weight_scale`` float32 ``[K]``, ``bias`` float32 ``[K]`` or None (real units),
     ``input_scale`` float32, ``input_zero_point`` int32.
@@ -155,14 +155,14 @@ class _QuantizedLayer(nn.Module):
     def _sums(self, x: Tensor) -> Tensor:
         """Weights times ``x`` (integers in [-255, 255], as float32), int32."""
         weight = self.weight_int8
-        if torch.compiler.is_compiling():  # no way to ask for values: float64 holds every sum exactly
+        if torch.compiler.is_compiling():  # values are unknown here: float64 holds every sum exactly
             return self._product(x.double(), weight.double()).to(torch.int32)
         reach = 255 * int(weight.to(torch.int32).abs().flatten(1).sum(1).max()) if weight.numel() else 0
         parts = max(math.ceil(reach / (_EXACT - 1)), 1)
         if parts > 1 and getattr(self, "groups", 1) > 1:
             return self._product(x.double(), weight.double()).to(torch.int32)
         columns = weight.shape[1]
-        # As many input channels at a time as keep every sum exact: a channel alone does, up to kernels of 23x23.
+        # As many input channels at a time as keep every sum exact: one channel does, up to kernels of 23x23.
         most = 255 * int(weight.to(torch.int32).abs().flatten(2).sum(2).max()) if weight.dim() > 2 else 255 * 128
         step = max(columns if parts == 1 else (_EXACT - 1) // max(most, 1), 1)
         if most >= _EXACT:

@@ -51,7 +51,7 @@ class Trial:
 
 
 class SparseBase(nn.Module):
-    """What both layers share; stands before the plain layer among the bases.
+    """The base of both layers; it stands before the plain layer among their bases.
 
     Any number of threads may call a layer. ``load_state_dict`` while they do gives each call the old nonzeros or the
     new ones, never some of both (the bias is read where it is, as in torch's layers).
@@ -60,7 +60,7 @@ class SparseBase(nn.Module):
     weight_mask: Tensor  # uint8 [K, ceil(weights per neuron / 8)]
     weight_values: nn.Parameter  # [nnz]
     _plan: tuple[object, host.SparseLayer] | None
-    _program: tuple[object, host.Program] | None  # of a convolution in blocks
+    _program: tuple[object, host.Program] | None  # of a convolution that runs in the engine
     trial: Trial | None  # set while the layer has yet to choose between its forms
     dense_weight: Tensor | None  # the unpacked weight, where the dense form was faster; not in the state_dict
 
@@ -102,7 +102,7 @@ class SparseBase(nn.Module):
         raise NotImplementedError
 
     def _choose_form(self, x: Tensor) -> None:
-        """Where there are several sparse kernels: choose."""
+        """Choose the sparse kernel, in a layer that has several."""
 
     def _dense(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -179,7 +179,7 @@ class SparseBase(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any,
         errors: list[str],
     ) -> None:  # fmt: skip
-        """Packed tensors of another number of nonzeros load too; what does not fit together is refused whole."""
+        """Packed tensors of another number of nonzeros load too; if mask and values do not fit, both are refused."""
         with lock:
             self._load(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 

@@ -18,7 +18,7 @@ from .sparse import SparseBase, check_weight, fill, lock
 _BLOCKS_BUDGET_S = 0.3  # for choosing tiles
 
 
-class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # as above
+class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # weight can be read, not set
     """``nn.Conv2d`` that stores and multiplies only the nonzeros: any kernel size, stride, padding, dilation, groups.
 
     Made by :meth:`from_dense`. Input ``[N, C, H, W]`` or ``[C, H, W]``, output as ``nn.Conv2d``, contiguous. State:
@@ -79,7 +79,7 @@ class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # as 
         return cast(nn.Conv2d, fill(layer, self))
 
     def _padding(self) -> tuple[int, int]:
-        """What the kernel pads with zeros itself; uneven "same" padding and other modes are padded beforehand."""
+        """The zero padding that the kernel does itself; uneven "same" padding and other modes are padded beforehand."""
         if self._pads_before():
             return 0, 0
         left, _, top, _ = self._reversed_padding_repeated_twice
@@ -118,7 +118,7 @@ class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # as 
         )  # fmt: skip
 
     def _takes(self, x: Tensor) -> bool:
-        """Whether the engine takes it; what it does not take, the operator does, or refuses with a reason."""
+        """Whether the engine takes it. If not, the operator runs it, or refuses it with a reason."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             return False
         sizes = zip(x.shape[2:], self._padding(), _pair(self.dilation), _pair(self.kernel_size), strict=True)

@@ -78,7 +78,7 @@ class ThresholdReLU(nn.Module):
             return ops.threshold_relu(x, theta, self.max)[0]
         if torch.is_grad_enabled() and x.requires_grad:
             # The in-place operator has no gradient. Copying back costs one pass over x, and keeps what in-place means:
-            # whoever else holds x sees the result, in training as in evaluation.
+            # other holders of x see the result, in training as in evaluation.
             return x.copy_(ops.threshold_relu(x, theta, self.max)[0])
         ops.threshold_relu_(x, theta, self.max)
         return x

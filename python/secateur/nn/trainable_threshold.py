@@ -15,7 +15,7 @@ from .threshold_relu import ThresholdReLU
 class _StraightThrough(torch.autograd.Function):
     """``y = x where x >= theta, else 0``, for which theta's true gradient is -x at x = theta and 0 elsewhere.
 
-    Instead of that point the window from theta / 2 to 3 theta / 2, over which it is spread evenly:
+    Here the gradient of that point is spread evenly over the window from theta / 2 to 3 theta / 2:
     dy/dtheta = -theta / (2 * theta / 2) = -1 inside. So the step knows no scale, and a theta of 0 stays a plain ReLU.
     """
 
@@ -41,8 +41,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class TrainableThresholdReLU(ThresholdReLU):
-    """What :func:`train_thresholds` makes of a :class:`ThresholdReLU` until :func:`freeze_thresholds`: the same values
-    (in plain torch), and a ``theta`` that is a Parameter. A step below 0 is taken back at the next forward pass."""
+    """A :class:`ThresholdReLU` between :func:`train_thresholds` and :func:`freeze_thresholds`: the same values (in
+    plain torch), and a ``theta`` that is a Parameter. A step below 0 is taken back at the next forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.theta.data.clamp_(min=0)

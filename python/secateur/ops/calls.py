@@ -30,7 +30,7 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
     try:
         if torch.is_grad_enabled():
             return op(*args)
-        # Nothing to record: past the gradient formulas, which are Python and cost 4 us even when they do nothing.
+        # No gradient to record: skip the gradient formulas, which are Python and cost 4 us even when they do nothing.
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
     except RuntimeError as error:
@@ -41,7 +41,7 @@ def _call(op: Callable[..., Any], *args: Any) -> Any:
 
 
 def _refusal(name: str, error: RuntimeError) -> str | None:
-    """What the operator's own checks say, if the error is theirs: one line that begins with the operator's name."""
+    """The message of the operator's own checks, if the error is theirs: one line that begins with its name."""
     line = str(error).partition("\n")[0]
     return line if type(error) is RuntimeError and line.startswith(f"{name}: ") else None
 
@@ -78,7 +78,7 @@ def _is_integer(value: Any) -> bool:
     return hasattr(value, "__index__") and -(2**63) <= value.__index__() < 2**63
 
 
-#: What the dispatcher takes for each type of our schemas. Where it takes less than is said here, its own error stays.
+#: The values that the dispatcher takes for each type of our schemas. Where it takes fewer, its own error stays.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "float": _is_number,
     "bool": _is_number,

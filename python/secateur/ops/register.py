@@ -30,7 +30,7 @@ def _new_theta(weight: Tensor) -> Tensor:
 
 
 def check_device(name: str, first: Tensor, argument: str, second: Tensor) -> None:
-    """One tensor on the meta device brings the whole call here: what came back would be memory as it was found."""
+    """One tensor on the meta device brings the whole call here; its result on another device would be uninitialized."""
     torch._check(
         first.device.type == second.device.type,
         lambda: f"{name}: {argument} must be on {first.device}, got {second.device}",

@@ -18,7 +18,7 @@ from .outcome import Pruned
 
 
 def sparsity(model: nn.Module) -> Report:
-    """Count the zeros of a model's weights, whoever put them there.
+    """Count the zeros of a model's weights, whatever made them.
 
     Returns:
         A report like :func:`prune`'s, one row a weight (embeddings too). theta is known where ``prune`` set it. The
@@ -40,7 +40,7 @@ def sparsity(model: nn.Module) -> Report:
 
 
 def packed_bytes(shape: Sequence[int], kept: int, itemsize: int) -> int:
-    """Bytes of a bit mask and the values that are kept; never more than dense, which is then what is stored."""
+    """Bytes of a bit mask and the kept values; where that is more than dense, the weight is stored dense."""
     rows, columns = rows_and_columns(shape)
     return min(rows * columns * itemsize, math.prod(mask_shape(shape)) + kept * itemsize)
 

@@ -1,7 +1,7 @@
-"""Every weight is looked at and decided here; nothing is written.
+"""Decides for every weight; writes nothing.
 
-What a criterion answers is checked and stored (a packed mask, new values in the weight's own type), so that writing
-cannot fail.
+A criterion's answer is checked and stored (a packed mask, new values in the weight's own type), so that writing cannot
+fail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .targets import Target, by_criterion
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be written to one weight."""
+    """The changes to be written to one weight."""
 
     target: Target
     gone: int  # weights that were zero before
@@ -59,7 +59,7 @@ def decide(model: nn.Module, targets: Sequence[Target], data: Any) -> list[Verdi
 
 
 def check_data(targets: Sequence[Target], data: Any) -> None:
-    """An Error for data that is missing, or that nobody asked for."""
+    """An Error for data that is missing, or that no criterion needs."""
     asking = [t for t in targets if t.criterion.needs is not None]
     if asking and data is None:
         what = {"norms": "norms", "gram": "Gram matrices"}[str(asking[0].criterion.needs)]
@@ -98,7 +98,7 @@ def _inputs(model: nn.Module, targets: Sequence[Target], data: Any) -> dict[int,
 
 @dataclass(frozen=True)
 class _Look:
-    """What a weight holds before it is pruned."""
+    """A weight's state before it is pruned."""
 
     alive: Tensor | None  # bool, the weight's shape; None: every weight lives
     gone: int
@@ -114,7 +114,7 @@ def _look(target: Target) -> _Look:
     if not zeros:
         return _Look(None, 0)
     if not criterion.zeros_count_in:
-        # A share of zeros means zeros of the total, whoever made them.
+        # A share of zeros counts all zeros, whatever made them.
         return _Look(value != 0, zeros)
     note = (
         f"{target.label} held {zeros:,} zeros without a mask: they count as weights in {criterion.zeros_count_in} "
@@ -124,7 +124,7 @@ def _look(target: Target) -> _Look:
 
 
 def _alive(weight: Weight) -> Tensor | None:
-    """What earlier pruning left, by our mask or torch.nn.utils.prune's; None where there was none."""
+    """The weights that earlier pruning left, by our mask or torch.nn.utils.prune's; None where there was none."""
     if weight.foreign is not None:
         return weight.foreign.to(torch.bool)
     mask = masks.get_mask(weight.module, weight.parameter)

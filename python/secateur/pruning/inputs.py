@@ -1,6 +1,6 @@
-"""What criteria need to know of the inputs of layers, summed up while the caller's batches stream through the model.
+"""Statistics of layers' inputs for criteria, summed up while the caller's batches stream through the model.
 
-Nothing of an input is kept: sums, squares and (where asked) Gram matrices of every layer are added up in float64 in one
+No input is kept: sums, squares and (where asked) Gram matrices of every layer are added up in float64 in one
 pass. Gram matrices of all layers are in memory together: F * F * 8 bytes a group, F inputs a neuron.
 """
 
@@ -29,7 +29,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class _Sums:
-    """What one weight's inputs add up to, over all the modules that hold the weight."""
+    """The sums over one weight's inputs, in all the modules that hold the weight."""
 
     def __init__(self, weight: Weight, gram: bool) -> None:
         self.label = weight.label
@@ -76,7 +76,7 @@ def check(weights: Sequence[Weight], needs: Sequence[str]) -> None:
 
 @keeps_grad_mode
 def collect(model: nn.Module, weights: Sequence[Weight], needs: Sequence[str], data: Any) -> list[Inputs]:
-    """Run ``data`` through the model, and return what each weight's inputs added up to.
+    """Run ``data`` through the model, and return the sums over each weight's inputs.
 
     The model runs in evaluation mode without gradients. Its training flags are put back and the hooks are removed,
     whatever happens.

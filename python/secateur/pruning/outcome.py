@@ -1,4 +1,4 @@
-"""What pruning came to: one record a weight, and what must not go unsaid."""
+"""The outcome of pruning: one record a weight, and the warnings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pruned:
 
 
 def outcome(pruned: Sequence[Pruned]) -> list[str]:
-    """What must not go unsaid about the result."""
+    """The warnings about the result."""
     by_target = {id(one.target): one for one in pruned}
 
     def grouped(some: Iterable[Pruned]) -> list[list[Pruned]]:

@@ -89,12 +89,12 @@ def prune_quietly(
     optimizer: Optimizer | Sequence[Optimizer] | None,
     data: Iterable[Any] | None = None,
 ) -> tuple[Report, list[str]]:
-    """:func:`prune`, with what is to be warned about returned instead."""
+    """:func:`prune`, with its warnings returned instead of issued."""
     optimizers = _check_optimizers(optimizer)
     targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides)
     with torch.no_grad():
         verdicts = decide(model, targets, data)
-        pruned = [_write(verdict) for verdict in verdicts]  # from here on nothing that the caller did can fail
+        pruned = [_write(verdict) for verdict in verdicts]  # from here on no mistake of the caller's can raise
         said += _clear(optimizers, pruned)
     said += outcome(pruned)
     notes += [note for one in pruned for note in one.notes]

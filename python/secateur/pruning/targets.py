@@ -16,7 +16,7 @@ from .criteria import Criterion, patterns
 from .criteria.base import NEEDS, SCOPES, share_of
 from .criteria.patterns import Pattern
 
-#: What an override may say of the layers that its key names.
+#: The values that an override may have for the layers that its key names.
 Override = Criterion | str | tuple[Criterion, str] | None
 
 
@@ -46,7 +46,7 @@ def assign_criteria(
     include: Iterable[Entry] | Entry,
     overrides: Mapping[Any, Override] | None,
 ) -> tuple[list[Target], list[str], list[str]]:
-    """Which weights are pruned by which rule; what must be warned about; what is only noted."""
+    """Which weights are pruned by which rule; the warnings; the notes."""
     check_criterion(criterion, "criterion")
     default = patterns.parse(pattern)
     rule = (criterion, criterion.pattern_for(default))

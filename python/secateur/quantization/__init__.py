@@ -1,4 +1,4 @@
-"""Integers in place of real numbers: after training, or with training."""
+"""int8 quantization: after training (PTQ), or with training (QAT)."""
 
 from .ptq import quantize
 from .qat import prepare_qat

@@ -1,4 +1,4 @@
-"""What rounded weights add to the mean of a layer's sums is taken back by its bias.
+"""Bias correction: a layer's bias takes back the shift of its mean output that rounding the weights causes.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with the
 means measured on data. It matters most where few weights make a sum: in EfficientNet-Lite0 one depthwise layer of 3x3
@@ -47,7 +47,7 @@ def correct_bias(model: nn.Module, made: Mapping[str, nn.Module], real: Mapping[
 
 
 def _correct(layer: QuantizedConv2d | QuantizedLinear, real: Tensor, mean: Tensor) -> None:
-    """``mean [C]`` of the input's channels; at the border, where padding is 0, it is taken for what it is inside."""
+    """``mean [C]`` of the input's channels; at the border, where padding is 0, the mean inside is used."""
     lost = (real.detach().float() - layer.weight).flatten(2) if real.dim() > 2 else real.detach().float() - layer.weight
     lost = lost.sum(2) if lost.dim() > 2 else lost  # [K, C / groups]
     groups = getattr(layer, "groups", 1)
@@ -57,5 +57,5 @@ def _correct(layer: QuantizedConv2d | QuantizedLinear, real: Tensor, mean: Tenso
     layer.bias = shift if before is None else before + shift
     try:
         layer.bias_int32()
-    except Error:  # it was at the very end of what 32 bits hold
+    except Error:  # the bias was at the very limit of 32 bits
         layer.bias = before

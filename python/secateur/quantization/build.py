@@ -1,6 +1,6 @@
-"""A calibrated network with integer layers in it: which values become bytes is decided, and the modules are placed.
+"""A calibrated network with int8 layers: decides which values become bytes, and places the modules.
 
-What the layers are is for the caller to say (frozen ones, or such that train), so both networks are the same graph.
+The caller makes the layers (frozen ones, or ones that train), so both networks are the same graph.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def build(
         if not why[name] and not observer.seen:
             why[name] = "the batches never reach it"
     built = Built(nn.Identity(), why={name: reason for name, reason in why.items() if reason})
-    memo: dict[int, Any] = {}  # what takes the place of the layers inside modules that stay modules
+    memo: dict[int, Any] = {}  # replacements of the layers inside modules that stay modules
     for name, layer in network.inner.items():
         old = network.root.get_submodule(name)
         if name not in built.why:
@@ -120,7 +120,7 @@ def _with_graph(
 def _threshold(module: nn.Module | None, shape: tuple[int, ...] | None, grid: Grid) -> Tensor | None:
     """The thresholds ``[C]`` of a ThresholdReLU that a byte can hold; None: it has to stay a layer of its own.
 
-    It does where the value shares the grid of signed ones, and where a threshold lies above the largest byte.
+    It stays one if the value shares the grid of signed ones, or if a threshold lies above the largest byte.
     """
     if not isinstance(module, ThresholdReLU) or not shape or grid.zero_point != 0:
         return None

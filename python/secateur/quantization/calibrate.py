@@ -21,13 +21,13 @@ from .network import Network, prepare
 
 @dataclass
 class Calibrated:
-    """A network and what was seen of its values; values that share a grid share an observer."""
+    """A network and the statistics of its values; values that share a grid share an observer."""
 
     network: Network
     example: Tensor  # the first batch
     observers: dict[fx.Node, Observer] = field(default_factory=dict)
     inner: dict[str, Observer] = field(default_factory=dict)  # of the inputs of layers inside modules, by path
-    limits: dict[fx.Node, float] = field(default_factory=dict)  # what a value's largest byte must not pass
+    limits: dict[fx.Node, float] = field(default_factory=dict)  # the most that a value's largest byte may stand for
 
     def grids(self, method: Method) -> dict[fx.Node, Grid]:
         known: dict[int, Grid] = {}
@@ -147,7 +147,7 @@ def _hook(root: nn.Module, observers: dict[str, Observer]) -> list[Any]:
 
 
 def put_between(node: fx.Node, after: fx.Node) -> None:
-    """Whoever reads ``node`` reads ``after`` instead, but for ``after`` itself."""
+    """Let all readers of ``node`` but ``after`` itself read ``after`` instead."""
     node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
 
 

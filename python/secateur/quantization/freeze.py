@@ -1,4 +1,4 @@
-"""Layers of integers from layers of real weights: the last step of both ways to quantize."""
+"""int8 layers from float layers: the last step of both ways to quantize."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .report import Entry, QuantizationReport, report_of
 
 
 def trainable(layer: nn.Module, grid: Grid, method: Method) -> QATConv2d | QATLinear:
-    """A layer that computes with bytes and has the real parameters of ``layer``, a plain Conv2d or Linear."""
+    """A layer that trains for int8, with the float parameters of ``layer``, a plain Conv2d or Linear."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     share = best_shares(layer.weight) if method == "mse" else None
     kind: Any = QATConv2d if isinstance(layer, nn.Conv2d) else QATLinear
@@ -25,7 +25,7 @@ def trainable(layer: nn.Module, grid: Grid, method: Method) -> QATConv2d | QATLi
 
 
 def freeze_layer(layer: QATConv2d | QATLinear) -> QuantizedConv2d | QuantizedLinear:
-    """The same layer of integers, for inference."""
+    """The same layer in int8, for inference."""
     scale = layer.weight_scale()
     held = (to_bytes(layer.weight, scale), scale, layer.bias, layer.input_scale, layer.input_zero_point)
     if isinstance(layer, QATLinear):
@@ -35,7 +35,7 @@ def freeze_layer(layer: QATConv2d | QATLinear) -> QuantizedConv2d | QuantizedLin
 
 
 def freeze(student: nn.Module) -> nn.Module | None:
-    """A copy in evaluation mode in which every layer that was trained for it is one of integers; None: there is none.
+    """A copy in evaluation mode in which every layer that was trained for int8 is an int8 layer; None: there is none.
 
     ``student`` may also be a part of another module (a wrapper that trains it).
     """
@@ -54,7 +54,7 @@ def freeze(student: nn.Module) -> nn.Module | None:
             entries.append(Entry(name, getattr(module, "weight", None), None, why.get(name, "not prepared for it")))
     if not memo:
         return None
-    kept = list(memo.values())  # as long as the memo goes by their ids
+    kept = list(memo.values())  # keeps them alive while the memo goes by their ids
     result = memo[id(student)] if id(student) in memo else copy.deepcopy(student, memo)
     del kept
     strip(result).eval()

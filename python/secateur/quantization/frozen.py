@@ -19,7 +19,7 @@ from .report import Entry, report_of
 
 
 def meets(accuracy: float, wanted: float) -> bool:
-    """Not below, but for the rounding of ``baseline - allowed``."""
+    """Whether ``accuracy`` is not below ``wanted``, up to the rounding of ``baseline - allowed``."""
     return accuracy >= wanted - 1e-12
 
 

@@ -1,4 +1,4 @@
-"""Of a value: what is seen of it while data streams by, and the grid of 256 steps that suits it."""
+"""Observers: the statistics of a value during calibration, and the grid of 256 steps that suits it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .._base.errors import Error
 Method = Literal["min-max", "percentile", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "min-max", "percentile")  # in the order in which ties are decided
 
-#: What "percentile" leaves outside at each end.
+#: The share of values that "percentile" leaves outside at each end.
 _TAIL = 1e-4
-#: The finest step, relative to the largest value: below it the numbers of float32 themselves are coarser.
+#: The finest step, relative to the largest value: float32 itself is coarser below it.
 _LEAST = 2.0**-20
 
 
@@ -29,7 +29,7 @@ class Grid:
 
 
 class Observer(nn.Module):
-    """Stands where a value shall become bytes while calibration data streams by: passes it on, and counts it.
+    """Stands during calibration where a value shall become bytes: passes it on, and counts it.
 
     The histogram is torch's (``HistogramObserver``, 2,048 bins that widen with the data).
     """
@@ -111,9 +111,9 @@ class Observer(nn.Module):
     def _least_error(self, low: float, high: float) -> tuple[float, float]:
         """The range whose grid has the least squared error over the histogram.
 
-        Our own search over it: the observer's shrinks the range quantile by quantile from one end at a time, and on
-        ReLU's one-sided values ends where the error is above that of the least of evenly tried ranges (ReLU of a
-        normal: 1.40e-5 against 1.24e-5, of its cube: 6.2e-3 against 4.6e-3, where the whole range gives 5.3e-3).
+        Our own search: the observer's shrinks the range quantile by quantile from one end at a time. On ReLU's
+        one-sided values it ends with more error than the best of evenly tried ranges (ReLU of a normal: 1.40e-5
+        against 1.24e-5, of its cube: 6.2e-3 against 4.6e-3, where the whole range gives 5.3e-3).
         """
         centres, counts = self._bins()
         centres, counts = centres[counts > 0], counts[counts > 0]

@@ -1,4 +1,4 @@
-"""What the nodes of a traced network do to values that lie on a grid."""
+"""How the nodes of a traced network treat values that lie on a grid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..graph.tracing import Meta
 #: of several; "concat"; "input"; "output"; "size": no tensor; "real": anything else.
 Kind = str
 
-#: What the operations of the table do to values on a grid, where their arguments leave no question.
+#: How the operations of the table treat values on a grid, where this does not depend on their arguments.
 _KINDS: dict[operators.Kind, Kind] = {
     "unary": "unary", "norm": "unary", "average": "average", "view": "move", "move": "move", "copy": "move",
     "dropout": "move", "pool": "pool", "concat": "concat", "add": "add", "binary": "binary",
@@ -64,7 +64,7 @@ def _call_kind(node: fx.Node, meta: Mapping[fx.Node, Meta]) -> Kind:
         return _pad_kind(known.read(node, "mode", "constant"), known.read(node, "value"))
     if kind == "move":
         return kind if len([o for o in operands if _may_be_real(meta.get(o, Meta()))]) == 1 else "real"
-    # A mean or a square root of what is no value on its way through the network is not ours.
+    # A mean or a square root without a value of the network as its input is not ours.
     return kind if operands or kind == "concat" else "real"
 
 
@@ -73,7 +73,7 @@ def _pad_kind(mode: Any, value: Any) -> Kind:
 
 
 def _may_be_real(seen: Meta) -> bool:
-    """Indices are no values that are moved; a list of tensors has no one dtype."""
+    """Whether a moved value may be floats: indices are not; a list of tensors has no one dtype."""
     return seen.dtype is None or seen.dtype.is_floating_point
 
 

@@ -24,7 +24,7 @@ class Layer:
 
     name: str
     module: nn.Module  # a plain nn.Conv2d or nn.Linear where it can be quantized
-    why: str = ""  # what keeps it in fp32
+    why: str = ""  # why it stays in fp32
     mask: Tensor | None = None  # packed, of secateur.prune or torch.nn.utils.prune
 
 
@@ -41,7 +41,7 @@ def refuse_not_finite(caller: str, path: str, module: nn.Module) -> None:
 
 
 def why_not(module: nn.Module) -> str:
-    """What keeps a layer from being quantized; empty where nothing does."""
+    """Why a layer cannot be quantized; empty where it can."""
     kind = type(module)
     if kind not in LINEAR.modules + CONV2D.modules:
         return f"{kind.__name__} has no int8 form"

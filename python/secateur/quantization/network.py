@@ -1,7 +1,7 @@
 """From a model to the graph that is quantized: traced, BatchNorm folded, every layer found.
 
-What torch.fx cannot trace stays a module, and the layers inside it are handled one by one; where not even the model's
-own forward can be traced, all of them are.
+A module that torch.fx cannot trace stays one, and the layers inside it are handled one by one. If the model's own
+forward cannot be traced, all layers are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
     work = freeze_thresholds(_copy(model)).eval()
     for module in work.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]  # what is observed must not be written over
+            module.inplace = False  # type: ignore[assignment]  # observed values must not be overwritten
     with torch.no_grad():
         try:
             work(example.clone())
@@ -150,7 +150,7 @@ def _another(name: str, network: Network) -> str:
 
 
 def _out_of_place(graph: fx.Graph, meta: dict[fx.Node, Meta]) -> None:
-    """Calls that write over their input become calls that do not, and later readers of it read the result."""
+    """In-place calls become functional ones, and later readers of their input read the result."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         writes = meta.get(node, Meta()).writes
@@ -246,7 +246,7 @@ def _take_inner(network: Network, path: str, module: nn.Module) -> None:
 
 
 def _keep_inner(network: Network, path: str, module: nn.Module) -> None:
-    """The layers of a module of torch's that computes with their weights by itself stay, and are reported."""
+    """torch's modules that compute with their layers' weights by themselves: such layers stay, and are reported."""
     for name, inner in module.named_modules():
         if is_layer(inner) and not any(f"{path}.{name}".startswith(f"{outer}.") for outer in network.inner):
             why = f"{type(module).__name__} computes with its weights by itself"

@@ -1,8 +1,8 @@
 """Which values of a network become bytes.
 
-The network's input; every value that an int8 layer reads; and what int8 layers made and is stored, that is, read by
-something that the layer before cannot do on its own way out. A value that only an activation reads, or the addend that
-stays in a convolution's accumulators, is never stored.
+The network's input, every value that an int8 layer reads, and every value that int8 layers made and that is stored. A
+value is stored if an operation reads it that cannot be part of the layer's epilogue. A value that only an activation
+reads, or the addend that stays in a convolution's accumulators, is never stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PASS = ("move", "pool", "concat")
 
 @dataclass
 class Values:
-    """A graph's values: who makes them, who reads them."""
+    """A graph's values, with their makers and readers."""
 
     kinds: dict[fx.Node, Kind]
     meta: Mapping[fx.Node, Meta]
@@ -40,7 +40,7 @@ class Values:
                 self.readers.setdefault(source, []).append(node)
 
     def through_moves(self, node: fx.Node) -> list[fx.Node]:
-        """The readers of a value, those of the same values in another place instead of what moves them."""
+        """The readers of a value; a move counts as its own readers."""
         found: list[fx.Node] = []
         for reader in self.readers[node]:
             found += self.through_moves(reader) if self.kinds[reader] == "move" else [reader]
@@ -69,11 +69,11 @@ class Values:
         return {node: find(node) for node in self.kinds}
 
     def accumulated(self, node: fx.Node, int8: Collection[fx.Node]) -> fx.Node | None:
-        """The operand of a sum or product that stays real: it was just computed, and nobody else reads it."""
+        """The operand of a sum or product that stays float: it was just computed, and has no other reader."""
         operands = self.inputs[node]
         alone = [o for o in operands if len(self.readers[o]) == 1 and operands.count(o) == 1]
         if self.kinds[node] == "add":
-            # A layer's own sums. Of two the later one: what it adds is there by then.
+            # A layer's own sums. Of two layers the later one: its other operand exists by then.
             alone = [o for o in alone if o in int8]
         else:
             alone = [o for o in alone if self.kinds[o] in ("layer", "unary", "add", "binary")]

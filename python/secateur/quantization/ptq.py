@@ -37,14 +37,14 @@ def quantize(
     :class:`secateur.nn.QuantizedConv2d` / :class:`~secateur.nn.QuantizedLinear` for the layers; ``compile`` keeps the
     bytes between them.
 
-    Bytes become: what int8 layers read, and what they made that something other than their own activation or residual
-    sum reads. What is joined by a concatenation shares one grid. A ``ThresholdReLU``'s thresholds are applied on the
-    integer scale. What only the network's output reads stays real. Modules that cannot be traced (torch.fx) stay
-    modules, and each layer inside rounds its own input; the report says so.
+    Values become bytes if int8 layers read them, or if int8 layers made them and something other than their own
+    activation or residual sum reads them. Values joined by a concatenation share one grid. A ``ThresholdReLU``'s
+    thresholds are applied on the integer scale. Values that only the network's output reads stay real. Modules
+    that cannot be traced (torch.fx) stay modules, and each layer inside rounds its own input; the report says so.
 
     Args:
-        model: any module, pruned or dense; float32 serves best. What :func:`secateur.prepare_qat` gave has its grids
-            already: then it is all that is given.
+        model: any module, pruned or dense; float32 serves best. The result of :func:`secateur.prepare_qat` has its
+            grids already and is the only argument.
         batches: an iterable of inputs (the model's one argument), or of ``(input, target)`` tuples or lists whose first
             item is the input; gone through once. A few hundred examples like the real ones serve.
         calibration: how the ends of a grid are found. ``"min-max"``: all that was seen. ``"percentile"``: all but one

@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network whose layers train as what their bytes will compute."""
+"""Quantization-aware training: a network whose layers train with int8 rounding in their forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each layer loses as integers: it alone quantized, everything else in fp32."""
+"""How much each layer loses in int8: it alone quantized, everything else in fp32."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def leave_out(
 ) -> tuple[Built, float, list[dict[str, Any]]]:  # fmt: skip
     """The network in which as few of the noisiest layers are fp32 as keep the accuracy: doubling, then bisection.
 
-    By noise, which one batch shows more finely than the accuracy of a few thousand images, and at no call.
+    Layers are ranked by noise: one batch shows it more finely than the accuracy of a few thousand images, and without a
+    call of ``evaluate``.
     """
     order = measure(calibrated, method, fp32, None, progress).worst
     steps: list[dict[str, Any]] = []

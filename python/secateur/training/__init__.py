@@ -1,4 +1,4 @@
-"""What stands in a training loop: losses and schedules."""
+"""Parts of a training loop: losses and schedules."""
 
 from .activation_loss import ActivationSparsityLoss
 from .distillation import DistillationLoss

@@ -101,7 +101,7 @@ class ActivationSparsityLoss:
 
 
 class _Hook:
-    """A forward hook that holds its loss weakly, so that a model outlives it, and copies and pickles to nothing."""
+    """A forward hook that holds its loss weakly, so that a model outlives it. Copies and pickles of it are empty."""
 
     def __init__(self, loss: ActivationSparsityLoss | None = None) -> None:
         self.loss = None if loss is None else weakref.ref(loss)
@@ -122,7 +122,7 @@ class _Hook:
 
 
 class _Restart(_Hook):
-    """The pre-hook of the whole model: what an earlier pass left is dropped."""
+    """The pre-hook of the whole model: drops the terms of an earlier pass."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         owner = self._owner()

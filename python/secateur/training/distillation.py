@@ -1,4 +1,4 @@
-"""A loss that has a smaller network learn from the one it was made of."""
+"""Distillation: a loss that trains a smaller network on the outputs of the one it was made of."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher = teacher
-        # Beyond, the squares that the loss is multiplied with leave float32.
+        # Beyond these limits T^2, a factor of the loss, leaves float32.
         self.temperature = checked_number(_CALLER, "temperature", temperature, 1e-6, 1e6)
         self.alpha = checked_number(_CALLER, "alpha", alpha, 0.0, 1.0)
         self.hints = _named(hints)
@@ -85,7 +85,7 @@ class DistillationLoss(nn.Module):
             _layer(self.teacher, name, "teacher")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "teacher":  # past nn.Module's own, which would make a submodule of it
+        if name == "teacher":  # not by nn.Module's own, which would make it a submodule
             object.__setattr__(self, name, _frozen(value))
         else:
             super().__setattr__(name, value)
@@ -158,7 +158,7 @@ class DistillationLoss(nn.Module):
         return self.temperature**2 * _mean(each, counted)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationLoss:
-        # What to(), half(), cuda() ... are made of.
+        # to(), half(), cuda() ... all end here.
         self.teacher._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -237,7 +237,7 @@ def _hint(names: tuple[str, str], student: Tensor, teacher: Tensor, expect_gradi
             f"{list(teacher.shape)}, the student's {names[1]!r} {list(student.shape)}"
         )
     if expect_gradient and not student.requires_grad:
-        # Frozen layers, or reentrant checkpointing: the hint would do nothing, and nobody would know.
+        # Frozen layers, or reentrant checkpointing: the hint would silently do nothing.
         raise Error(f"{_CALLER}: hints must name layers that learn, no gradient reaches the student's {names[1]!r}")
     student = _wide(student)
     return F.mse_loss(student, teacher.to(student))

@@ -138,7 +138,7 @@ class GradualPruner:
 
     @property
     def done(self) -> bool:
-        """Whether the last pruning is behind us."""
+        """Whether the last pruning is done."""
         return self.steps > self.schedule.end
 
     def step(self) -> Report | None:

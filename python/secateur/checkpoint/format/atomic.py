@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..._base.errors import Error
 
-# What file systems say that cannot sync a directory, and directories that may be written but not opened.
+# Errors of file systems that cannot sync a directory, and of directories that may be written but not opened.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)
 
 
@@ -39,7 +39,7 @@ def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode)
         try:
             if mode is not None:
-                os.fchmod(file, mode)  # what the umask took away
+                os.fchmod(file, mode)  # gives back what the umask took away
             for piece in pieces:
                 _write(file, memoryview(piece).cast("B"))
             os.fsync(file)
@@ -59,7 +59,7 @@ def _write(file: int, piece: memoryview) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk too."""
+    """Sync the folder, so that the new name reaches the disk too."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

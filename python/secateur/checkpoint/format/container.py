@@ -1,6 +1,6 @@
 """The safetensors container (https://github.com/huggingface/safetensors): a length, a header in JSON, bytes.
 
-Read with ordinary reads, not mapped: a mapped file that somebody truncates kills the process. Everything that the
+Read with ordinary reads, not mapped: if a mapped file is truncated, the process is killed. Everything that the
 header states is checked, in Python's integers, before anything is believed: the tensors lie end to end, fill the file
 to its last byte, and take the bytes that their shapes say.
 """
@@ -81,7 +81,7 @@ class Container:
         self.metadata, self.parts = _header(self)
 
     def hold(self) -> None:
-        """Bring the whole file into memory: from now on nobody can change it or take it away."""
+        """Bring the whole file into memory: from now on no change of the file matters."""
         self._held = self.piece(0, self.size)
 
     @property
@@ -185,7 +185,7 @@ def _part(name: str, about: Any, start: int) -> Part:
     if not isinstance(word, str) or word not in DTYPES:
         raise _UnknownWord(f"{name!r:.100} has the unknown dtype {word!r:.40}")
     shape = sizes(about["shape"])
-    # Bounded here, for Python prints no integer of thousands of digits.
+    # Bounded here: Python prints no integer of thousands of digits.
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2

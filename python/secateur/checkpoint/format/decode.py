@@ -16,7 +16,7 @@ from . import symbols
 from .description import Index
 from .symbols import Bytes, Numbers
 
-#: A tensor may be at most so many times larger than its index: what a short file may claim is bounded.
+#: A tensor may be at most so many times larger than its index. This bounds the size that a short file can claim.
 MOST_RATIO = 1024
 _NUMBERS = 2**17  # bits, gaps or codes at a time
 
@@ -72,7 +72,7 @@ def _bits(index: Index, shape: tuple[int, ...], read: Reader, size: int) -> Iter
 
 def _gaps(index: Index, shape: tuple[int, ...], read: Reader, size: int) -> Iterator[Numbers]:
     count, most = index.units(shape), 2**index.width - 1
-    here = 0  # units that are behind us
+    here = 0  # units passed so far
     before_last = 0
     for first, length in _pieces(size, index.width):
         numbers = symbols.unpack(read(first, length), index.width)

@@ -186,7 +186,7 @@ def _index(about: dict[str, Any], dims: int) -> Index:
 
 
 def _index_to_json(index: Index) -> dict[str, Any]:
-    """What is not as in version 1: there, every index is a bit an element."""
+    """The differences from version 1, where every index is a bit an element."""
     found: dict[str, Any] = {}
     if index.kind != "bits":
         found["index"] = index.kind

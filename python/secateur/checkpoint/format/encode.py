@@ -15,7 +15,7 @@ from .decode import MOST_RATIO, positions
 from .description import FLOATS, INTEGERS, Entry, Index
 from .symbols import Bytes, Numbers, bits_of
 
-#: What another form must save before it is taken: about what its words in the header take.
+#: Bytes that another form must save before it is taken: about the size of its entry in the header.
 _WORTH = 48
 _BLOCKS = (2, 4, 8, 16, 32)
 PACKABLE = (*FLOATS, *INTEGERS)
@@ -70,8 +70,8 @@ def packed(value: Tensor, keep: Tensor | None, narrow: torch.dtype | None, share
 
 
 def _choose(keep: _Bools, itemsize: int, dense: int, exact: bool) -> _Choice:
-    """``itemsize``: of a value as stored; ``dense``: bytes of the tensor. ``exact``: a form that holds this very mask,
-    blocks that are kept whole or not at all."""
+    """``itemsize``: of a value as stored; ``dense``: bytes of the tensor. ``exact``: the form must hold this very mask,
+    so every block is kept whole or not at all."""
     shape, least = keep.shape, dense / MOST_RATIO
     units = np.flatnonzero(keep)
     best = _cheapest(shape, 1, units, len(units) * itemsize, least, None)
@@ -94,7 +94,7 @@ def _choose(keep: _Bools, itemsize: int, dense: int, exact: bool) -> _Choice:
 def _cheapest(
     shape: tuple[int, ...], block: int, units: Numbers, values: int, least: float, best: _Choice | None
 ) -> _Choice:
-    """The better one of ``best`` and what blocks of this length offer; a reader believes ``least`` bytes and more."""
+    """The better one of ``best`` and what blocks of this length offer; readers refuse less than ``least`` bytes."""
     plain = Index("bits", block)
     rows, columns = plain.grid(shape)
     for index, size in [
@@ -121,7 +121,7 @@ def _gaps(units: Numbers, count: int) -> tuple[Numbers, int]:
 
 
 def _index(index: Index, units: Numbers, shape: tuple[int, ...]) -> Tensor:
-    """A packed mask; or gaps, of which the largest stands for so many units without a value."""
+    """A packed mask; or gaps, where the largest number stands for so many units without a value."""
     rows, columns = index.grid(shape)
     if index.kind == "bits":
         kept = np.zeros(rows * columns, np.bool_)
@@ -138,7 +138,7 @@ def _index(index: Index, units: Numbers, shape: tuple[int, ...]) -> Tensor:
 
 
 def _signs(flat: Tensor, where: Numbers, shape: tuple[int, ...], parts: dict[str, Tensor]) -> Index | None:
-    """Where the zeros that are not stored are negative: ``weight * mask``, as other libraries prune, leaves such."""
+    """Where the zeros that are not stored are negative. Libraries that prune by ``weight * mask`` leave such zeros."""
     if not flat.is_floating_point():
         return None
     bits = bits_of(flat)

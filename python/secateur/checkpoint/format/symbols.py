@@ -1,6 +1,6 @@
 """Numbers of 1, 2, 4, 8 or 16 bits in bytes, the first in the lowest bits (16: the low byte first).
 
-What stands in files is taken apart with numpy, not torch: the pieces are small, and numpy starts no threads for them.
+Files are decoded with numpy, not torch: the pieces are small, and numpy starts no threads for them.
 """
 
 from __future__ import annotations

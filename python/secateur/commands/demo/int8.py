@@ -19,7 +19,7 @@ from .data import Digits, Split
 from .training import accuracy
 
 PATTERN = "1x4"
-#: Of the teacher's answers (Hinton et al., 2015), mixed half and half with the labels.
+#: The distillation temperature (Hinton et al., 2015); the teacher's answers and the labels count half each.
 TEMPERATURE = 4.0
 
 

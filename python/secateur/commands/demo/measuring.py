@@ -155,5 +155,5 @@ def _version(package: str) -> str:
 
     try:
         return version(package)
-    except PackageNotFoundError:  # used from a source tree that nobody installed
+    except PackageNotFoundError:  # used from a source tree that is not installed
         return "unknown"

@@ -29,15 +29,15 @@ from .training import Loss, accuracy, fit, labels_alone, mean_loss
 
 LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 
-#: Zeros of each layer. conv1 has 9 weights a filter and fc2 is what tells the digits apart: together 0.4 % of all
-#: weights, so what they keep costs nothing.
+#: Zeros of each layer. conv1 has 9 weights a filter and fc2 tells the digits apart. Together they are 0.4 % of all
+#: weights, so keeping more of them costs nothing.
 SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.92, "fc2": 0.8}
 
-#: k of the activations' thresholds, from the least zeros to the most; which one is chosen on the validation digits.
+#: k of the activations' thresholds, from the least zeros to the most. The validation digits choose one.
 KS = (1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 
-#: Peak learning rates. What is left of a pruned network has further to go than fine-tuning usually does: 3e-3 gave
-#: 0.5 points more on shifted validation digits than 1e-3.
+#: Peak learning rates. A pruned network has further to go than fine-tuning usually does: 3e-3 gave 0.5 points more on
+#: shifted validation digits than 1e-3.
 RATE_DENSE, RATE_PRUNED = 2e-3, 3e-3
 
 

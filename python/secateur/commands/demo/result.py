@@ -1,4 +1,4 @@
-"""What the demo works with and what it comes back with."""
+"""The demo's budget, and the models and numbers that it makes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Budget:
 
 @dataclass
 class Result:
-    """What the stages hand on to the report and the picture."""
+    """The results of the stages, for the report and the picture."""
 
     dense: nn.Module
     pruned: nn.Module  # weights

@@ -174,7 +174,7 @@ def show(report: Mapping[str, Any]) -> None:
         for table in tables:
             print(f"\n{table}")
         return
-    # Cells cut short say nothing: better lines that the terminal wraps, and whole ones in a log, which has no width.
+    # No cell is cut short: the terminal wraps long lines, and a log, which has no width, gets them whole.
     console = Console(width=max(rich.get_console().width, 112))
     for table in tables:
         console.print(table)

@@ -1,4 +1,4 @@
-"""Fit, and count what is right."""
+"""Training and accuracy."""
 
 from __future__ import annotations
 

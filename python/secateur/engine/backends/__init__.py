@@ -1,1 +1,1 @@
-"""What runs a program: the engine in C++, or the reference in plain torch."""
+"""The backends that run a program: the engine in C++, or the reference in plain torch."""

@@ -1,4 +1,4 @@
-"""What a segment is built with: the builder's interface, the form of an activation, and who runs the result.
+"""What segments are built with: the builder's interface, activations, and the backend that runs a program.
 
 Two classes have this interface: ``secateur._host.Program`` (C++) and its plain-torch twin
 :class:`secateur.engine.backends.reference.ReferenceProgram`. The front takes either, so that each is tested against the
@@ -19,7 +19,7 @@ from ..._base.library import host
 
 
 class Act(NamedTuple):
-    """What is done to a value last. ``theta`` is float32 ``[K]``, of "threshold" alone."""
+    """The activation at the end of an operation. ``theta`` is float32 ``[K]``, for "threshold" alone."""
 
     kind: str = "none"  # clamp, threshold, leaky, hardswish, hardsigmoid, sigmoid, silu, gelu, tanh
     lo: float = 0.0  # clamp: the lower bound; leaky: the slope
@@ -33,7 +33,7 @@ RELU = Act("clamp", 0.0, math.inf)
 #: No plan of a program for these image sizes (a ValueError). Torch may compute them; any other error is a bug.
 Unplannable = host.Unplannable
 
-#: The kinds of operations: name -> (attributes that must be given, all attributes as they are where none is given).
+#: The kinds of operations: name -> (required attributes, all attributes with their defaults).
 #: They are declared once, in csrc/engine/kinds.
 KINDS: dict[str, tuple[list[str], dict[str, Any]]] = host.kinds()
 
@@ -48,8 +48,8 @@ Grid = tuple[float, int]  # scale, zero point: a byte q stands for (q - zero_poi
 
 
 class ProgramLike(Protocol):
-    """One segment, independent of batch and image size. Values are ids: planes [N, C, H, W] or rows [N, F], of real
-    numbers or, where a ``grid`` is given, of bytes."""
+    """One segment, independent of batch and image size. Values are ids: planes [N, C, H, W] or rows [N, F], of
+    floats or, where a ``grid`` is given, of bytes."""
 
     @property
     def id(self) -> int: ...
@@ -58,8 +58,8 @@ class ProgramLike(Protocol):
     def add(
         self, kind: str, inputs: Sequence[int], attributes: Mapping[str, Any] = ..., name: str | None = None
     ) -> int:
-        """An operation of one of the :data:`KINDS`; its output. Attributes that are not given, or None, are what the
-        kind says of them."""
+        """Add an operation of one of the :data:`KINDS`; returns its output. Attributes that are not given, or None,
+        take the kind's defaults."""
         ...
 
     def output(self, x: int) -> None: ...
@@ -72,8 +72,8 @@ class ProgramLike(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Who computes segments: how a program is made, fed with weights, and run; which dtypes it takes (on the CPU).
-    ``array`` hands over real numbers, ``integers`` a tensor as it is."""
+    """Computes segments: makes a program, gives it weights, and runs it; ``dtypes`` are those it takes (on the CPU).
+    ``array`` hands over floats, ``integers`` a tensor as it is."""
 
     name: str
     make: Callable[[], ProgramLike]

@@ -1,7 +1,7 @@
 """The plain-torch twin of ``secateur._host.Program``: same builder, same checks, any floating dtype, no speed.
 
-It is the oracle of the engine's tests, and what the front is tested with: in float64 a front that folds, fuses or
-reorders wrongly differs from the model by far more than rounding.
+It is the oracle for the engine's tests and for the front end's: in float64 a front end that folds, fuses or reorders
+wrongly differs from the model by far more than rounding.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class ReferenceProgram:
             raise Error("Program.finish: a program must have an input and an output")
         self._finished = True
 
-    # ---- what is done with it ----
+    # ---- using the program ----
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs: planes [N, C, H, W], rows [N, F], in the order of the calls of :meth:`output`."""
@@ -164,7 +164,7 @@ class ReferenceProgram:
         return rows
 
 
-# ---- the kinds: one function each, which checks and says what comes out and how it is computed ----
+# ---- the kinds: one function each, which checks, and returns the output and how it is computed ----
 
 _Compute = Callable[[list[Tensor], Tensor], Tensor]  # (values so far, a tensor of the wanted dtype and device)
 
@@ -179,7 +179,7 @@ class _Made(NamedTuple):
 
 @dataclass
 class _Adding:
-    """An operation on its way into a program."""
+    """An operation that is being added to a program."""
 
     program: ReferenceProgram
     kind: str
@@ -215,7 +215,7 @@ class _Adding:
         return made
 
     def real(self, i: int) -> _Compute:
-        """Input ``i`` as real values."""
+        """Input ``i`` as floats."""
         id, grid = self.inputs[i], self.value(i).grid
         if grid is None:
             return lambda values, like: values[id]

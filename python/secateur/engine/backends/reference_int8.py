@@ -1,4 +1,4 @@
-"""What the integer layers of the plain-torch twin compute, bit for bit what the engine's kernels do.
+"""The int8 layers of the plain-torch twin: bit for bit equal to the engine's kernels.
 
 Bytes are held as whole numbers in any dtype. Sums are exact; what follows is float32, one rounding an operation.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .program import Grid
 
-_WIDEST = 2.0**30  # what rounding takes without leaving 32 bits
+_WIDEST = 2.0**30  # the largest value whose rounding stays within 32 bits
 
 
 def _per_channel(values: Any, like: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def average(q: Tensor, window: tuple[Any, ...], grid: Grid, made: Grid) -> Tenso
 
 
 class Ending:
-    """What becomes of a layer's sums: see csrc/cpu/quads.h, QuadEnd."""
+    """The epilogue of a layer's sums: see Int8Epilogue in csrc/cpu/int8.h."""
 
     def __init__(
         self, bias: Any, multiplier: Any, residual_multiplier: float, residual: Grid | None, grid: Grid | None,
@@ -62,7 +62,7 @@ class Ending:
         self.residual, self.grid, self.limits, self.theta = residual, grid, limits, theta
 
     def __call__(self, sums: Tensor, other: Tensor | None) -> Tensor:
-        """sums, whole numbers ``[N, K, ...]``; other: the residual's bytes. Bytes, or real values in float32."""
+        """sums: whole numbers ``[N, K, ...]``. other: the residual's bytes. Returns bytes, or float32 values."""
         v = (sums + _per_channel(self.bias, sums)).to(torch.int32).float() * _per_channel(self.multiplier, sums)
         if other is not None:
             assert self.residual is not None

@@ -73,7 +73,7 @@ def _attribute(module: nn.Module, target: str) -> Any:
 
 
 def _has_effect(ctx: Context, node: fx.Node) -> bool:
-    """Nobody reads it, so it must be there for what it does."""
+    """Whether a node is needed for an effect: it writes in place, or nothing reads its result."""
     if node.op in ("placeholder", "get_attr", "output") or node in ctx.steps:
         return False
     meta = ctx.meta(node)
@@ -85,8 +85,8 @@ def _has_effect(ctx: Context, node: fx.Node) -> bool:
 def _connect(
     ctx: Context, parts: list[Part], nodes: list[fx.Node]
 ) -> tuple[list[SegmentIO], set[fx.Node], dict[int, set[fx.Node]]]:
-    """From the output backwards: which nodes are needed, what each segment takes and gives, and what torch's form of
-    it consists of (its steps, and what stands between them only there)."""
+    """Backwards from the output: the nodes that are needed, each segment's inputs and outputs, and the nodes of its
+    torch form (its steps, and the nodes between them that only this form has)."""
     plans = [SegmentIO(part) for part in parts]
     plan_of = {step.node: plan for plan in plans for step in plan.part.steps}
     operands = {id(plan): {node for step in plan.part.steps for node, _ in step.inputs} for plan in plans}

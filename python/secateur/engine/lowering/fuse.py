@@ -1,7 +1,7 @@
 """Within a segment: fewer steps for the same values.
 
 BatchNorm and other scaling goes into the weights before it, sums into the convolution before them, activations into
-whatever comes before. Only where nobody else reads the value in between.
+the step before them. Only where nothing else reads the value in between.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Fuser:
         return sorted(self.steps.values(), key=lambda s: s.place)
 
     def _alone(self, node: fx.Node, *kinds: str) -> Step | None:
-        """How a value is made, if its maker is of these kinds, ends in no activation, and one reader has it."""
+        """The step that makes a value, if it is of these kinds, has no activation, and its value has one reader."""
         made = self.steps.get(node)
         if made is None or made.kind not in kinds or made.act != NONE or self.uses[node] != 1:
             return None
@@ -102,17 +102,17 @@ class Fuser:
                     return
 
     def _quantize(self, node: fx.Node) -> None:
-        """Who makes the real values makes bytes of them at once, if nobody else reads them."""
+        """Fuse a quantize into the step that makes its input, if nothing else reads the floats."""
         step = self.steps[node]
         source, theta = step.inputs[0][0], step.attributes.get("theta")
         made = self.steps.get(source)
         if made is None or made.grid is not None or self.uses[source] != 1 or step.out == BATCHED_ROWS:
             return
         if made.kind in ("conv2d", "linear"):
-            # Activations that are a limit of bytes; the others are computed on real values. A threshold is none: of two
-            # values that round to one byte it may keep one.
+            # A clamp becomes limits of bytes; other activations are computed on floats. A threshold is no such limit:
+            # of two values that round to one byte it may keep one.
             fits = made.weight_scale is not None and made.act.kind in ("none", "clamp")
-        else:  # kinds that can end in bytes say so; those of images, for rows of bytes are made by layers and pools
+        else:  # kinds with a ``grid`` can end in bytes, on images: only layers and pools make rows of bytes
             fits = declares(made.kind, "grid") and (made.out == PLANES or made.kind == "global_avg_pool")
             fits = fits and (theta is None or declares(made.kind, "theta"))
         if fits:
@@ -135,7 +135,7 @@ class Fuser:
         if made is None or (affine and (made.join != "none" or len(made.inputs) > 1 or made.weight_scale is not None)):
             return
         if made.weight_scale is not None and made.kind == "linear" and step.act.theta is not None:
-            return  # integer rows have their thresholds in bytes
+            return  # int8 rows have their thresholds in bytes
         if affine:
             if made.kind == "map":
                 made.attributes.update(_compose(*made.affine, *step.affine))
@@ -149,7 +149,7 @@ class Fuser:
         plain = not step.is_affine
         (a, _), (b, _) = step.inputs
         if plain and step.join == "add" and all(layout == PLANES for _, layout in step.inputs) and a is not b:
-            # The later of two convolutions takes the sum: what it adds is there by then.
+            # The later of two convolutions takes the sum: its other operand exists by then.
             for x, other in sorted(((a, b), (b, a)), key=lambda pair: -self._place(pair[0])):
                 made = self._alone(x, "conv2d")
                 if made is not None and len(made.inputs) == 1:
@@ -183,7 +183,7 @@ def _compose(
 
 
 def _fold(step: Step, scale: Tensor | None, shift: Tensor | None) -> None:
-    """Scale and shift of each output channel into the weights, in float64."""
+    """Fold scale and shift of each output channel into the weights, in float64."""
     assert step.weight is not None
     channels = step.weight.shape[0]
     bias = step.attributes.get("bias")

@@ -1,4 +1,4 @@
-"""Which steps run together: segments as large as can be, without a way out of one and back into it."""
+"""Which steps run together: segments as large as can be, without a path that leaves one and comes back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
 
 
 def partition(ctx: Context, reasons: dict[fx.Node, str]) -> list[Part]:
-    """Segments of what is worth it; the rest of the steps goes back to torch, with its reason."""
+    """The segments that are worth it; all other steps go back to torch, with a reason."""
     while True:
         parts = _components(ctx, _levels(ctx))
         dropped = False
@@ -53,13 +53,13 @@ def _give_back(ctx: Context, steps: list[Step], reasons: dict[fx.Node, str], why
 
 
 def _outer_aliases(part: Part) -> list[Step]:
-    """Steps that only hand on what comes from outside: there is nothing to compute."""
+    """Steps that only hand an input of the segment on: there is nothing to compute."""
     nodes = part.nodes
     return [s for s in part.steps if s.kind == "alias" and s.inputs[0][0] not in nodes]
 
 
 def _needs(ctx: Context, node: fx.Node) -> list[fx.Node]:
-    """What must be computed before a node: its operands, and what the order of writes demands."""
+    """The nodes that must come before a node: its operands, and those that the order of writes demands."""
     step = ctx.steps.get(node)
     if step is not None:
         operands = [*(source for source, _ in step.inputs), *step.sizes_of]
@@ -69,7 +69,7 @@ def _needs(ctx: Context, node: fx.Node) -> list[fx.Node]:
 
 
 def _levels(ctx: Context) -> dict[fx.Node, int]:
-    """How many times the way to a node changes from torch into the engine, at most. A way out of a segment and back
+    """The most changes from torch into the engine on any path to a node. A path that leaves a segment and comes back
     raises the level, so steps of one level never depend on each other through torch."""
     levels: dict[fx.Node, int] = {}
     for node in ctx.traced.graph.nodes:

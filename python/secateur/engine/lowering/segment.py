@@ -1,4 +1,4 @@
-"""A segment at work: the program that computes it, torch's form of the same, and which of the two is faster here."""
+"""A segment at run time: its program, torch's form of the same, and the choice of the faster one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Decision:
 
 
 class Segment(nn.Module):
-    """Called with the values that it needs (``inputs``), gives those that others need (``outputs``): one tensor, or a
+    """Takes the values that it needs (``inputs``), returns those that others need (``outputs``): one tensor, or a
     tuple. Made by :func:`build`; holds no parameters of its own (torch's form refers to the model's)."""
 
     def __init__(
@@ -62,27 +62,27 @@ class Segment(nn.Module):
             if inputs is not None:
                 try:
                     return self._outputs(self.backend.run(inputs, self.program), args)
-                except Unplannable as refusal:  # any other error is a bug, and nothing to compute around
+                except Unplannable as refusal:  # any other error is a bug: no fallback
                     return self._unplanned(args, refusal)
         return self.torch_form(*args)
 
     def _unplanned(self, args: Sequence[Tensor], refusal: Exception) -> Any:
-        """Torch computes what the engine has no plan for at this image size (say, offsets beyond 16 bits). Where the
-        size is wrong, torch says so."""
+        """The fallback to torch, where the engine has no plan for this image size (say, offsets beyond 16 bits). If the
+        size is wrong, torch raises."""
         result = self.torch_form(*args)
         shapes = ", ".join(str(list(x.shape)) for x in args)
         warnings.warn(f"compile: {self.steps[0].name}: torch computes {shapes}, for {refusal}", stacklevel=2)
         return result
 
     def _inputs(self, args: Sequence[Tensor]) -> list[Tensor] | None:
-        """What the program takes; None where the arguments are not what it was built for."""
+        """The program's inputs; None where it was not built for these arguments."""
         inputs: list[Tensor] = []
         lead = None
         for which, layout, size in self.feeds:
             x = args[which]
             shape = x.shape
             if type(x) is not Tensor and type(x) is not nn.Parameter:
-                return None  # torch.export's and others' kinds of tensors are for torch
+                return None  # subclasses of tensors (torch.export's and others) are for torch
             if x.dtype != self.dtype or x.device.type != "cpu" or x.layout != torch.strided:
                 return None
             if layout == PLANES:
@@ -139,7 +139,7 @@ class Segment(nn.Module):
         known = decisions.get(key)
         if known is None or known.engine:
             try:
-                # The zeros of activations are what the example's first image makes them.
+                # The example's first image decides the zeros of activations.
                 example = [self.backend.array(x[:1]) for x in inputs] if batch else []
                 self.program.prepare(sizes, budget_s, example)
             except Unplannable as refusal:
@@ -165,7 +165,7 @@ class Segment(nn.Module):
 
 
 def _close_bytes(a: Tensor, b: Tensor) -> bool:
-    """Whether integers were computed: one step of a byte now and then, where real values round the other way."""
+    """Equal but for bytes that are one step off now and then, where floats round the other way."""
     return a.shape == b.shape and float((a - b).norm()) <= 0.05 * float(b.norm()) + 1e-6
 
 
@@ -175,7 +175,7 @@ def _as_tuple(value: Any) -> tuple[Tensor, ...]:
 
 @dataclass
 class SegmentIO:
-    """What a segment connects: worked out by :mod:`secateur.engine.assemble`."""
+    """A segment's steps, inputs and outputs, found by :mod:`secateur.engine.lowering.assemble`."""
 
     part: Part
     outputs: list[fx.Node] = field(default_factory=list)
@@ -184,7 +184,7 @@ class SegmentIO:
 
 
 def build(ctx: Context, plan: SegmentIO, torch_form: fx.GraphModule, backend: Backend, path: str) -> Segment:
-    """The module of one segment. What the engine refuses stays torch, with what it said."""
+    """The module of one segment. If the engine refuses it, it stays torch, with the refusal as its reason."""
     steps = [step for step in plan.part.steps if step.node in plan.live]
     fuser = Fuser(Part(steps), plan.outputs)
     fused = fuser.ordered()

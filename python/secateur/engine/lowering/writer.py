@@ -1,4 +1,4 @@
-"""Steps -> calls of the builder; what is bytes and what is real is settled here."""
+"""Steps -> calls of the builder; decides which values are bytes (int8) and which floats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, fx
 from ..backends.program import NONE, Act, Backend, Grid, ProgramLike, declares
 from ..recognise.steps import PLANES, POOLED, ROWS, Context, Input, Step
 
-_MOVES = ("max_pool", "select_channels", "flatten", "concat")  # bytes stay what they are
+_MOVES = ("max_pool", "select_channels", "flatten", "concat")  # bytes stay as they are
 
 Feed = tuple[int, str, int]  # an argument's place, its layout, its channels or features
 
 
 class Wanted(Protocol):
-    """What the writer needs to know of a segment's plan."""
+    """The part of a :class:`~secateur.engine.lowering.segment.SegmentIO` that the writer reads."""
 
     externals: list[fx.Node]
 
@@ -34,7 +34,7 @@ class Writer:
         self.given: dict[Input, int] = {}
         self.feeds: list[Feed] = []
         self.dtype = torch.float32
-        self.grids: dict[int, Grid | None] = {}  # by id: what bytes stand for; None: real values
+        self.grids: dict[int, Grid | None] = {}  # by id: what bytes stand for; None: floats
         self.casts: dict[tuple[int, Grid | None], int] = {}
 
     def write(self, steps: list[Step]) -> ProgramLike:
@@ -66,7 +66,7 @@ class Writer:
         return self.given[(node, ROWS if layout in (ROWS, POOLED) else layout)]
 
     def _handed(self, value: Any) -> Any:
-        """An attribute as the backend takes it: real numbers in the network's dtype, integers as they are."""
+        """An attribute as the backend takes it: floats in the network's dtype, integers as they are."""
         if isinstance(value, Act):
             return value._replace(theta=self._handed(value.theta))
         if not isinstance(value, Tensor):
@@ -80,10 +80,10 @@ class Writer:
             attributes["weight"] = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
         return {name: self._handed(value) for name, value in attributes.items()}
 
-    # ---- bytes and real values ----
+    # ---- bytes and floats ----
 
     def real(self, node: fx.Node) -> int:
-        """The id of a step's result as real values."""
+        """The id of a step's result as floats."""
         return self._real(self.ids[node], node.name)
 
     def _real(self, id: int, name: str) -> int:
@@ -106,7 +106,7 @@ class Writer:
         return self.program.add("quantize", [id], {"grid": grid}, name)
 
     def _takes_bytes(self, s: Step, i: int, ids: list[int]) -> bool:
-        """Whether input ``i`` may stay bytes, if it is. Kinds that can give bytes take images of them."""
+        """Whether input ``i``, if it is bytes, may stay so. Kinds that can give bytes also take images of bytes."""
         if s.kind in _MOVES:
             return s.kind != "concat" or self._alike(s, ids)
         if s.kind == "quantize" or (s.kind == "avg_pool" and s.grid is None):
@@ -121,7 +121,7 @@ class Writer:
         if s.kind == "quantize" and self.grids.get(ids[0]) == s.grid and s.attributes.get("theta") is None:
             return ids[0]
         ids = [id if self._takes_bytes(s, i, ids) else self._real(id, name) for i, id in enumerate(ids)]
-        # Pools average bytes into bytes, or real values, which then are quantized.
+        # Pools average bytes into bytes; averages of floats are quantized afterwards.
         late = s.kind in ("avg_pool", "global_avg_pool") and s.grid is not None and self.grids.get(ids[0]) is None
         made = self.program.add(s.kind, ids, self._attributes(s, **({"grid": None} if late else {})), name)
         if late and s.grid is not None:
@@ -130,13 +130,13 @@ class Writer:
         return made
 
     def _integer_layer(self, s: Step, ids: list[int], name: str) -> int:
-        """A convolution or a linear layer of bytes, and what it takes to give it some."""
+        """An int8 convolution or linear layer, and the steps that give it bytes."""
         assert s.grid_in is not None
         grid = s.grid
         x = self._bytes(ids[0], s.grid_in, name)
         residual = ids[1] if len(ids) > 1 else -1
         if residual >= 0 and (grid is None or self.grids.get(residual) is None):
-            # Only bytes are added to bytes: the sum of real values is a step of its own.
+            # The epilogue adds bytes to bytes only: a sum of floats is a step of its own.
             alone = self._integers(s, [x], None, name, act=NONE, theta=None)
             ends = {key: self._handed(s.attributes.get(key)) for key in ("act", "grid", "theta")}
             other = self._real(residual, name)
@@ -166,13 +166,13 @@ class Writer:
         return self.program.add(f"{s.kind}_int8", ids, made, name)
 
     def _alike(self, s: Step, ids: list[int]) -> bool:
-        """Whether they can be joined as they are: images of bytes of one scale, or real values."""
+        """Whether they can be concatenated as they are: images of bytes on one grid, or floats."""
         grids = {self.grids.get(id) for id in ids}
         return grids == {None} or (len(grids) == 1 and s.out == PLANES)
 
 
 def bounds(act: Act, grid: Grid) -> tuple[int, int]:
-    """An activation ("clamp" or none) as limits of bytes: rounding keeps the order, so they may be taken after it."""
+    """An activation ("clamp" or none) as limits of bytes: rounding is monotonic, so they may be applied after it."""
     zero = grid[1]
     inverse = (1.0 / torch.tensor(grid[0], dtype=torch.float32).double()).float()
 

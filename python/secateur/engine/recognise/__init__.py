@@ -1,1 +1,1 @@
-"""What a node of the traced graph computes, as a step that the engine knows."""
+"""From nodes of the traced graph to steps that the engine knows."""

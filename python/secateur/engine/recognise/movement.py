@@ -1,7 +1,7 @@
-"""View, transpose, chunk, slice and their like: chains of them that come to picking channels, or to flattening.
+"""Chains of view, transpose, chunk, slice and the like that select channels, or flatten.
 
-There are too many ways to write a channel shuffle to match them all. So a chain is not matched but tried: numbered
-pixels go in, and what comes out says what it does, for two batch sizes.
+There are too many ways to write a channel shuffle to match them all. So a chain is run on numbered pixels, for two
+batch sizes, and its output shows what it does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_movement(ctx: Context, node: fx.Node) -> bool:
 
 
 def movement(ctx: Context, node: fx.Node) -> Step:
-    """What the chain of movements that ends in ``node`` does to the value that it starts from."""
+    """The effect of the chain of movements that ends in ``node`` on the value that it starts from."""
     root, chain = _chain(ctx, node)
     layout = ctx.layout(root)
     if layout == BATCHED_ROWS:
@@ -149,7 +149,7 @@ class _Sizes:
 
 
 def expand(ctx: Context, node: fx.Node) -> Step:
-    """Pooled rows spread over the pixels of planes: the join does that by itself (:func:`settle` looks who joins)."""
+    """Pooled rows broadcast over the pixels of planes: the join does that by itself (nodes.py checks the readers)."""
     source = ctx.source(node.args[0], POOLED)
     have, want = ctx.meta(source[0]).shape or (), ctx.meta(node).shape or ()
     if len(want) != 4 or want[:2] != have[:2]:

@@ -29,7 +29,7 @@ def recognise(traced: Traced, order: Order, dtypes: tuple[torch.dtype, ...]) -> 
             continue
         meta = ctx.meta(node)
         if meta.constant is not None or (meta.shape is None and meta.number is not None):
-            continue  # computed once, or no tensor: at no cost anywhere
+            continue  # computed once, or no tensor: costs nothing
         if node.target is torch._assert:
             continue
         bound, ctx.size_bound = ctx.size_bound, False
@@ -49,7 +49,7 @@ def recognise(traced: Traced, order: Order, dtypes: tuple[torch.dtype, ...]) -> 
 
 
 def interior(ctx: Context, node: fx.Node) -> bool:
-    """Whether a node that no step stands for only serves those that read it: numbers, constants, links of a chain."""
+    """Whether a node without a step only serves its readers: numbers, constants, links of a chain."""
     if node in ctx.steps or node.op == "placeholder":
         return False
     meta = ctx.meta(node)
@@ -175,7 +175,7 @@ MODULES: dict[Operator, Callable[[Context, fx.Node, Any], Step]] = {
 
 
 def _settle(ctx: Context, reasons: dict[fx.Node, str]) -> None:
-    """Padding and expansion exist in the engine only as part of what reads them."""
+    """Padding and expansion exist in the engine only as part of their readers: else they go back to torch."""
     for node, step in list(ctx.steps.items()):
         if step.kind == "pad" and not _all_users(ctx, node, lambda s: s.kind == "conv2d"):
             _drop(ctx, node, reasons, "the engine pads for convolutions only")
@@ -196,7 +196,7 @@ def _only_size(ctx: Context, node: fx.Node) -> bool:
 
 
 def _drop(ctx: Context, node: fx.Node, reasons: dict[fx.Node, str], why: str) -> None:
-    """Back to torch; what was recognised because this node was pooled rows goes with it."""
+    """A node goes back to torch, with the nodes that were recognised because it was pooled rows."""
     step = ctx.steps.pop(node)
     reasons[node] = why
     if step.out == POOLED:

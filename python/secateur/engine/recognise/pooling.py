@@ -1,4 +1,4 @@
-"""Pools and padding: what they are in the engine."""
+"""Pools and padding as operations of the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .steps import PLANES, POOLED, ROWS, Context, Step, Unsupported, bind, pair
 
 
 def _attributes(operation: Operator, module: Any) -> dict[str, Any]:
-    """A module's own values of the function's arguments."""
+    """The arguments of the function, from a module's attributes."""
     return {name: getattr(module, name) for name in operation.arguments.split()[1:]}
 
 

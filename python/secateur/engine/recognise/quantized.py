@@ -1,4 +1,4 @@
-"""Layers of integers: what they are in the engine."""
+"""int8 layers as operations of the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the front knows of a node that the engine can run: a step, its inputs, and how its value is laid out."""
+"""A node that the engine can run, as a step: the operation, its inputs, and the layout of its value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Step:
     """One operation for the builder: its kind, and its attributes by the names that the engine declares for the kind
     (``secateur._host.kinds()``), with tensors of torch and float64 where something was folded.
 
-    ``pad``, ``alias`` and ``expand`` are no kinds of the engine: what reads them takes them over.
+    ``pad``, ``alias`` and ``expand`` are no kinds of the engine: their readers take them over.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Step:
             None  # [K], folded into the weight only while it is handed over: no copy is kept
         )
         self.weight_scale = weight_scale  # [K], of int8 weights
-        self.grid_in = grid_in  # the bytes that int8 weights are for
+        self.grid_in = grid_in  # the input's grid, for int8 weights
         self.sizes_of: list[fx.Node] = []  # tensors of which only the size is read
         self.place = 0  # in the order of the graph
         self._weighed: tuple[tuple[int, ...], float] | None = None
@@ -101,14 +101,14 @@ class Step:
 
 
 class Context:
-    """What recognition sees: the graph, the example's way through it, and what has been recognised so far."""
+    """The state of recognition: the graph, the example's values in it, and the steps found so far."""
 
     def __init__(self, traced: Traced, order: Order, dtypes: tuple[torch.dtype, ...]) -> None:
         self.traced = traced
         self.order = order
         self.dtypes = dtypes
         self.steps: dict[fx.Node, Step] = {}
-        self.size_bound = False  # what was recognised holds for this image size alone
+        self.size_bound = False  # the steps hold for this image size alone
 
     def meta(self, node: fx.Node) -> Meta:
         return self.traced.meta[node]
@@ -131,7 +131,7 @@ class Context:
         return None
 
     def number(self, value: Any) -> Any:
-        """A number, or a sequence of them; what is computed from sizes binds the result to this image size."""
+        """A number, or a sequence of them; a number computed from sizes binds the result to this image size."""
         if isinstance(value, fx.Node):
             meta = self.meta(value)
             if meta.number is None:
@@ -163,7 +163,7 @@ class Context:
         raise Unsupported(f"an operand is [{', '.join(map(str, meta.shape))}]")
 
     def check(self, meta: Meta) -> None:
-        """Only what the engine computes with."""
+        """Raise unless the engine computes with such a value."""
         if meta.shape is None:
             raise Unsupported("its result is no single tensor")
         if meta.device != "cpu":
@@ -194,7 +194,7 @@ class Context:
 
 
 def bind(node: fx.Node, names: str, **defaults: Any) -> dict[str, Any]:
-    """A call's arguments by name: what torch's functions are called is not always what their signature says."""
+    """A call's arguments by name; ``names`` are needed because signatures of torch's functions are not always true."""
     order = names.split()
     bound = dict.fromkeys(order)
     bound.update(defaults)

@@ -70,7 +70,7 @@ class Criterion:
         sparsity: the share of zeros to reach, 0 to 1, if the criterion has one. :class:`~secateur.GradualPruner` raises
             it step by step, and the report says where it was not reached.
         zeros_count_in: what zeros that no mask made count in as weights, in words for the report. Empty: they count
-            as pruned, whoever made them.
+            as pruned, whatever made them.
         why_nothing, why_missed: why a layer kept all its weights, or missed ``sparsity``, in words for the warning.
     """
 

@@ -89,7 +89,7 @@ class MeanStd(Criterion):
 
 
 def mean_std(field: Field, rule: MeanStd) -> Chosen:
-    """Apply a :class:`MeanStd` to one field; statistics over what lives."""
+    """Apply a :class:`MeanStd` to one field; statistics over the blocks that are not pruned yet."""
     mean, std = statistics(field.sample, field.alive)
     varied = std > 0  # [R]: a row of equal values keeps all
     score = field.score.to(torch.float64)

@@ -1,4 +1,4 @@
-"""What a criterion is given of each weight, and what it answers.
+"""A criterion's input for each weight, and its answer.
 
 Every tensor is in the neurons' shape [J, C, T], whatever the layer: J neurons (output channels), C input channels of
 one neuron (within its group), T kernel taps (1 for a Linear).
