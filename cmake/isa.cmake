@@ -20,7 +20,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
 endif()
 
 # GCC's -O3 unrolls the scalar loops over sixteen lanes for minutes. For AArch64, where NEON runs, GCC 12 vectorizes
-# clamps wrongly at -O2: test_kernels engine_quads sees it.
+# clamps wrongly at -O2: test_kernels engine_int8 sees it.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT SECATEUR_SANITIZE)
   set(SECATEUR_ISA_FLAGS_scalar -O2)
   if("neon" IN_LIST SECATEUR_ISAS)
