@@ -124,7 +124,7 @@ def test_forks_while_other_threads_call() -> None:
         for _ in range(15):
 
             def child() -> None:
-                # Its first plan was timed; one that is made again takes the cost model's kernels: another order of sums.
+                # The first plan was timed; one made again takes the cost model's kernels: another order of sums.
                 torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
                 assert torch.equal(layer(rows), linear)
                 fast(X[:, :, :27])  # a plan of the child's own
