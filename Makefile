@@ -79,7 +79,7 @@ setup: $(VENV)/.made-package ## everything that demo and test need
 demo: setup ## prune the tutorial's CNN on real digits and run it faster (ARGS="--data mnist")
 	$(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
 
-test: setup ## the Python tests (ARGS="tests/test_x.py -k name")
+test: setup ## the Python tests (ARGS="tests/pruning/test_prune.py -k name")
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 slow-test: setup ## the Python tests that compile C++ or start a benchmark's processes
