@@ -65,6 +65,7 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._writes_of_others = _WRITES_OF_OTHERS[0]
         self._modules: list[tuple[nn.Module, dict[str, Any] | None, list[tuple[Any, dict[str, Any]]]]] = []
         self._holders: list[tuple[Any, Any]] = []  # container, a shallow copy of its contents
         self._tensors: list[list[Any]] = []  # tensor, version, its values
@@ -128,7 +129,7 @@ class State:
         if t.layout != torch.strided or t.is_inference():
             self._tensors.append([t, -1, None])
             return
-        values = not isinstance(t, nn.Parameter) or t in _WRITTEN
+        values = not isinstance(t, nn.Parameter) or was_written(t)
         kept = t.detach().clone() if values and t.device.type != "meta" else None
         self._tensors.append([t, t._version, kept])
 
@@ -195,13 +196,14 @@ class State:
         for holder, contents in self._holders:
             if _differs(holder, contents):
                 _refill(holder, contents)
+        written = [entry for entry in self._tensors if entry[1] >= 0 and entry[0]._version != entry[1]]
+        if self._writes_of_others != _WRITES_OF_OTHERS[0]:
+            return  # another thread loads weights: they are to stay
         with torch.no_grad():
-            for entry in self._tensors:
-                t, version, values = entry
-                if version < 0 or t._version == version:
-                    continue
+            for entry in written:
+                t, _, values = entry
+                _WRITTEN[t] = True  # from now on a parameter's values are kept, too
                 if values is None:
-                    _WRITTEN[t] = True  # from now on its values are kept
                     values = original_of(t)
                 if values is not None:
                     if t.shape != values.shape:
@@ -210,10 +212,23 @@ class State:
                 entry[1] = t._version
 
 
+_WRITES_OF_OTHERS = [0]
+
+
+def others_write() -> None:
+    """Called before weights are written by anybody but a forward: trial runs in other threads must not undo it."""
+    _WRITES_OF_OTHERS[0] += 1
+
+
 # Parameters are large and hardly ever written by a forward, so their values are not kept beforehand: those of a copy
 # can be had again from the model that it was made of.
 _ORIGINALS = WeakTensorKeyDictionary()
 _WRITTEN = WeakTensorKeyDictionary()
+
+
+def was_written(t: Tensor) -> bool:
+    """Whether a forward was seen to write a tensor in place."""
+    return t in _WRITTEN
 
 
 def remember_original(made: Tensor, original: Tensor) -> None:
@@ -275,4 +290,14 @@ def state_kept(model: nn.Module) -> Iterator[State]:
         state.restore()
 
 
-__all__ = ["MODE", "State", "in_torch", "original_of", "random_state_kept", "remember_original", "state_kept"]
+__all__ = [
+    "MODE",
+    "State",
+    "in_torch",
+    "original_of",
+    "others_write",
+    "random_state_kept",
+    "remember_original",
+    "state_kept",
+    "was_written",
+]
