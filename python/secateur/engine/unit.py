@@ -36,7 +36,7 @@ from .recognise.nodes import recognise
 from .recognise.steps import Context
 
 _MOST_STATES = 8  # kinds of inputs kept at a time
-_MOST_MADE = 64  # kinds of inputs that are planned for at all: after that, new ones run in torch
+MOST_MADE = 64  # kinds of inputs that are planned for at all: after that, new ones run in torch
 
 
 @dataclass
@@ -122,7 +122,7 @@ class CompiledForward(StandIn):
             with self.settings.lock:
                 found = self.states.get(self.key(args))
                 if found is None:
-                    if (self.settings.sealed and not self.states) or self.made >= _MOST_MADE:
+                    if (self.settings.sealed and not self.states) or self.made >= MOST_MADE:
                         return Specialization(self._own, self.path, why="not what the example gave it")
                     if is_empty(args):
                         return Specialization(self._in_torch, self.path, why="it is given nothing to compute with")
@@ -348,4 +348,4 @@ def input_key(value: Any, with_size: bool = False, with_batch: bool = False) -> 
     return type(value)
 
 
-__all__ = ["CompileSession", "CompiledForward", "Specialization", "input_key", "is_empty", "undressed"]
+__all__ = ["MOST_MADE", "CompileSession", "CompiledForward", "Specialization", "input_key", "is_empty", "undressed"]

@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,9 +91,10 @@ def _is_torch(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, opaque: set[nn.Module]) -> None:
+    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module]) -> None:
         super().__init__()
         self.opaque = opaque
+        self.inside = inside  # the model's modules: a forward may make others, such as a slice of a Sequential
         self.failed: nn.Module | None = None
         self._thread = threading.get_ident()
 
@@ -107,7 +109,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if self.failed is None:
+            if self.failed is None and m in self.inside:
                 self.failed = m
             raise
 
@@ -260,7 +262,8 @@ def _writers(module: nn.Module, args: Sequence[Any]) -> dict[nn.Module, str]:
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
-    return [t for table in (module._parameters, module._buffers) for t in dict.values(table) if t is not None]
+    tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+    return [t for table in tables for t in dict.values(table) if isinstance(t, Tensor)]  # as they are: maybe packed
 
 
 def _refuse_proxies(graph: fx.Graph) -> None:
@@ -272,16 +275,27 @@ def _refuse_proxies(graph: fx.Graph) -> None:
 
 
 def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
+    inside = set(module.modules()) - {module}
     while True:
-        tracer = _Tracer(set(opaque))
+        tracer = _Tracer(set(opaque), inside)
         try:
             return tracer.trace(module, concrete_args=fixed or None)
         except Exception as error:
             said = (str(error).splitlines() or [""])[0]
-            reason = f"torch.fx cannot trace it: {type(error).__name__}: {said}"
+            reason = f"torch.fx cannot trace it: {type(error).__name__}: {said}{_place(error)}"
             if tracer.failed is None or tracer.failed in opaque:
                 raise Untraceable(reason) from error
             opaque[tracer.failed] = reason
+
+
+def _place(error: Exception) -> str:
+    """The line of the model's code that an error came from."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        home = str(frame.f_globals.get("__name__", ""))
+        if home.partition(".")[0] not in ("torch", "secateur"):
+            place = f" ({os.path.basename(frame.f_code.co_filename)}, line {line}, in {frame.f_code.co_name})"
+    return place
 
 
 def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
