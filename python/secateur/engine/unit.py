@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,9 +142,27 @@ class CompiledForward(StandIn):
 
     def _make(self, args: Sequence[Any]) -> Specialization:
         try:
-            return self._graph_state(args)
-        except Untraceable as reason:
-            return self._python_state(args, str(reason))
+            try:
+                return self._graph_state(args)
+            except Untraceable as reason:
+                return self._python_state(args, str(reason))
+        except (Error, MemoryError):
+            raise
+        except Exception as error:
+            if "memory" in str(error) or not self._runs(args):
+                raise
+            where = self.path or type(self.module).__name__
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            warnings.warn(f"compile: {where} runs in torch, for planning it failed: {said}", UserWarning, stacklevel=2)
+            return Specialization(self._in_torch, self.path, why=f"planning it failed: {said}")
+
+    def _runs(self, args: Sequence[Any]) -> bool:
+        try:
+            with torch.no_grad(), in_torch(), state_kept(self.module):
+                self._own(*clones(args))
+        except Exception:
+            return False
+        return True
 
     def _graph_state(self, args: Sequence[Any]) -> Specialization:
         settings = self.settings

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .._base.modules import forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
-from .._base.state import in_torch, state_kept, was_written
+from .._base.state import in_torch, random_state, same_random_state, state_kept, was_written
 from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
@@ -63,6 +63,7 @@ class Meta:
     geometry: tuple[Any, ...] = ()  # where in its storage it lies
     shares: list[fx.Node] = field(default_factory=list)  # inputs with which it shares memory
     writes: list[fx.Node] = field(default_factory=list)  # inputs that it writes into
+    random: bool = False  # it draws random numbers
     constant: Tensor | None = None
     number: Any = None  # a value that is no tensor (sizes and numbers computed from them)
 
@@ -80,6 +81,10 @@ class Traced:
     batch_bound: bool = False  # it holds for this batch size alone
     size_bound: bool = False  # it holds for this image size alone
     probes: list[tuple[Others, Any]] = field(default_factory=list)  # other inputs that it was tried on, and the results
+
+    def has_effects(self, node: fx.Node) -> bool:
+        """Whether a node does what no argument shows: draws random numbers, or may write, or calls hooks."""
+        return self.meta[node].random or (node.op == "call_module" and str(node.target) in self.opaque)
 
 
 def _is_torch(module: nn.Module) -> bool:
@@ -151,7 +156,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     theirs = clones(args)  # writes into them are compared too
     with torch.no_grad(), in_torch(), state_kept(module) as state:
         expected = _own_forward(module)(*theirs)
-        changed = state.changes()
+        changed, drawn = state.changes(), random_state()
     if changed:
         writers.update(_writers(module, args))
         if not writers:
@@ -176,9 +181,12 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     with torch.no_grad(), in_torch(), state_kept(module):
         try:
             got = _plain(examiner.run(*ours))
+            alike = same_random_state(random_state(), drawn)
         except Exception as error:
             raise Untraceable(f"its graph does not run: {type(error).__name__}: {error}") from error
     # fx takes `x += y` for `x = x + y`, so a write into x can be lost.
+    if not alike:
+        raise Untraceable("its forward draws random numbers that are no part of its graph")
     if not same(got, expected) or not same(ours, theirs):
         raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
     targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
@@ -345,10 +353,12 @@ class _Examiner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         inputs = {node: _tensors(self.env[node]) for node in n.all_input_nodes}
         versions = {node: [t._version for t in tensors] for node, tensors in inputs.items()}
+        random = torch.random.get_rng_state()
         result = super().run_node(n)
         if n.op == "output":
             return result
         meta = self.meta[n] = _describe(result)
+        meta.random = not torch.equal(random, torch.random.get_rng_state())
         memory = {t.untyped_storage()._cdata for t in _tensors(result)}
         for node, tensors in inputs.items():
             if memory & {t.untyped_storage()._cdata for t in tensors}:
