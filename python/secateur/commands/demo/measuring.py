@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ... import cpu
 from ..._base import timing
 from ..._base.errors import Error
+from ..._base.version import installed_version
 from ...checkpoint.tensor_files import write_plain
 from ...nn import ThresholdReLU
 from .data import Split
@@ -128,8 +129,6 @@ def threads(number: int) -> Iterator[None]:
 
 def machine() -> dict[str, Any]:
     """Where a figure comes from."""
-    from ... import __name__ as package
-
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -144,16 +143,7 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        package: _version(package),
+        "secateur": installed_version(),
         "system": f"{platform.system()} {platform.release()}",
         "command": " ".join(sys.argv),
     }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:  # used from a source tree that is not installed
-        return "unknown"
