@@ -39,8 +39,9 @@ SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.92, "fc2": 0.8}
 #: k of the activations' thresholds, from the least zeros to the most. The validation digits choose one.
 KS = (1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
 
-#: Compiling, quantizing, timing and counting, apart from the training: for the forecast.
-_MEASURED_S = 60.0
+#: For the forecast: compiling and timing, which take as long as they are given; how often all choices together look at
+#: the validation digits, nine copies a time; and what a look costs beside a step of training.
+_MEASURED_S, _LOOKS, _LOOK = 60.0, 220, 0.6
 
 #: Peak learning rates. A pruned network has further to go than fine-tuning usually does: 3e-3 gave 0.5 points more on
 #: shifted validation digits than 1e-3.
@@ -136,6 +137,7 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
     fit(dense, digits.train, budget.dense, RATE_DENSE, generator, title="train dense", progress=progress)
     # Both networks are pruned, the rules tried; a step with a teacher or a threshold takes somewhat longer.
     left = 1.2 * 2 * (budget.weights + budget.activations) + 4 * budget.rules
+    left += _LOOK * _LOOKS * len(digits.validation) / len(digits.train)
     pace = (time.perf_counter() - began) / budget.dense
     say(
         f"dense: accuracy {percent(accuracy(dense, digits.validation))}; at this pace about "
