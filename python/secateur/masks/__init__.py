@@ -4,7 +4,7 @@
 ``optimizer_hooks`` re-applies them; ``weights`` finds the weights of a model by name; ``sharding`` is for FSDP.
 """
 
-from . import optimizer_hooks  # noqa: F401  (registers its hooks with torch)
+from . import optimizer_hooks, replicas  # noqa: F401  (they register their hooks with torch)
 from .buffers import (
     Mark,
     Theta,

@@ -1,19 +1,20 @@
 """Layers that own their mask: for people who write sparsity into their model instead of pruning it afterwards.
 
-They are the plain layers plus a buffer ``weight_mask``. While training, forward applies the mask by the fused
+They are the plain layers plus a mask ``weight_mask``. While training, forward applies the mask by the fused
 operator: pruned weights take no part and their gradient is zero, whatever changed the weight (any optimizer, a copy by
 hand). In evaluation the zeros are in the weight itself and forward is the plain layer's.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
+from ..masks.marks import stored_mask, was_written
 from ..ops.packing import mask_shape, rows_and_columns
 
 L = TypeVar("L", bound="_Masked")
@@ -27,7 +28,7 @@ class _Masked(nn.Module):
     weight_mask: Tensor | None
 
     def _begin(self, mask: Tensor | None) -> None:
-        self.register_buffer("weight_mask", None)
+        self.weight_mask = None
         if mask is None:
             rows, columns = rows_and_columns(self.weight.shape)
             full = ops.mask_pack(torch.ones(rows, columns, dtype=torch.bool, device="cpu"))
@@ -76,9 +77,13 @@ class _Masked(nn.Module):
         return self
 
     def _effective_weight(self) -> Tensor:
-        if self.training and self.weight_mask is not None:
+        if not self.training or self.weight_mask is None:
+            return self.weight
+        if torch.compiler.is_compiling():
             return ops.mask_apply(self.weight, self.weight_mask)
-        return self.weight
+        if was_written(self, "weight"):  # by an average of models, say
+            masks.get_mask(self, "weight")
+        return ops.mask_apply(self.weight, cast(Tensor, stored_mask(self, "weight")))
 
     @classmethod
     def _from(cls: type[L], layer: Any, plain: type[nn.Module], mask: Tensor | None, **arguments: Any) -> L:
