@@ -277,6 +277,10 @@ class CompiledModel(nn.Module):
         """Drop the built programs, which do not match the weights any more: the next call builds again."""
         self.__dict__["_built"] = None
 
+    def _weights_changed(self) -> None:
+        """What writes weights in place calls this on every module that has it."""
+        self._stale()
+
     def train(self: C, mode: bool = True) -> C:
         if mode:
             raise Error(

@@ -29,7 +29,9 @@ def version_of(tensor: Tensor) -> int:
 
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor has values that can be looked at here: it is an ordinary one, and no CUDA graph is recorded."""
-    if type(tensor.data) is not Tensor or tensor.layout != torch.strided or tensor.device.type == "meta":
+    if type(tensor.data) is not Tensor or tensor.is_nested or tensor.layout != torch.strided:
+        return False
+    if tensor.device.type == "meta":
         return False
     return tensor.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 

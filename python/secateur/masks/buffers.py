@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from .._base.errors import Error
+from .._base.signals import held_signals
 from . import states
 from .marks import (
     MARK,
@@ -98,9 +99,10 @@ def strip(model: nn.Module) -> nn.Module:
     Returns:
         The model given.
     """
-    for _, module in list(masked_modules(model, "strip")):
-        for parameter in masked_parameters(module):
-            detach(module, parameter)
+    with held_signals():
+        for _, module in list(masked_modules(model, "strip")):
+            for parameter in masked_parameters(module):
+                detach(module, parameter)
     return model
 
 

@@ -182,6 +182,9 @@ def apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
             mask = stored_mask(module, parameter)
             if value is None or mask is None:
                 continue
+            if value.is_nested:
+                kind = type(module).__name__
+                raise Error(f"the pruned {parameter!r} of a {kind} must be an ordinary tensor, got a nested one")
             part = sharding.local_mask(module, parameter, value, mask)
             if part is not None:
                 apply_mask(sharding.local_part(value), part)

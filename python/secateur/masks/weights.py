@@ -128,7 +128,9 @@ def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:
 
 def _place(stored: Tensor) -> tuple[Any, ...]:
     """Equal for parameters that are one: the same object, or two Parameters over the same memory."""
-    if isinstance(stored, UninitializedParameter) or stored.device.type == "meta" or stored.numel() == 0:
+    if isinstance(stored, UninitializedParameter) or stored.is_nested:
+        return (id(stored),)
+    if stored.device.type == "meta" or stored.numel() == 0:
         return (id(stored),)
     if type(stored.data) is not Tensor or stored.layout != torch.strided:
         return (id(stored),)
@@ -192,6 +194,8 @@ def _examine(weight: Weight) -> None:
     elif stored.device.type == "meta":
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True
         weight.unwritten = True
+    elif stored.is_nested:
+        weight.problem = f"its {name} is a nested tensor, not an ordinary one"
     elif (spread := sharding.problem_of(stored)) is not None:
         weight.problem, weight.refuse = spread, True
     elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
@@ -233,7 +237,9 @@ def unknown_weights(model: nn.Module) -> tuple[list[str], list[str]]:
         for parameter, value in module._parameters.items():
             if value is None or parameter in known or isinstance(value, UninitializedParameter):
                 continue
-            if sum(size > 1 for size in value.shape) >= 2:
+            if value.is_nested:
+                other.append(f"{name}.{parameter}".lstrip(".") + " (nested)")
+            elif sum(size > 1 for size in value.shape) >= 2:
                 other.append(f"{name}.{parameter}".lstrip(".") + f" {list(value.shape)}")
     return quantized, other
 
