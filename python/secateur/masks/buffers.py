@@ -34,7 +34,7 @@ from .states import after_load as _after_load  # noqa: F401  (the name in what e
 
 
 def check_room(module: nn.Module, parameter: str, where: str, caller: str = "prune") -> None:
-    """Raise an Error if the name of the mask's buffer is taken by something else."""
+    """Raise an Error if the name of the mask is taken by something else."""
     name = buffer_name(parameter)
     mark = mark_of(module)
     if (mark is None or parameter not in mark.thetas) and getattr(module, name, None) is not None:
@@ -51,8 +51,11 @@ def attach(module: nn.Module, parameter: str, mask: Tensor, theta: Theta | None 
     if mark is None:
         mark = Mark(module)
         module.__dict__[MARK] = mark
+    if len(mark.hooks) < 3:  # new, or an earlier version has pickled it
+        for hook in mark.hooks:
+            hook.remove()
         mark.hooks = states.register(module, mark)
-    module._buffers.pop(buffer_name(parameter), None)  # where an earlier version has pickled it
+    module._buffers.pop(buffer_name(parameter), None)
     module.__dict__[buffer_name(parameter)] = mask
     mark.thetas[parameter] = theta
     note(module, parameter, mask)

@@ -57,7 +57,7 @@ class Mark:
         # Both deepcopy and pickle make the new module before its state, so the owner here is the new one.
         owner = state["owner"]
         self.__dict__.update(state)
-        if "load_hook" in state:  # of an earlier version, whose masks are buffers; they stay so until they are replaced
+        if "load_hook" in state:  # of an earlier version, whose masks stay buffers until one is replaced
             self.hooks = (state["load_hook"],)
         # A copy's version counter starts anew, and the mask may have been written before it was copied.
         self.known = {name: known._replace(version=_NEVER) for name, known in state.get("known", {}).items()}
