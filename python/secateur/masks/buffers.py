@@ -102,7 +102,7 @@ def strip(model: nn.Module) -> nn.Module:
     Returns:
         The model given.
     """
-    with held_signals():
+    with held_signals(repeated=True):
         for _, module in list(masked_modules(model, "strip")):
             for parameter in masked_parameters(module):
                 detach(module, parameter)

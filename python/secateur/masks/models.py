@@ -46,7 +46,7 @@ def adopt(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> n
 
 
 def _attached(model: nn.Module, found: Iterable[tuple[Weight, Tensor]]) -> nn.Module:
-    with held_signals():
+    with held_signals(repeated=True):
         for weight, mask in found:
             for module, parameter in weight.places:
                 attach(module, parameter, mask)
