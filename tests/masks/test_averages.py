@@ -302,7 +302,8 @@ def test_the_weights_that_a_pruned_network_began_with() -> None:
     beginning = weights(net())
     model = pruned(0.7)
     state = {key: beginning.get(key, value) for key, value in model.state_dict().items()}
-    model.load_state_dict(state)
+    with pytest.warns(UserWarning, match="not zero where its mask, which is the model's own, prunes them"):
+        model.load_state_dict(state)
     assert secateur.sparsity(model).sparsity == pytest.approx(0.7, abs=0.01)
 
 
@@ -320,6 +321,17 @@ def test_layers_that_own_their_mask(tmp_path: Path) -> None:
         assert other.training
         torch.testing.assert_close(other(x), model(x))
         torch.testing.assert_close(other.eval()(x), model(x))
+
+
+def test_a_layer_that_owns_its_mask_on_meta() -> None:
+    layer = secateur.nn.MaskedLinear(20, 10, mask=torch.rand(10, 20) > 0.5)
+    empty = secateur.nn.MaskedLinear(20, 10, device="meta")
+    empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+    given = secateur.nn.MaskedLinear(20, 10, device="meta", mask=torch.rand(10, 20) > 0.5)
+    given.load_state_dict(layer.state_dict(), assign=True)
+    for other in (empty, given):
+        assert all(torch.equal(v, layer.state_dict()[k]) for k, v in other.state_dict().items())
+        torch.testing.assert_close(other(torch.ones(2, 20)), layer(torch.ones(2, 20)))
 
 
 def test_swapped_in_for_a_validation_and_back() -> None:

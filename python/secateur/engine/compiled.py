@@ -400,10 +400,6 @@ class CompiledModel(nn.Module):
         others_write()
         self.__dict__["_generation"] += 1
 
-    def _weights_changed(self) -> None:
-        """What writes weights in place calls this on every module that has it."""
-        self._stale()
-
     def train(self: C, mode: bool = True) -> C:
         """Stays in evaluation mode, and says so once: as the frozen part of a larger model it may be told to train."""
         if mode and "train" not in self.__dict__["_told"]:

@@ -20,6 +20,10 @@ _MENDED = (
     "secateur: the bits of a mask were not those that it was given, and would have zeroed weights that live (an "
     "average of masks?): it was made anew from the weights that are not zero"
 )
+_ZEROED = (
+    "secateur: weights in a state_dict were not zero where its mask, which is the model's own, prunes them: they are "
+    "zero now (to keep them, take the mask away before: secateur.strip)"
+)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -56,6 +60,10 @@ def living(weight: Tensor) -> Tensor:
 
 def say_mended() -> None:
     warnings.warn(_MENDED, UserWarning, stacklevel=4)
+
+
+def say_zeroed() -> None:
+    warnings.warn(_ZEROED, UserWarning, stacklevel=4)
 
 
 def bytes_of(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from . import agreement, marks, sharding
 
 def register(module: nn.Module, mark: marks.Mark) -> tuple[RemovableHandle, ...]:
     """Hooks that give the module's masks to its state_dict and take them from one."""
-    take: RemovableHandle = module._register_load_state_dict_pre_hook(_Take(mark))  # type: ignore[no-untyped-call]
+    take: RemovableHandle = module._register_load_state_dict_pre_hook(_Take(mark))
     return (
         module.register_state_dict_post_hook(_give),
         take,
@@ -49,9 +49,10 @@ class _Take:
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        module = self.mark.owner and self.mark.owner()
-        for parameter in () if module is None else marks.masked_parameters(module):
-            assert module is not None
+        module = None if self.mark.owner is None else self.mark.owner()
+        if module is None:
+            return
+        for parameter in marks.masked_parameters(module):
             key = prefix + marks.buffer_name(parameter)
             if key not in state_dict:
                 if strict:
@@ -72,8 +73,11 @@ class _Take:
 
 def _fill(module: nn.Module, parameter: str, mask: Tensor, given: Tensor, weight: Any) -> None:
     bits = agreement.bytes_of(given.detach()).to(mask.device)
-    # The module's own mask holds whatever weights come with it: those that a pruned network began with, say.
-    if not torch.equal(bits, mask):
+    if torch.equal(bits, mask):
+        # The module's own mask holds whatever weights come with it: those that a pruned network began with, say.
+        if isinstance(weight, Tensor) and agreement.prunes_living(bits, weight):
+            agreement.say_zeroed()
+    else:
         marks.note(module, parameter, marks.write(module, parameter, mask, agreement.fitting(bits, weight)))
 
 

@@ -23,7 +23,7 @@ L = TypeVar("L", bound="_Masked")
 class _Masked(nn.Module):
     """The base of both layers; it stands before the plain layer among their bases."""
 
-    owns_mask = True  # its mask may be None ("not masked"), where a plain layer has no buffer at all
+    owns_mask = True  # its mask may be None ("not masked"), where a plain layer has no such attribute
     weight: Tensor
     weight_mask: Tensor | None
 
@@ -32,9 +32,14 @@ class _Masked(nn.Module):
         if mask is None:
             rows, columns = rows_and_columns(self.weight.shape)
             full = ops.mask_pack(torch.ones(rows, columns, dtype=torch.bool, device="cpu"))
-            masks.attach(self, "weight", full.to(self.weight.device))
+            masks.attach(self, "weight", full.to(self._mask_device))
         else:
             self.set_mask(mask)
+
+    @property
+    def _mask_device(self) -> torch.device:
+        """The weight's; the CPU for a layer on the meta device, whose mask is known before its weights are."""
+        return self.weight.device if self.weight.device.type != "meta" else torch.device("cpu")
 
     def set_mask(self, mask: Tensor) -> None:
         """Set which weights stay, and zero the others now.
@@ -51,11 +56,11 @@ class _Masked(nn.Module):
         if not isinstance(mask, Tensor):
             raise Error(f"{name}: mask must be a tensor, got {type(mask).__name__}")
         if mask.dtype == torch.bool and mask.shape == self.weight.shape:
-            packed = ops.mask_pack(mask.to(self.weight.device))
+            packed = ops.mask_pack(mask.to(self._mask_device))
         elif mask.dtype == torch.uint8 and tuple(mask.shape) == fitting:
             if columns % 8 and bool((mask[:, -1] >> (columns % 8)).any()):
                 raise Error(f"{name}: mask must have zeros in the unused bits of a row's last byte")
-            packed = mask.detach().to(self.weight.device, copy=True)
+            packed = mask.detach().to(self._mask_device, copy=True)
         else:
             raise Error(
                 f"{name}: mask must be bool {list(self.weight.shape)} or packed uint8 {list(fitting)}, "
