@@ -105,7 +105,8 @@ def broadcast(model: nn.Module, source: int = 0) -> nn.Module:
     """Give every process the masks of one, and its masked weights: for a model that was pruned on one rank alone.
 
     Every process of torch's default group calls it, before DistributedDataParallel or either FSDP wraps the model:
-    they assume that all processes have the same buffers, and otherwise fail in the transport.
+    they assume that all processes have the same masks, as they do of buffers. Also before
+    ``set_model_state_dict(broadcast_from_rank0=True)``, which sends a pruned model's weights but no masks.
 
     Args:
         model: the same architecture everywhere; changed in place, but not on ``source``. source: the rank that prunes.

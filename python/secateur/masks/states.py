@@ -55,7 +55,7 @@ class _Take:
         for parameter in marks.masked_parameters(module):
             key = prefix + marks.buffer_name(parameter)
             if key not in state_dict:
-                if strict:
+                if strict and not _fits_what_rank_0_sent(module, parameter, state_dict.get(prefix + parameter)):
                     missing_keys.append(key)
                 continue
             given = sharding.whole(state_dict.pop(key))
@@ -68,17 +68,43 @@ class _Take:
                     f"the shape in current model is {mask.shape}."
                 )
             elif mask is not None and given.device.type != "meta":
-                _fill(module, parameter, mask, given, sharding.whole(state_dict.get(prefix + parameter)))
+                problem = _fill(module, parameter, mask, given, state_dict.get(prefix + parameter))
+                if problem is not None:
+                    error_msgs.append(f"{key}: {problem}")
 
 
-def _fill(module: nn.Module, parameter: str, mask: Tensor, given: Tensor, weight: Any) -> None:
+def _fits_what_rank_0_sent(module: nn.Module, parameter: str, weight: Any) -> bool:
+    """Whether a mask may be missing: ``set_model_state_dict(broadcast_from_rank0=True)`` sends parameters and buffers.
+
+    The other processes have their masks already (:func:`secateur.masks.broadcast`), if these fit the weights.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0:
+        return False
+    mask = marks.get_mask(module, parameter)
+    if mask is None or not isinstance(weight, Tensor):
+        return False
+    part = sharding.local_mask(module, parameter, weight, mask)
+    return part is None or not agreement.prunes_living(part, sharding.local_part(weight))
+
+
+def _fill(module: nn.Module, parameter: str, mask: Tensor, given: Tensor, weight: Any) -> str | None:
+    """Write a mask; or the reason why not. No process may wait for the others here: not all may have been given it."""
     bits = agreement.bytes_of(given.detach()).to(mask.device)
+    if isinstance(weight, Tensor) and (part := sharding.local_mask(module, parameter, weight, bits)) is not bits:
+        if part is not None and agreement.prunes_living(part, sharding.local_part(weight)):
+            return (
+                "the mask prunes weights that are not zero (an average of masks?), and this process holds a part of "
+                "them only: load it before the model is sharded"
+            )
+        weight = None
     if torch.equal(bits, mask):
         # The module's own mask holds whatever weights come with it: those that a pruned network began with, say.
         if isinstance(weight, Tensor) and agreement.prunes_living(bits, weight):
             agreement.say_zeroed()
     else:
         marks.note(module, parameter, marks.write(module, parameter, mask, agreement.fitting(bits, weight)))
+    return None
 
 
 def after_load(module: nn.Module, incompatible_keys: Any) -> None:
