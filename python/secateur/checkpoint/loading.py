@@ -10,8 +10,9 @@ from torch import nn
 from .._base.errors import Error
 from ..engine.compiled import CompiledModel
 from ..masks.weights import unwrapped
-from .content import Content, opened_content, path_of
+from .content import Content, opened_content
 from .filling import Filling
+from .paths import path_of
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -37,6 +38,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             changes, or that the disk cannot give again, between the first reading and the second.
         OSError: the file cannot be read.
     """
+    if isinstance(path, nn.Module) and not isinstance(model, nn.Module):
+        raise Error("load: the path comes first, then the model: secateur.load(path, model)")
     if not isinstance(model, nn.Module):
         raise Error(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrapped(model)
