@@ -136,7 +136,8 @@ def _masks_of(sparsifier: Mapping[str, Any] | None) -> dict[str, Tensor]:
     if sparsifier is None:
         return {}
     state = sparsifier.get("state") if isinstance(sparsifier, Mapping) else None
-    masks = {k: about.get("mask") for k, about in state.items()} if isinstance(state, Mapping) else {}
+    held = state.items() if isinstance(state, Mapping) else ()
+    masks = {str(k): about.get("mask") if isinstance(about, Mapping) else None for k, about in held}
     if not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
         raise Error(f"{_CALLER}: sparsifier must be the state_dict() of a torch.ao.pruning sparsifier, with its masks")
     return masks

@@ -55,7 +55,8 @@ class Names:
             if key in known:
                 continue
             bare = ".".join(part for part in key.split(".") if part not in _RESERVED)
-            for other in (self.plain(key), bare, bare.removeprefix("module.")):
+            none = ".".join(part for part in bare.split(".") if part != "module")
+            for other in (self.plain(key), bare, bare.removeprefix("module."), none):
                 if other in known and other not in taken:
                     taken.add(other)
                     found[key] = other

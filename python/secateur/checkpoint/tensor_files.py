@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from .._base.errors import Error
 from .format.container import DTYPES, Container, Damaged, UnknownDtype, check_is_file, opened, write
 from .format.description import FORMAT
+from .paths import path_of
 
 #: "torch": written by torch.save or torch.export.save; "safetensors": plain; "packed": written by secateur.save.
 Kind = Literal["torch", "safetensors", "packed"]
@@ -23,7 +25,7 @@ def kind_of(path: Path, caller: str) -> Kind:
     Raises:
         Error: none of the three. OSError: it cannot be opened.
     """
-    check_is_file(path, caller)
+    check_is_file(path_of(path, caller), caller)
     if is_torch(path):
         return "torch"
     with _container(path, caller) as container:
@@ -54,9 +56,9 @@ def torch_tensors(path: Path, caller: str) -> dict[str, Any]:
     """The tensors of a torch.save'd state_dict, also of one inside a training script's checkpoint."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as reason:  # a damaged pickle may raise anything
+    except Exception as reason:  # a damaged pickle may raise anything; of a zip that was cut off it is EINVAL
+        if isinstance(reason, MemoryError) or (isinstance(reason, OSError) and reason.errno != errno.EINVAL):
+            raise
         said = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise Error(
             f"{caller}: {path} must be a state_dict of tensors (whole pickled models run code when they are opened): "
