@@ -90,7 +90,8 @@ def import_checkpoint(
     Args:
         checkpoint: a state_dict, or a file of one: torch.save's (opened with ``weights_only=True``: no code runs; also
             inside a training script's ``{"state_dict": ...}``) or safetensors.
-        model: the plain model, of the same architecture and without its masks.
+        model: the plain model, of the same architecture and without its masks. Names of wrappers (``module.``,
+            ``_orig_mod.``) in the checkpoint, in the model or in both are looked through.
         sparsifier: ``sparsifier.state_dict()`` of ``torch.ao.pruning``, where the model was saved before
             ``squash_mask``.
 
@@ -138,9 +139,10 @@ def _masks_of(sparsifier: Mapping[str, Any] | None) -> dict[str, Tensor]:
     state = sparsifier.get("state") if isinstance(sparsifier, Mapping) else None
     held = state.items() if isinstance(state, Mapping) else ()
     masks = {str(k): about.get("mask") if isinstance(about, Mapping) else None for k, about in held}
-    if not masks or not all(isinstance(mask, Tensor) for mask in masks.values()):
+    found = {name: mask for name, mask in masks.items() if isinstance(mask, Tensor)}
+    if not found or len(found) < len(masks):
         raise Error(f"{_CALLER}: sparsifier must be the state_dict() of a torch.ao.pruning sparsifier, with its masks")
-    return masks
+    return found
 
 
 def checked(state: Mapping[Any, Any], caller: str) -> dict[str, Tensor]:

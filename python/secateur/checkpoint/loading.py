@@ -22,11 +22,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     their coming back), and a mask that the file does not hold is gone. Tensors stay on the model's devices. A compiled
     model takes the file of the model that was compiled, or its own, and is refreshed.
 
-    The file is read twice. First all that it says is checked, then the tensors are made one after the other where they
-    belong: beside the model at most one layer's size is needed (and the compiled model's copy). Nothing is pickled.
+    The file is read twice. First all that it says is checked, its digest too, which covers every bit of it; then the
+    tensors are made one after the other where they belong: beside the model at most one layer's size is needed (and the
+    compiled model's copy). Nothing is pickled.
 
     Args:
         path: the file. model: of the architecture that was saved, pruned or not; a quantized one for a quantized file.
+            Wrappers (torch.compile, DataParallel, DistributedDataParallel) around it or its parts are looked through.
 
     Returns:
         The model given.

@@ -35,10 +35,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     Loading gives every bit back, the signs of zeros and the bits of NaNs too, unless ``values`` gives some up. Any
     tensor of two dims or more is packed where that is smaller, whatever made its zeros; a masked weight always is. A
     compiled model is saved as the model that was compiled. The file appears whole or not at all: it is written beside
-    ``path``, synced, and then renamed. A symbolic link is followed. The format: FORMAT.md.
+    ``path``, synced, and then renamed. The permissions of a file that is replaced stay. A symbolic link is followed. A
+    digest in the file tells :func:`load` of damage. The format: FORMAT.md.
 
     Args:
-        model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel) are looked through.
+        model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel, DistributedDataParallel)
+            around it or its parts are looked through: the file is the plain model's.
         path: where to; an existing file is replaced.
         values: "float16" or "bfloat16" stores the values of wider floating-point tensors of two dims or more in this
             type: smaller, and not exact any more (a warning names a tensor of which more than a hundredth becomes 0).
@@ -47,10 +49,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
             Exact: for weights that were clustered or rounded.
 
     Raises:
-        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialized or on the
-            meta device, or a pruned weight that is not zero (the update went by no ``torch.optim`` optimizer:
-            :func:`secateur.masks.apply` zeroes it); a scale or a threshold that :func:`secateur.load` would refuse; a
-            value too large for ``values``; path is no path, or names something that is no file.
+        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialized, or is no
+            ordinary tensor (sparse, nested, quantized, on the meta device); a pruned weight is not zero (the update
+            went by no ``torch.optim`` optimizer: :func:`secateur.masks.apply` zeroes it); a scale or a threshold is one
+            that :func:`secateur.load` would refuse; a value is too large for ``values``; path is no path, or names
+            something that is no file.
         OSError: the file cannot be written. What was there is there still.
     """
     if isinstance(path, nn.Module) and not isinstance(model, nn.Module):

@@ -48,7 +48,7 @@ def _write_whole(path: Path, pieces: Iterable[bytes | memoryview], again: Callab
     if mode is not None and not path.is_file():
         kind = "folder" if path.is_dir() else "device or a pipe: it would be replaced"
         raise Error(f"save: {path} must be a file or not be there yet, but is a {kind}")
-    remove_stale(path)
+    _remove_stale(path)
     beside = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp")
     nameless = True
     try:
@@ -132,7 +132,7 @@ def _lock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def remove_stale(path: Path) -> None:
+def _remove_stale(path: Path) -> None:
     """Remove what killed writers of ``path`` left beside it: such files as nobody holds a lock on."""
     with contextlib.suppress(OSError):
         for name in os.listdir(path.parent):
