@@ -79,6 +79,24 @@ def test_tensors_that_are_no_ordinary_ones(tmp_path: Path, kind: str) -> None:
     assert unchanged(model)
 
 
+def test_tensors_without_values_in_a_state_dict(tmp_path: Path) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = nn.Linear(6, 24)
+    lazy = nn.LazyLinear(24)
+    for state, words in ((fake.state_dict(), "FakeTensor"), (lazy.state_dict(), "one that is not initialized")):
+        with pytest.raises(
+            Error, match=f"import_checkpoint: weight must be an ordinary tensor with values, got {words}"
+        ):
+            secateur.import_checkpoint(state, nn.Linear(6, 24))
+    for model in (fake, lazy):
+        with pytest.raises(Error, match=r"save: weight must be "):
+            secateur.save(model, tmp_path / "f")
+        with pytest.raises(Error, match=r"import_checkpoint: weight must be "):
+            secateur.import_checkpoint(nn.Linear(6, 24).state_dict(), model)
+
+
 @pytest.mark.parametrize("place", ["orig", "mask", "packed", "packed weight", "sparsifier"])
 @pytest.mark.parametrize("kind", ODD)
 def test_masks_that_are_no_ordinary_tensors(kind: str, place: str) -> None:

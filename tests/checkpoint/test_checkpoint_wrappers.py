@@ -279,3 +279,16 @@ def test_a_masked_file_does_not_fit_into_torchscript(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"load: .* is masked in the file and must be able to take its mask"):
         secateur.load(tmp_path / "f", script)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(script), strict=True))
+
+
+def test_what_is_frozen_would_be_lost(tmp_path: Path) -> None:
+    """Its state_dict is empty: a file without weights would be no file of the model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frozen = torch.jit.freeze(scripted(nn.Sequential(nn.Conv2d(3, 8, 3)).eval()))
+    for model, name in ((frozen, "model"), (nn.Sequential(nn.Conv2d(3, 3, 1), frozen), "1")):
+        with pytest.raises(Error, match=f"save: {name} must hold its weights, but torch.jit.freeze has made constants"):
+            secateur.save(model, tmp_path / "f")
+    secateur.save(nn.Sequential(nn.Conv2d(3, 8, 3)), tmp_path / "plain")
+    with pytest.raises(Error, match="load: file and model must hold the same names"):
+        secateur.load(tmp_path / "plain", frozen)

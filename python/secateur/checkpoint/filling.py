@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as _EXTRA_STATE_KEY
-from torch.nn.parameter import is_lazy
 
 from .. import masks
 from .._base.checks import names_of
@@ -62,7 +61,7 @@ class Filling:
         }  # fmt: skip
         owned = {
             t.untyped_storage().data_ptr()
-            for t in (*model.parameters(), *model.buffers()) if kind_of_tensor(t) is None and not is_lazy(t)
+            for t in (*model.parameters(), *model.buffers()) if kind_of_tensor(t) is None
         }  # fmt: skip
         self._extra: dict[str, nn.Module] = {}
         for key, value in self.target.items():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.nn.parameter import is_lazy
 
 from .._base.errors import Error
 
 
 def kind_of_tensor(value: Tensor) -> str | None:
     """What a tensor is that is no ordinary one: sparse, nested, quantized, on the meta device, spread or wrapped."""
-    if is_traceable_wrapper_subclass(value):  # first: it may answer all else as it likes
+    if is_lazy(value):
+        return "one that is not initialized"
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it may answer all else as it likes
         return type(value).__name__
     if value.is_nested:
         return "a nested tensor"

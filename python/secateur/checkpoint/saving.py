@@ -75,6 +75,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
 def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[dict[str, Tensor], Description]:
     """The tensors of the file by name, and what is said about them."""
     state = state_of(model, "save")
+    for name, module in modules_of(model):
+        if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
+            raise Error(
+                f"save: {name or 'model'} must hold its weights, but torch.jit.freeze has made constants of them: save "
+                "the model that was frozen"
+            )
     masked = masked_keys(model)
     own_masks = {buffer_name(key) for key in masked}
     about = Description(layers=rules.layers_of(modules_of(model)))
