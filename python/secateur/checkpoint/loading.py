@@ -12,10 +12,11 @@ from ..engine.compiled import CompiledModel
 from ..masks.weights import unwrapped
 from .content import Content, opened_content, path_of
 from .filling import Filling
+from .graph.restoring import quantized_form, restored
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Fill ``model`` from a file that :func:`secateur.save` wrote.
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Fill ``model`` from a file that :func:`secateur.save` wrote; without a model, make one of the file alone.
 
     Afterwards the model is as it was saved: weights that were masked are masked again (fine-tuning goes on without
     their coming back), and a mask that the file does not hold is gone. Tensors stay on the model's devices. A compiled
@@ -37,6 +38,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             changes, or that the disk cannot give again, between the first reading and the second.
         OSError: the file cannot be read.
     """
+    if isinstance(path, nn.Module):
+        raise Error("load: the path comes first: secateur.load(path, model)")
+    if model is None:
+        with opened_content(path_of(path, "load")) as content:
+            return _fill(content, restored(content.file, content.tensors))
     if not isinstance(model, nn.Module):
         raise Error(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrapped(model)
@@ -45,12 +51,14 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             source = copy.deepcopy(inner.source)  # running calls keep the old one; after an error it stays
             _fill(content, unwrapped(source))
             inner.refresh(source)
+        elif (quantized := quantized_form(content.file, content.tensors, inner)) is not None:
+            return _fill(content, quantized)
         else:
             _fill(content, inner)
     return model
 
 
-def _fill(content: Content, model: nn.Module) -> None:
+def _fill(content: Content, model: nn.Module) -> nn.Module:
     masked = content.masks()
     filling = Filling(model, content.tensors, set(masked), "load")
     if content.file.size <= filling.largest:
@@ -64,3 +72,4 @@ def _fill(content: Content, model: nn.Module) -> None:
             f"load: {content.file.path} must not change while it is read, but it was sound at first and then was not; "
             f"the model is filled in part: {error}"
         ) from error
+    return model

@@ -21,6 +21,7 @@ from .content import path_of
 from .format import atomic, encode
 from .format.container import WORDS, header, pieces
 from .format.description import Description, name_of
+from .graph.writing import described
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,7 +62,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     if isinstance(model, CompiledModel):
         model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
     tensors, description = _packed(model, None if values is None else _NARROW[values], share)
-    first, order = header(tensors, description.metadata())
+    about = description.metadata()
+    try:
+        first, order = header(tensors, about | graph_of(model))
+    except Error:  # too long together
+        first, order = header(tensors, about)
     atomic.write(place, pieces(first, [tensors[name] for name in order]))
 
 
@@ -94,6 +99,12 @@ def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[
         about.packed[key] = dataclasses.replace(made.entry, theta=masked.get(key))
         tensors |= {key + suffix: part for suffix, part in made.parts.items()}
     return tensors, about
+
+
+def graph_of(model: nn.Module) -> dict[str, str]:
+    """What the metadata says of what a model computes; nothing, where that cannot be said."""
+    own_masks = {buffer_name(key) for key in masked_keys(model)}
+    return described(model, {key: value for key, value in state_of(model, "save").items() if key not in own_masks})[0]
 
 
 def _encoded(

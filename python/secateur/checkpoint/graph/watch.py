@@ -1,0 +1,130 @@
+"""What a forward may not ask while it is followed: of what its values are, and what else decides its way.
+
+A value that stands for a tensor raises where Python needs the number itself, so a branch on it is noticed. Some
+questions raise nothing, and an answer of the moment would be written down as if it held for ever: of which type a value
+is, whether gradients are on, what a list that all modules share holds, what is drawn at random. So each function of the
+model's that runs is looked at before it does.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import os
+import random
+import sys
+import sysconfig
+import threading
+import types
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .skeleton import CannotFollow, Unknown
+
+T = TypeVar("T")
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_LAYERS = os.path.join(_TORCH, "nn", "modules") + os.sep
+_MACHINERY = tuple(os.path.join(_LAYERS, name) for name in ("module.py", "container.py"))
+_PYTHON = sysconfig.get_paths()["stdlib"] + os.sep
+_OURS = str(Path(__file__).resolve().parents[2]) + os.sep
+#: Files of torch whose functions change how others compute.
+_MODES = tuple(
+    os.path.join(_TORCH, *parts)
+    for parts in (
+        ("utils", "_contextlib.py"), ("autograd", "grad_mode.py"), ("amp", "autocast_mode.py"), ("random.py",),
+        ("utils", "checkpoint.py"), ("_dynamo", ""), ("utils", "_device.py"),
+    )
+)  # fmt: skip
+_QUESTIONS = frozenset({"type"})
+_BUILTIN_QUESTIONS = frozenset({"id", "callable", "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled",
+                                "is_autocast_cpu_enabled", "time", "perf_counter", "monotonic", "urandom", "getenv",
+                                "globals", "locals", "vars", "is_anomaly_enabled", "get_default_dtype",
+                                "_get_tracing_state"})  # fmt: skip
+_SHARED = (list, dict, set, deque, bytearray, Tensor, nn.Module)
+
+
+def is_the_models(path: str) -> bool:
+    """Whether code of a file is the model's own, or of a layer's forward."""
+    if path.startswith(_TORCH):
+        return path.startswith(_LAYERS) and not path.startswith(_MACHINERY)
+    return not (path.startswith(_OURS) or (path.startswith(_PYTHON) and "-packages" + os.sep not in path))
+
+
+def watched(run: Callable[[], T]) -> T:
+    """``run()``, where no function of the model's asks what it may not.
+
+    Raises:
+        CannotFollow: one does.
+    """
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def look(frame: types.FrameType, event: str, argument: Any) -> None:
+        if event == "c_call" and is_the_models(frame.f_code.co_filename):
+            _look_at_builtin(argument)
+        elif event == "call":
+            _look_at(frame)
+
+    def work() -> None:
+        sys.setprofile(look)
+        try:
+            result.append(run())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            sys.setprofile(None)
+
+    # A thread of its own, for the caller's may have a profiler already, and modes of torch that are not the model's.
+    thread = threading.Thread(target=work, name="secateur.save", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return result[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _catches(code: types.CodeType) -> bool:
+    """Whether code goes on after an error: then one that a value raises, and no tensor would, could decide its way."""
+    return any(one.opname in ("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH") for one in dis.get_instructions(code))
+
+
+def _look_at_builtin(function: Any) -> None:
+    name = getattr(function, "__name__", "")
+    owner = getattr(function, "__self__", None)
+    if name in _BUILTIN_QUESTIONS:
+        raise CannotFollow(f"its forward asks {name}()")
+    if isinstance(owner, random.Random) or type(owner).__module__.startswith("numpy.random"):
+        raise CannotFollow(f"its forward draws at random ({name})")
+
+
+def _look_at(frame: types.FrameType) -> None:
+    code = frame.f_code
+    path = code.co_filename
+    if path.startswith(_MODES):
+        raise CannotFollow(f"its forward sets how torch computes ({code.co_name} of {os.path.basename(path)})")
+    if path == random.__file__:
+        raise CannotFollow(f"its forward draws at random ({code.co_name})")
+    if not is_the_models(path):
+        return
+    if _catches(code):
+        raise CannotFollow(f"its forward catches errors, or has a with statement ({code.co_name})")
+    for name in code.co_names:
+        if name in _QUESTIONS:
+            raise CannotFollow(f"its forward asks for the {name} of a value")
+        if isinstance(frame.f_globals.get(name), _SHARED):
+            raise CannotFollow(f"its forward uses the global {name}")
+    if code.co_freevars:
+        held = frame.f_locals
+        for name in code.co_freevars:
+            if isinstance(held.get(name), _SHARED) and not isinstance(held.get(name), Unknown):
+                raise CannotFollow(f"its forward uses {name} of the function around it")
+
+
+__all__ = ["is_the_models", "watched"]
