@@ -25,17 +25,25 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     The file is read twice. First all that it says is checked, then the tensors are made one after the other where they
     belong: beside the model at most one layer's size is needed (and the compiled model's copy). Nothing is pickled.
 
+    Without a model, what the file says of it is made of this package's own tables of modules and operations: nothing is
+    imported, looked up or called because a file names it. The new model is on the CPU and in evaluation mode, has the
+    same state_dict and computes the same. Its class is another: plain attributes, methods, ``model[0]`` and arguments
+    with defaults are not there. A compiled model's file gives the model that was compiled:
+    ``secateur.compile(secateur.load(path), example)``.
+
     Args:
-        path: the file. model: of the architecture that was saved, pruned or not; a quantized one for a quantized file.
+        path: the file. model: of the architecture that was saved, pruned or not. A plain model takes the file of its
+            quantized form too: it stays as it is, and a new, quantized one is returned. None: the file alone.
 
     Returns:
-        The model given.
+        The model given, or the new one.
 
     Raises:
-        Error: not such a file, a damaged one or one of a later version; tensors missing, unexpected, or of another
-            shape or dtype than the model's; a scale that is not finite and positive. The model is then exactly as it
-            was. One exception is said in words: a file larger than the model's largest tensor that another program
-            changes, or that the disk cannot give again, between the first reading and the second.
+        Error: not such a file, a damaged one or one of a later version; no model is given, and the file does not say
+            what its own computes (``save`` could not follow it, or the file is older); tensors missing, unexpected, or
+            of another shape or dtype than the model's; a scale that is not finite and positive. The model is then
+            exactly as it was. One exception is said in words: a file larger than the model's largest tensor that
+            another program changes, or that the disk cannot give again, between the first reading and the second.
         OSError: the file cannot be read.
     """
     if isinstance(path, nn.Module):

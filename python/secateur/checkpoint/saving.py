@@ -24,6 +24,7 @@ from .format.description import Description, name_of
 from .graph.writing import described
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
+_Packed = tuple[dict[str, Tensor], Description, dict[str, str]]
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -32,8 +33,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
 
     Loading gives every bit back, the signs of zeros and the bits of NaNs too, unless ``values`` gives some up. Any
     tensor of two dims or more is packed where that is smaller, whatever made its zeros; a masked weight always is. A
-    compiled model is saved as the model that was compiled. The file appears whole or not at all: it is written beside
-    ``path``, synced, and then renamed. A symbolic link is followed. The format: FORMAT.md.
+    compiled model is saved as the model that was compiled. Where the forward can be followed (FORMAT.md), the file says
+    what it computes too, and :func:`secateur.load` needs no model. The file appears whole or not at all: it is written
+    beside ``path``, synced, and then renamed. A symbolic link is followed. The format: FORMAT.md.
 
     Args:
         model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel) are looked through.
@@ -61,17 +63,17 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     model = unwrapped(model)
     if isinstance(model, CompiledModel):
         model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
-    tensors, description = _packed(model, None if values is None else _NARROW[values], share)
+    tensors, description, graph = _packed(model, None if values is None else _NARROW[values], share)
     about = description.metadata()
     try:
-        first, order = header(tensors, about | graph_of(model))
+        first, order = header(tensors, about | graph)
     except Error:  # too long together
         first, order = header(tensors, about)
     atomic.write(place, pieces(first, [tensors[name] for name in order]))
 
 
-def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[dict[str, Tensor], Description]:
-    """The tensors of the file by name, and what is said about them."""
+def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> _Packed:
+    """The tensors of the file by name, what is said about them, and what the metadata says of the model's graph."""
     state = state_of(model, "save")
     masked = masked_keys(model)
     own_masks = {buffer_name(key) for key in masked}
@@ -98,13 +100,8 @@ def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[
             continue
         about.packed[key] = dataclasses.replace(made.entry, theta=masked.get(key))
         tensors |= {key + suffix: part for suffix, part in made.parts.items()}
-    return tensors, about
-
-
-def graph_of(model: nn.Module) -> dict[str, str]:
-    """What the metadata says of what a model computes; nothing, where that cannot be said."""
-    own_masks = {buffer_name(key) for key in masked_keys(model)}
-    return described(model, {key: value for key, value in state_of(model, "save").items() if key not in own_masks})[0]
+    graph, _ = described(model, {key: value for key, value in state.items() if key not in own_masks})
+    return tensors, about, graph
 
 
 def _encoded(

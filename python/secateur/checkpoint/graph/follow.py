@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import kinds, words
 from .skeleton import CannotFollow, Missing, Skeleton, Unknown, why_not
-from .watch import is_the_models, watched
+from .watch import may_ask, watched
 
 #: Longer forwards are not followed.
 MOST_NODES = 20_000
@@ -47,7 +47,7 @@ class Value:
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """Code of torch may ask for it, and finds no tensor; a model's own ``isinstance(x, Tensor)`` may not."""
-        if is_the_models(sys._getframe(1).f_code.co_filename):
+        if not may_ask(sys._getframe(1).f_code.co_filename):
             raise CannotFollow("its forward asks for the type of a value")
         return Value
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import masks
 from ...nn import (
     MaskedConv2d,
     MaskedLinear,
@@ -213,6 +214,15 @@ def _linear(kind: Any) -> Callable[[Own, dict[str, Any]], nn.Module]:
     return make
 
 
+def _masked(make: Callable[[Own, dict[str, Any]], nn.Module]) -> Callable[[Own, dict[str, Any]], nn.Module]:
+    def make_unmasked(own: Own, a: dict[str, Any]) -> nn.Module:
+        made = make(own, a)
+        masks.detach(made, "weight")  # it comes with the weight
+        return made
+
+    return make_unmasked
+
+
 def _empty(shape: Sizes, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -378,8 +388,8 @@ TABLE: tuple[Kind, ...] = (
     *(Kind(f"conv_transpose{n}d", kind, _conv(kind, n), _conv_arguments(n, True))
       for n, kind in ((1, nn.ConvTranspose1d), (2, nn.ConvTranspose2d), (3, nn.ConvTranspose3d))),
     Kind("linear", nn.Linear, _linear(nn.Linear)),
-    Kind("masked_conv2d", MaskedConv2d, _conv(MaskedConv2d, 2), _conv_arguments(2)),
-    Kind("masked_linear", MaskedLinear, _linear(MaskedLinear)),
+    Kind("masked_conv2d", MaskedConv2d, _masked(_conv(MaskedConv2d, 2)), _conv_arguments(2)),
+    Kind("masked_linear", MaskedLinear, _masked(_linear(MaskedLinear))),
     Kind("sparse_conv2d", SparseConv2d, _sparse(SparseConv2d, 4),
          (*_SPARSE, Argument("in_blocks", flag, False), *_conv_arguments(2)), _sparse_value),
     Kind("sparse_linear", SparseLinear, _sparse(SparseLinear, 2), _SPARSE, _sparse_value),
@@ -468,9 +478,8 @@ def kind_of(module: nn.Module) -> Kind | None:
 def why_not_alike(module: nn.Module, built: nn.Module) -> str:
     """The first difference between a module and what its description makes; empty: none."""
     for name, value in vars(built).items():
-        if name == "_reversed_padding_repeated_twice" or not (
-            name.startswith("_") or name in _NOT_COMPARED or isinstance(value, Tensor | nn.Module)
-        ):
+        derived = name == "_reversed_padding_repeated_twice" and vars(built).get("padding_mode") != "zeros"
+        if derived or not (name.startswith("_") or name in _NOT_COMPARED or isinstance(value, Tensor | nn.Module)):
             own = getattr(module, name, _ABSENT)
             if own is _ABSENT or _plain(own) != _plain(value):
                 return f"{name} is {own!r:.60}, and would be {value!r:.60}"

@@ -49,6 +49,11 @@ _BUILTIN_QUESTIONS = frozenset({"id", "callable", "is_grad_enabled", "is_inferen
 _SHARED = (list, dict, set, deque, bytearray, Tensor, nn.Module)
 
 
+def may_ask(path: str) -> bool:
+    """Whether code of a file may ask for the type of a value: torch's may, but for ``torch.is_tensor``."""
+    return not is_the_models(path) and path != _TORCH + "__init__.py"
+
+
 def is_the_models(path: str) -> bool:
     """Whether code of a file is the model's own, or of a layer's forward."""
     if path.startswith(_TORCH):
@@ -127,4 +132,4 @@ def _look_at(frame: types.FrameType) -> None:
                 raise CannotFollow(f"its forward uses {name} of the function around it")
 
 
-__all__ = ["is_the_models", "watched"]
+__all__ = ["is_the_models", "may_ask", "watched"]
