@@ -86,7 +86,7 @@ CASES: dict[str, tuple[Change | str, str]] = {
     "groups that do not divide": (put("modules", "0", ["conv2d", {"groups": 7}]), "must be divisible by groups"),
     "huge groups": (put("modules", "0", ["conv2d", {"groups": 2**31 - 1}]), ""),
     "another size": (put("modules", "1", ["batch_norm2d", {"num_features": 2**30}]), "num_features must be"),
-    "a module that the file has no tensors for": (put("modules", "9", ["linear", {}]), "'weight', but the file has none"),
+    "a module that the file has no tensors for": (put("modules", "9", ["linear", {}]), "but the file has none"),
     "a module of other tensors": (put("modules", "0", ["linear", {}]), "weight must have 2 dims"),
     "a module that leaves a tensor out": (put("modules", "0", ["relu", {}]), "must be those of the file"),
     "a path of code": (put("modules", 'a"); print(1); ("', ["relu", {}]), "names that Python can have"),
@@ -149,8 +149,8 @@ def test_a_text_of_another_digest_or_too_long(tmp_path: Path, sequence: Parts) -
 
 def test_tensors_that_many_names_share_take_memory_once(tmp_path: Path) -> None:
     names = [f"t{i}" for i in range(2_000)]
-    about = {"packed": {}, "aliases": {name: "a" for name in names}, "layers": {}}
-    graph = {"inputs": ["x"], "modules": {}, "same": {}, "tensors": {name: "buffer" for name in ["a", *names]},
+    about = {"packed": {}, "aliases": dict.fromkeys(names, "a"), "layers": {}}
+    graph = {"inputs": ["x"], "modules": {}, "same": {}, "tensors": dict.fromkeys(["a", *names], "buffer"),
              "nodes": [], "output": {"value": 0}}  # fmt: skip
     metadata = {"format": "secateur", "version": "2", "secateur": json.dumps(about)}
     write(tmp_path / "f", {"a": torch.ones(1_000_000)}, metadata, graph)
@@ -182,8 +182,9 @@ def test_a_long_graph_takes_no_memory_without_end(tmp_path: Path) -> None:
 
 # ---- mutations ----
 
-WORDS = ["", "x", "self", "0", "1", "a.b", "forward", "conv2d", "F.relu", "operator.getitem", "torch.cat", "view", "size",
-         "shape", "module", "function", "method", "attribute", "tensor", "value", "tuple", "slice", "dtype", "float32",
+WORDS = ["", "x", "self", "0", "1", "a.b", "forward", "conv2d", "F.relu", "operator.getitem", "torch.cat", "view",
+         "size", "shape", "module", "function", "method", "attribute", "tensor", "value", "tuple", "slice", "dtype",
+         "float32",
          "parameter", "__class__", "a\"b'", "\udc80", "é", *random.Random(1).sample(sorted(words.FUNCTIONS), 20),
          *random.Random(1).sample(sorted(kinds.BY_WORD), 20)]  # fmt: skip
 ATOMS: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, -(2**64), 1.5, -0.0, 1e308, [], {}, [[]], [0, 1],
@@ -222,11 +223,13 @@ def mutate(graph: Any, draw: random.Random) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_mutations(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
-    converted = secateur.convert(secateur.prune(net(), secateur.MeanStd(sparsity=0.6)) and net())
-    models = [net(), Everything(), secateur.quantize(net(), [X], progress=False), converted]
+    pruned = net()
+    secateur.prune(pruned, secateur.MeanStd(sparsity=0.6))
+    models = [net(), Everything(), secateur.quantize(net(), [X], progress=False), secateur.convert(pruned)]
     given = parts_of(models[seed], tmp_path / "f")
     made = refused = 0
-    for _ in range(250):
+    rounds = 150
+    for _ in range(rounds):
         tensors, metadata, graph = copy.deepcopy(given)
         for _ in range(draw.choice([1, 1, 1, 2, 5])):
             mutate(graph, draw)
@@ -234,11 +237,9 @@ def test_mutations(tmp_path: Path, seed: int) -> None:
         try:
             loaded = secateur.load(tmp_path / "f")
         except Error as error:
-            refused += 1
-            assert "/f " in str(error)
+            refused += "/f " in str(error)
         else:
             made += 1
             assert isinstance(loaded, nn.Module)
-            assert loaded.state_dict().keys() >= set()
     assert made > 5
-    assert refused > 100
+    assert made + refused == rounds, "an error that names no file"

@@ -63,6 +63,14 @@ for _name in (
     setattr(Unknown, _name, _refuse)
 
 
+_MARK = "_secateur_skeleton"
+
+
+def is_skeleton(value: Any) -> bool:
+    """Whether a module is a copy that :class:`Skeleton` made."""
+    return _MARK in vars(type(value))
+
+
 class Missing:
     """In place of a parameter, a buffer or another tensor: a place in the table of its module, and no value."""
 
@@ -177,7 +185,7 @@ class Skeleton:
             def write(module: nn.Module, name: str, value: Any) -> None:
                 raise CannotFollow(f"its forward writes {name}")
 
-            own = {"__call__": call, "__getattr__": read, "__setattr__": write, "__delattr__": write,
+            own = {_MARK: True, "__call__": call, "__getattr__": read, "__setattr__": write, "__delattr__": write,
                    "__module__": kind.__module__, "__qualname__": kind.__qualname__}  # fmt: skip
             self._classes[kind] = type(kind)(kind.__name__, (kind,), own)
         return self._classes[kind]

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .skeleton import CannotFollow, Unknown
+from .skeleton import CannotFollow, is_skeleton
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ _MODES = tuple(
 _QUESTIONS = frozenset({"type"})
 _BUILTIN_QUESTIONS = frozenset({"id", "callable", "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled",
                                 "is_autocast_cpu_enabled", "time", "perf_counter", "monotonic", "urandom", "getenv",
-                                "globals", "locals", "vars", "is_anomaly_enabled", "get_default_dtype",
-                                "_get_tracing_state"})  # fmt: skip
+                                "globals", "locals", "vars", "setattr", "delattr", "next", "is_anomaly_enabled",
+                                "get_default_dtype", "_get_tracing_state"})  # fmt: skip
 _SHARED = (list, dict, set, deque, bytearray, Tensor, nn.Module)
 
 
@@ -95,9 +95,24 @@ def watched(run: Callable[[], T]) -> T:
 
 
 @functools.lru_cache(maxsize=4096)
-def _catches(code: types.CodeType) -> bool:
-    """Whether code goes on after an error: then one that a value raises, and no tensor would, could decide its way."""
-    return any(one.opname in ("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH") for one in dis.get_instructions(code))
+def _why_not_code(code: types.CodeType) -> str:
+    """What code does that no value could show; empty: nothing."""
+    before = None
+    for one in dis.get_instructions(code):
+        name = one.opname
+        if name in ("PUSH_EXC_INFO", "SETUP_FINALLY", "SETUP_WITH"):
+            # It goes on after an error: then one that a value raises, and no tensor would, could decide its way.
+            return "catches errors, or has a with statement"
+        if name in ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL"):
+            return f"writes {one.argval}"
+        if name in ("STORE_DEREF", "DELETE_DEREF") and one.argval in code.co_freevars:
+            return f"writes {one.argval} of the function around it"
+        if name == "IS_OP" and before != "LOAD_CONST":  # x is None may be asked
+            return "asks which object a value is"
+        if name.startswith("LOAD_") and name != "LOAD_CONST" and one.argval in _QUESTIONS:
+            return f"asks for the {one.argval} of a value"
+        before = name
+    return ""
 
 
 def _look_at_builtin(function: Any) -> None:
@@ -118,18 +133,23 @@ def _look_at(frame: types.FrameType) -> None:
         raise CannotFollow(f"its forward draws at random ({code.co_name})")
     if not is_the_models(path):
         return
-    if _catches(code):
-        raise CannotFollow(f"its forward catches errors, or has a with statement ({code.co_name})")
+    if why := _why_not_code(code):
+        raise CannotFollow(f"its forward {why} ({code.co_name})")
     for name in code.co_names:
-        if name in _QUESTIONS:
-            raise CannotFollow(f"its forward asks for the {name} of a value")
-        if isinstance(frame.f_globals.get(name), _SHARED):
+        if _is_shared(frame.f_globals.get(name)):
             raise CannotFollow(f"its forward uses the global {name}")
     if code.co_freevars:
         held = frame.f_locals
         for name in code.co_freevars:
-            if isinstance(held.get(name), _SHARED) and not isinstance(held.get(name), Unknown):
+            if _is_shared(held.get(name)):
                 raise CannotFollow(f"its forward uses {name} of the function around it")
+
+
+def _is_shared(value: Any) -> bool:
+    """Whether something that a function does not have of its own can be changed by one call, and seen by the next."""
+    if type(value) is type:
+        return any(isinstance(one, _SHARED) for name, one in vars(value).items() if not name.startswith("__"))
+    return isinstance(value, _SHARED) and not is_skeleton(value)
 
 
 __all__ = ["is_the_models", "may_ask", "watched"]

@@ -20,7 +20,7 @@ from .skeleton import CannotFollow
 def described(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, str], str]:
     """What a file's metadata says of what a model computes; and, where that is nothing, why.
 
-    The forward is followed once, in evaluation mode, on a copy of the model's structure without values; and a model is
+    The forward is followed twice, in evaluation mode, on a copy of the model's structure without values; and a model is
     made of the text on the meta device and compared, so that what is written can be read. Nothing of it takes memory
     worth mentioning.
 
@@ -42,6 +42,9 @@ def described(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, 
 
 def _text(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     log, output = followed(model)
+    again, same_output = followed(model)
+    if (log.inputs, log.nodes, output) != (again.inputs, again.nodes, same_output):
+        raise CannotFollow("its forward does not do the same twice")
     named = dict(model.named_modules(remove_duplicate=False))
     called = {node[1] for node in log.nodes if node[0] == "module"}
     modules: dict[str, Any] = {}
