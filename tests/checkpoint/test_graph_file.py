@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import sys
 import threading
@@ -174,6 +175,20 @@ def test_it_can_be_trained_on(tmp_path: Path) -> None:
     optimizer.step()
     assert bool((layer.weight[zero] == 0).all())
     assert not torch.equal(layer.weight, model[0].weight)
+
+
+def test_what_comes_back_is_a_model_as_any_other(tmp_path: Path) -> None:
+    model = net()
+    loaded = again(model, tmp_path)
+    assert torch.equal(pickle.loads(pickle.dumps(loaded))(X), model(X))
+    q = secateur.quantize(loaded, [X], progress=False)
+    assert torch.equal(again(q, tmp_path)(X), q(X))
+    secateur.prune(loaded, secateur.MeanStd(sparsity=0.5))
+    assert secateur.sparsity(loaded).sparsity == pytest.approx(0.5, abs=0.05)
+    assert torch.allclose(secateur.convert(loaded, X)(X), loaded(X), atol=1e-5)
+    with torch.no_grad():
+        scripted = torch.export.export(again(model, tmp_path), (X,)).module()
+    assert torch.allclose(scripted(X), model(X), atol=1e-6)
 
 
 # ---- what cannot ----

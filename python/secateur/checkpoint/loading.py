@@ -50,7 +50,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         raise Error("load: the path comes first: secateur.load(path, model)")
     if model is None:
         with opened_content(path_of(path, "load")) as content:
-            return _fill(content, restored(content.file, content.tensors))
+            return _fill_new(content, restored(content.file, content.tensors))
     if not isinstance(model, nn.Module):
         raise Error(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrapped(model)
@@ -60,10 +60,20 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
             _fill(content, unwrapped(source))
             inner.refresh(source)
         elif (quantized := quantized_form(content.file, content.tensors, inner)) is not None:
-            return _fill(content, quantized)
+            return _fill_new(content, quantized)
         else:
             _fill(content, inner)
     return model
+
+
+def _fill_new(content: Content, model: nn.Module) -> nn.Module:
+    """Fill a model that the file made: whatever does not fit, it is the file that is wrong."""
+    try:
+        return _fill(content, model)
+    except Error as error:
+        if str(content.file.path) in str(error):
+            raise
+        raise Error(f"load: {content.file.path} must hold what its own layers take, but {error}") from None
 
 
 def _fill(content: Content, model: nn.Module) -> nn.Module:

@@ -63,7 +63,7 @@ def build(about: Description, tensors: Mapping[str, Sized]) -> nn.Module:
 
 
 def _placed(about: Description, made: Mapping[str, nn.Module]) -> nn.Module:
-    root = LoadedModel()
+    root: nn.Module = LoadedModel()
     containers: dict[str, nn.Module] = {"": root}
 
     def place_of(path: str) -> tuple[nn.Module, str]:

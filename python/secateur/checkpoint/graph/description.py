@@ -265,7 +265,7 @@ def _argument(found: Any, number: int, depth: int) -> Any:
         return {key: _argument(one, number, depth + 1) for key, one in value.items()}
     for name, table in (("dtype", _DTYPES), ("memory_format", _MEMORY_FORMATS), ("number", _NUMBERS)):
         if what == name and type(value) is str and value in table:
-            return table[value]  # type: ignore[index]
+            return table[value]
     if what == "ellipsis" and value is True:
         return Ellipsis
     raise ValueError(f"node {number} has the argument {found!r:.60}")

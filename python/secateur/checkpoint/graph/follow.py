@@ -169,7 +169,7 @@ class Log:
         return made
 
     def _node(self, what: str, word: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        node = [what, word, [self.argument(one) for one in args]]
+        node: list[Any] = [what, word, [self.argument(one) for one in args]]
         # What begins with "_" is torch's own, such as how deep in the calls a warning is.
         if kept := {key: self.argument(one) for key, one in kwargs.items() if not key.startswith("_")}:
             node.append(kept)

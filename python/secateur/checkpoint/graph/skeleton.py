@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import enum
 import functools
+import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -25,6 +26,13 @@ from . import kinds
 
 class CannotFollow(Exception):
     """A model that cannot be written down as a graph; the message says why."""
+
+    #: ``raised``, where a forward is followed: those of this thread, also if something catches them.
+    noted = threading.local()
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        getattr(self.noted, "raised", []).append(self)
 
 
 _PLAIN = (
@@ -187,7 +195,8 @@ class Skeleton:
 
             own = {_MARK: True, "__call__": call, "__getattr__": read, "__setattr__": write, "__delattr__": write,
                    "__module__": kind.__module__, "__qualname__": kind.__qualname__}  # fmt: skip
-            self._classes[kind] = type(kind)(kind.__name__, (kind,), own)
+            metaclass: Any = type(kind)
+            self._classes[kind] = metaclass(kind.__name__, (kind,), own)
         return self._classes[kind]
 
     def _keep(self, value: Any, made: Any) -> Any:

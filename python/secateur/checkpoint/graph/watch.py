@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import os
 import random
 import sys
@@ -17,17 +18,20 @@ import sysconfig
 import threading
 import types
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..._base.fork import Lock
 from .skeleton import CannotFollow, is_skeleton
 
 T = TypeVar("T")
 
+_lock = Lock()
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _LAYERS = os.path.join(_TORCH, "nn", "modules") + os.sep
 _MACHINERY = tuple(os.path.join(_LAYERS, name) for name in ("module.py", "container.py"))
@@ -69,6 +73,7 @@ def watched(run: Callable[[], T]) -> T:
     """
     result: list[T] = []
     errors: list[BaseException] = []
+    raised: list[CannotFollow] = []
 
     def look(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "c_call" and is_the_models(frame.f_code.co_filename):
@@ -77,6 +82,7 @@ def watched(run: Callable[[], T]) -> T:
             _look_at(frame)
 
     def work() -> None:
+        CannotFollow.noted.raised = raised
         sys.setprofile(look)
         try:
             result.append(run())
@@ -87,11 +93,25 @@ def watched(run: Callable[[], T]) -> T:
 
     # A thread of its own, for the caller's may have a profiler already, and modes of torch that are not the model's.
     thread = threading.Thread(target=work, name="secateur.save", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+    with _no_collection():
+        thread.start()
+        thread.join()
+    if raised or errors:
+        raise (raised or errors)[0]
     return result[0]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps Python's collector, which runs whatever others have registered, from running amid a forward."""
+    with _lock:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 @functools.lru_cache(maxsize=4096)

@@ -39,7 +39,9 @@ ATTRIBUTES = ("shape", "ndim", "dtype", "device", "T", "mT")
 
 def _functions() -> dict[str, Callable[..., Any]]:
     made: dict[str, Callable[..., Any]] = {}
-    for function in (*(f for row in operators.TABLE for f in operators.callables(row)), *_MORE_FUNCTIONS):
+    known: list[Any] = [f for row in operators.TABLE for f in operators.callables(row)]
+    known.extend(_MORE_FUNCTIONS)
+    for function in known:
         for word, space in _SPACES:  # the methods among them are in none
             if getattr(space, function.__name__, None) is function:
                 made[f"{word}.{function.__name__}"] = function

@@ -78,6 +78,9 @@ def _text(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     if len(text) > MOST_TEXT:
         raise CannotFollow(f"its graph takes {len(text)} characters, more than {MOST_TEXT}")
     built = build(parse(text), state)
+    own = [f"{path}.weight_values".lstrip(".") for path, (word, _) in modules.items() if word.startswith("sparse_")]
+    if len({state[key].data_ptr() for key in own if state[key].numel()}) < sum(state[key].numel() > 0 for key in own):
+        raise CannotFollow("its sparse layers share tensors")
     for path in modules:
         if why := kinds.why_not_alike(named[path], built.get_submodule(path)):
             raise CannotFollow(f"{path}: {why}")
