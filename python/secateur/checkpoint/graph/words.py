@@ -37,13 +37,16 @@ _MORE_METHODS = (
 ATTRIBUTES = ("shape", "ndim", "dtype", "device", "T", "mT")
 
 
+_NOTHING: Any = object()
+
+
 def _functions() -> dict[str, Callable[..., Any]]:
     made: dict[str, Callable[..., Any]] = {}
     known: list[Any] = [f for row in operators.TABLE for f in operators.callables(row)]
     known.extend(_MORE_FUNCTIONS)
     for function in known:
         for word, space in _SPACES:  # the methods among them are in none
-            if getattr(space, function.__name__, None) is function:
+            if getattr(space, function.__name__, _NOTHING) is function:
                 made[f"{word}.{function.__name__}"] = function
     return made
 
