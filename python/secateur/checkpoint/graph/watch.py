@@ -167,7 +167,7 @@ def _look_at(frame: types.FrameType) -> None:
 
 def _is_shared(value: Any) -> bool:
     """Whether something that a function does not have of its own can be changed by one call, and seen by the next."""
-    if type(value) is type:
+    if type(value) is type and not issubclass(value, tuple):  # a named tuple's own tables stay as they are
         return any(isinstance(one, _SHARED) for name, one in vars(value).items() if not name.startswith("__"))
     return isinstance(value, _SHARED) and not is_skeleton(value)
 
