@@ -377,7 +377,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"save: model must be a torch.nn.Module, got dict"):
         secateur.save({}, tmp_path / "f")  # type: ignore[arg-type]
     with pytest.raises(Error, match=r"load: model must be a torch.nn.Module"):
-        secateur.load(tmp_path / "f", None)  # type: ignore[arg-type]
+        secateur.load(tmp_path / "f", {})  # type: ignore[arg-type]
     model = pruned()
     with torch.no_grad():
         model.fc.weight.add_(1)

@@ -64,11 +64,8 @@ def test_quantized(tmp_path: Path) -> None:
     assert (tmp_path / "f").stat().st_size < 0.35 * size + 3200  # 80 % zeros; the header
 
 
-def test_a_quantized_file_needs_a_quantized_model(tmp_path: Path) -> None:
-    secateur.save(quantized(), tmp_path / "q")
+def test_a_float_file_does_not_go_into_a_quantized_model(tmp_path: Path) -> None:
     secateur.save(cnn(), tmp_path / "f")
-    with pytest.raises(Error, match=r"the file is of a quantized model: load it into what secateur.quantize made"):
-        secateur.load(tmp_path / "q", cnn())
     with pytest.raises(Error, match=r"the model is quantized: load the file into the model that secateur.quantize was"):
         secateur.load(tmp_path / "f", quantized())
 

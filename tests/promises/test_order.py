@@ -23,6 +23,7 @@ ROOMS = (
     "commands/demo",
     ".",
     "checkpoint",
+    "checkpoint/graph",
     "checkpoint/format",
     "quantization",
     "training",

@@ -21,11 +21,13 @@ from . import rules
 from .format import encode
 from .format.container import WORDS, write
 from .format.description import Description, name_of
+from .graph.writing import described
 from .names import Names, modules_of
 from .ordinary import check_ordinary
 from .paths import path_of
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
+_Packed = tuple[dict[str, Tensor], Description, dict[str, str]]
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,9 +36,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
 
     Loading gives every bit back, the signs of zeros and the bits of NaNs too, unless ``values`` gives some up. Any
     tensor of two dims or more is packed where that is smaller, whatever made its zeros; a masked weight always is. A
-    compiled model is saved as the model that was compiled. The file appears whole or not at all: it is written beside
-    ``path``, synced, and then renamed. The permissions of a file that is replaced stay. A symbolic link is followed. A
-    digest in the file tells :func:`load` of damage. The format: FORMAT.md.
+    compiled model is saved as the model that was compiled. Where the forward can be followed (FORMAT.md), the file says
+    what it computes too, and :func:`secateur.load` needs no model. The file appears whole or not at all: it is written
+    beside ``path``, synced, and then renamed. The permissions of a file that is replaced stay. A symbolic link is
+    followed. A digest in the file tells :func:`load` of damage. The format: FORMAT.md.
 
     Args:
         model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel, DistributedDataParallel)
@@ -68,12 +71,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     model = unwrapped(model)
     if isinstance(model, CompiledModel):
         model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
-    tensors, description = _packed(model, None if values is None else _NARROW[values], share)
-    write(place, tensors, description.metadata(), signed=True)
+    tensors, description, graph = _packed(model, None if values is None else _NARROW[values], share)
+    about = description.metadata()
+    try:
+        write(place, tensors, about | graph, signed=True)
+    except Error:  # too long together
+        write(place, tensors, about, signed=True)
 
 
-def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[dict[str, Tensor], Description]:
-    """The tensors of the file by name, and what is said about them."""
+def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> _Packed:
+    """The tensors of the file by name, what is said about them, and what the metadata says of the model's graph."""
     state = state_of(model, "save")
     for name, module in modules_of(model):
         if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
@@ -106,7 +113,8 @@ def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[
             continue
         about.packed[key] = dataclasses.replace(made.entry, theta=masked.get(key))
         tensors |= {key + suffix: part for suffix, part in made.parts.items()}
-    return tensors, about
+    graph, _ = described(model, {key: value for key, value in state.items() if key not in own_masks})
+    return tensors, about, graph
 
 
 def _encoded(

@@ -25,7 +25,10 @@ from .symbols import WIDTHS
 FORMAT = "secateur"
 VERSION = 2
 
-_METADATA = ("format", "version", FORMAT, DIGEST)
+#: What the model computes: a text of its own (:mod:`secateur.checkpoint.graph`).
+GRAPH = "graph"
+
+_METADATA = ("format", "version", FORMAT, GRAPH, DIGEST)
 
 #: Blocks of more channels are not stored as blocks.
 MOST_BLOCK = 64
