@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .copies import is_torchs
+from .held import every_module
+
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
@@ -197,4 +200,39 @@ def state_kept(model: nn.Module) -> Iterator[State]:
         state.restore()
 
 
-__all__ = ["State", "random_state_kept", "state_kept"]
+@contextmanager
+def hooks_off(model: nn.Module) -> Iterator[None]:
+    """A trial run of a model that is ours: the caller's forward hooks, which belong to the result, do not fire."""
+    kept: list[tuple[Any, dict[Any, Any]]] = []
+    for module in every_module(model).values():
+        for table in (module._forward_hooks, module._forward_pre_hooks):
+            if any(not is_torchs(hook) for hook in table.values()):
+                kept.append((table, dict(table)))
+                for key in [key for key, hook in table.items() if not is_torchs(hook)]:
+                    del table[key]
+    try:
+        yield
+    finally:
+        for table, hooks in kept:
+            now = dict(table)
+            table.clear()
+            table.update({**hooks, **now})
+
+
+@contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what ``eval()`` and an overridden ``train`` change: modes, and which parameters want gradients."""
+    modes = [(module, module.training) for module in every_module(model).values()]
+    wanting = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
+        for p, wants in wanting:
+            if p.requires_grad != wants:
+                p.requires_grad_(wants)
+
+
+__all__ = ["State", "flags_kept", "hooks_off", "random_state_kept", "state_kept"]
