@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import Error
 from .modules import M
+from .state import remember_original
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -74,7 +75,12 @@ class _WithoutGraphs(TorchFunctionMode):
 
 def _copied(model: M, memo: dict[int, Any]) -> M:
     with torch.no_grad(), _WithoutGraphs():  # TorchScript clones its parameters
-        return copy.deepcopy(model, memo)
+        made = copy.deepcopy(model, memo)
+    for p in model.parameters() if isinstance(model, nn.Module) else ():
+        twin = memo.get(id(p))
+        if isinstance(twin, nn.Parameter) and twin is not p:
+            remember_original(twin, p)
+    return made
 
 
 def _share_uncopyable(model: nn.Module, memo: dict[int, Any]) -> None:
