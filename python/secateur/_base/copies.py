@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import Error
 from .modules import M
+from .state import remember_original
 
 V = TypeVar("V")
 
@@ -80,7 +81,12 @@ class _WithoutGraphs(TorchFunctionMode):
 
 def _copied(model: V, memo: dict[int, Any]) -> V:
     with torch.no_grad(), _WithoutGraphs():  # TorchScript clones its parameters
-        return copy.deepcopy(model, memo)
+        made = copy.deepcopy(model, memo)
+    for p in model.parameters() if isinstance(model, nn.Module) else ():
+        twin = memo.get(id(p))
+        if isinstance(twin, nn.Parameter) and twin is not p:
+            remember_original(twin, p)
+    return made
 
 
 def _complete(model: nn.Module, made: nn.Module, memo: dict[int, Any]) -> None:

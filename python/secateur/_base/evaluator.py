@@ -12,7 +12,7 @@ from torch import nn
 
 from .copies import own_copy, unwrapped
 from .errors import Error
-from .state import flags_kept
+from .trial import flags_kept
 
 log = logging.getLogger("secateur")
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import threading
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from .copies import is_torchs
-from .held import every_module
+
+class _Mode(threading.local):
+    """What this thread is in: how many trial runs, runs that must be torch's own, calls of a compiled model's Python."""
+
+    trials = 0
+    plain = 0
+    running = 0
+
+
+MODE = _Mode()
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """Modules run their own forward here, also those that have a faster one."""
+    MODE.plain += 1
+    try:
+        yield
+    finally:
+        MODE.plain -= 1
 
 
 @contextmanager
@@ -46,7 +67,7 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self._modules: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, dict[str, Any]]]]] = []
         self._holders: list[tuple[Any, Any]] = []  # container, a shallow copy of its contents
-        self._tensors: list[tuple[Tensor, int, Tensor | None]] = []  # tensor, version, its values
+        self._tensors: list[list[Any]] = []  # tensor, version, its values
         self._seen: dict[int, Any] = {}
         pending = [model, *model.modules()]
         while pending:
@@ -59,15 +80,15 @@ class State:
     def _note(self, value: Any) -> list[Any]:
         if isinstance(value, torch.jit.ScriptModule):
             for t in (*value.parameters(), *value.buffers()):
-                self._keep(t, not isinstance(t, nn.Parameter))
+                self._keep(t)
             return []
         if isinstance(value, nn.Module):
             return self._note_module(value)
         if isinstance(value, Tensor):
-            self._keep(value, not isinstance(value, nn.Parameter))
+            self._keep(value)
             return []
         kind = type(value)
-        if kind is tuple or isinstance(value, tuple):
+        if isinstance(value, tuple):
             return list(value)
         if isinstance(value, list | set):
             self._holders.append((value, kind(value) if kind in (list, set) else copy.copy(value)))
@@ -82,7 +103,7 @@ class State:
             self._holders.append((value, value.copy()))
             return []
         home = kind.__module__.partition(".")[0]
-        if home in _STANDARD or home in ("torch", "numpy") or isinstance(value, type | types.FunctionType):
+        if home in _STANDARD or home in ("torch", "numpy", "secateur") or isinstance(value, type | types.FunctionType):
             return []
         held = getattr(value, "__dict__", None)
         if not isinstance(held, dict):
@@ -102,46 +123,67 @@ class State:
         inner = [value for _, kept in tables for value in kept.values()]
         return [*plain.values(), *inner]
 
-    def _keep(self, t: Tensor, values: bool) -> None:
+    def _keep(self, t: Tensor) -> None:
         if t.layout != torch.strided or t.is_inference():
-            self._tensors.append((t, -1, None))
+            self._tensors.append([t, -1, None])
             return
+        values = not isinstance(t, nn.Parameter) or t in _WRITTEN
         kept = t.detach().clone() if values and t.device.type != "meta" else None
-        self._tensors.append((t, t._version, kept))
+        self._tensors.append([t, t._version, kept])
 
     def changes(self) -> list[str]:
-        """What differs from the state that was taken, for a person: ``attribute last``, ``buffer count``."""
-        found: list[str] = []
+        """What differs from the state that was taken, for a person: ``last``, ``the buffer count``."""
+        found: dict[str, None] = {}
         for module, plain, tables in self._modules:
             now = {key: value for key, value in module.__dict__.items() if key not in _INTERNAL}
-            found += [f"attribute {key}" for key in now if key not in plain or not _is(now[key], plain[key])]
-            found += [f"attribute {key}" for key in plain if key not in now]
+            for key in {**plain, **now}:
+                if key not in plain or key not in now or not _is(now[key], plain[key]):
+                    found[key] = None
             for table, kept in tables:
                 current = dict(dict.items(table))
                 for key in {**kept, **current}:
-                    if kept.get(key) is None and key in kept and key in current:
+                    if key in kept and key in current and kept[key] is None and isinstance(current[key], nn.Parameter):
                         continue  # packed before, unpacked since: the same values
-                    if current.get(key) is not kept.get(key) or (key in current) != (key in kept):
-                        found.append(f"{key}, replaced")
-        found += ["a container that it holds" for holder, kept in self._holders if _differs(holder, kept)]
-        found += ["a tensor that it holds" for t, version, _ in self._tensors if version >= 0 and t._version != version]
-        return found
+                    if key not in kept or key not in current or current[key] is not kept[key]:
+                        found[key] = None
+        if any(_differs(holder, kept) for holder, kept in self._holders):
+            found["a list or dict that it holds"] = None
+        for t, version, _ in self._tensors:
+            if version >= 0 and t._version != version:
+                found[self._name_of(t)] = None
+        return list(found)
+
+    def _name_of(self, t: Tensor) -> str:
+        for _, plain, tables in self._modules:
+            for held in (plain, *(kept for _, kept in tables)):
+                for key, value in held.items():
+                    if value is t:
+                        return key
+        return "a tensor that it holds"
 
     def signature(self) -> tuple[Any, ...]:
-        """Changes whenever :meth:`changes` would; cheap enough to be taken between any two calls."""
-        return tuple(self.changes()), tuple(t._version for t, version, _ in self._tensors if version >= 0)
-
-    def written_parameters(self) -> list[Tensor]:
-        """Parameters that were written in place: their values are not kept."""
-        return [t for t, version, kept in self._tensors if version >= 0 and kept is None and t._version != version]
+        """Changes whenever the state does; for comparing moments of one run."""
+        modules = tuple(
+            tuple((key, id(value)) for key, value in module.__dict__.items() if key not in _INTERNAL)
+            + tuple((key, id(value)) for table, _ in tables for key, value in dict.items(table) if value is not None)
+            for module, _, tables in self._modules
+        )
+        holders = tuple(
+            tuple(map(id, holder.values() if isinstance(holder, dict) else holder))
+            if not hasattr(holder, "flags") else holder.tobytes()
+            for holder, _ in self._holders
+        )  # fmt: skip
+        return modules, holders, tuple(t._version for t, version, _ in self._tensors if version >= 0)
 
     def restore(self) -> None:
-        """Put everything back but the values of parameters."""
+        """Put everything back, parameters that were written included as long as their model is alive."""
         for module, plain, tables in self._modules:
             held = module.__dict__
             for key in [key for key in held if key not in _INTERNAL and key not in plain]:
                 del held[key]
-            held.update({key: value for key, value in plain.items() if held.get(key) is not value or key not in held})
+            for key, value in plain.items():
+                if key not in held or held[key] is not value:
+                    held[key] = value
             for table, kept in tables:
                 for key in [key for key in dict.keys(table) if key not in kept]:
                     dict.__delitem__(table, key)
@@ -152,11 +194,40 @@ class State:
             if _differs(holder, contents):
                 _refill(holder, contents)
         with torch.no_grad():
-            for t, version, values in self._tensors:
-                if values is not None and t._version != version:
+            for entry in self._tensors:
+                t, version, values = entry
+                if version < 0 or t._version == version:
+                    continue
+                if values is None:
+                    _WRITTEN[t] = True  # from now on its values are kept
+                    values = original_of(t)
+                if values is not None:
                     if t.shape != values.shape:
                         t.resize_(values.shape)
                     t.copy_(values)
+                entry[1] = t._version
+
+
+# Parameters are large and hardly ever written by a forward, so their values are not kept beforehand: those of a copy
+# can be had again from the model that it was made of.
+_ORIGINALS = WeakTensorKeyDictionary()
+_WRITTEN = WeakTensorKeyDictionary()
+
+
+def remember_original(made: Tensor, original: Tensor) -> None:
+    """Note whose copy a parameter is."""
+    version = -1 if original.is_inference() else original._version
+    _ORIGINALS[made] = (weakref.ref(original), version)
+
+
+def original_of(t: Tensor) -> Tensor | None:
+    """The parameter that ``t`` is a copy of, while it has the values that it had then."""
+    reference, version = _ORIGINALS.get(t, (None, 0))
+    original = None if reference is None else reference()
+    if original is None or (version >= 0 and original._version != version):
+        return None
+    values: Tensor = original.detach()
+    return values
 
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -191,48 +262,15 @@ def _refill(holder: Any, kept: Any) -> None:
 
 @contextmanager
 def state_kept(model: nn.Module) -> Iterator[State]:
-    """A trial run of a model that is ours: attributes, buffers and random numbers are afterwards as before."""
+    """A trial run of a model that is ours: attributes, tensors and random numbers are afterwards as before."""
     state = State(model)
+    MODE.trials += 1
     try:
         with random_state_kept():
             yield state
     finally:
+        MODE.trials -= 1
         state.restore()
 
 
-@contextmanager
-def hooks_off(model: nn.Module) -> Iterator[None]:
-    """A trial run of a model that is ours: the caller's forward hooks, which belong to the result, do not fire."""
-    kept: list[tuple[Any, dict[Any, Any]]] = []
-    for module in every_module(model).values():
-        for table in (module._forward_hooks, module._forward_pre_hooks):
-            if any(not is_torchs(hook) for hook in table.values()):
-                kept.append((table, dict(table)))
-                for key in [key for key, hook in table.items() if not is_torchs(hook)]:
-                    del table[key]
-    try:
-        yield
-    finally:
-        for table, hooks in kept:
-            now = dict(table)
-            table.clear()
-            table.update({**hooks, **now})
-
-
-@contextmanager
-def flags_kept(model: nn.Module) -> Iterator[None]:
-    """Puts back what ``eval()`` and an overridden ``train`` change: modes, and which parameters want gradients."""
-    modes = [(module, module.training) for module in every_module(model).values()]
-    wanting = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            if module.training != mode:
-                module.training = mode
-        for p, wants in wanting:
-            if p.requires_grad != wants:
-                p.requires_grad_(wants)
-
-
-__all__ = ["State", "flags_kept", "hooks_off", "random_state_kept", "state_kept"]
+__all__ = ["MODE", "State", "in_torch", "original_of", "random_state_kept", "remember_original", "state_kept"]
