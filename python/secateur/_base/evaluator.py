@@ -12,7 +12,8 @@ from torch import nn
 
 from .copies import own_copy, unwrapped
 from .errors import Error
-from .trial import flags_kept
+from .state import State
+from .trial import flags_kept, hooks_off
 
 log = logging.getLogger("secateur")
 
@@ -30,11 +31,14 @@ class Evaluator:
         self.calls = 0
 
     def __call__(self, model: nn.Module) -> float:
-        """The accuracy of ``model``, which is ours. Its modes and which parameters want gradients are restored."""
-        with flags_kept(model):
-            model.eval()
-            with torch.no_grad():
+        """The accuracy of ``model``, which is ours and is afterwards as before: modes, state, gradients wanted."""
+        with hooks_off(model), flags_kept(model), torch.no_grad():
+            state = State(model)
+            try:
+                model.eval()
                 answer = self.evaluate(model)
+            finally:
+                state.restore()
         self.calls += 1
         number = _number(answer)
         if not 0 <= number <= 1:  # NaN as well

@@ -90,7 +90,7 @@ def prune_activations(
         max_accuracy_drop: how much accuracy the thresholds may cost, 0 to 1 (0.005 is half a point), against the given
             model. The returned model keeps to it as ``evaluate`` sees it, whose last call is for that model.
         evaluate: given a model in evaluation mode, on the device of ``model``, returns its accuracy, 0 to 1. Called
-            without gradients: with ``model``, then each time with the same copy, whose thresholds have changed.
+            without gradients: with a copy of ``model``, then each time with the same copy, whose thresholds have changed.
         exclude: names or patterns (``*``) of ReLUs to leave alone, as the report prints them.
         progress: show a progress bar.
 
@@ -131,9 +131,6 @@ def prune_activations(
         if idle:
             placed.to_warn.append(f"{criterion} prunes nothing in {', '.join(idle)}: ReLU's own zeros are all there is")
     placed.set({name: layer.theta for name, layer in chosen.items()})
-    flags = {name: m.training for name, m in model.named_modules()}
-    for name, module in placed.model.named_modules():
-        module.training = flags.get(name, placed.model.get_submodule(name.rpartition(".")[0]).training)
     report = _report(placed, chosen, f"activations: {criterion}")
     if searching:
         report = found.report(report)
