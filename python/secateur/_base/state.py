@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Mode(threading.local):
-    """What this thread is in: how many trial runs, runs that must be torch's own, calls of a compiled model's Python."""
+    """What this thread is in: so many trial runs, runs that must be torch's own, calls of a compiled model's Python."""
 
     trials = 0
     plain = 0
@@ -53,7 +53,7 @@ def random_state_kept() -> Iterator[None]:
             numpy.set_state(array)
 
 
-_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_INTERNAL = (frozenset(vars(nn.Module())) | {"forward"}) - {"training"}
 _STANDARD = frozenset(sys.stdlib_module_names) - {"collections"}
 
 
@@ -65,7 +65,8 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, dict[str, Any]]]]] = []
+        self._writes_of_others = _WRITES_OF_OTHERS[0]
+        self._modules: list[tuple[nn.Module, dict[str, Any] | None, list[tuple[Any, dict[str, Any]]]]] = []
         self._holders: list[tuple[Any, Any]] = []  # container, a shallow copy of its contents
         self._tensors: list[list[Any]] = []  # tensor, version, its values
         self._seen: dict[int, Any] = {}
@@ -113,13 +114,14 @@ class State:
 
     def _note_module(self, module: nn.Module) -> list[Any]:
         held = module.__dict__
-        plain = {key: value for key, value in held.items() if key not in _INTERNAL}
+        ours = type(module).__module__.startswith("secateur.")  # what they keep is how they run, no result
+        plain = {} if ours else {key: value for key, value in held.items() if key not in _INTERNAL}
         tables = [
             (table, dict(dict.items(table)))
             for name in ("_parameters", "_buffers", "_modules")
             if isinstance(table := held.get(name), dict)
         ]
-        self._modules.append((module, plain, tables))
+        self._modules.append((module, None if ours else plain, tables))
         inner = [value for _, kept in tables for value in kept.values()]
         return [*plain.values(), *inner]
 
@@ -127,7 +129,7 @@ class State:
         if t.layout != torch.strided or t.is_inference():
             self._tensors.append([t, -1, None])
             return
-        values = not isinstance(t, nn.Parameter) or t in _WRITTEN
+        values = not isinstance(t, nn.Parameter) or was_written(t)
         kept = t.detach().clone() if values and t.device.type != "meta" else None
         self._tensors.append([t, t._version, kept])
 
@@ -136,8 +138,9 @@ class State:
         found: dict[str, None] = {}
         for module, plain, tables in self._modules:
             now = {key: value for key, value in module.__dict__.items() if key not in _INTERNAL}
-            for key in {**plain, **now}:
-                if key not in plain or key not in now or not _is(now[key], plain[key]):
+            before = now if plain is None else plain
+            for key in {**before, **now}:
+                if key not in before or key not in now or not _is(now[key], before[key]):
                     found[key] = None
             for table, kept in tables:
                 current = dict(dict.items(table))
@@ -155,7 +158,7 @@ class State:
 
     def _name_of(self, t: Tensor) -> str:
         for _, plain, tables in self._modules:
-            for held in (plain, *(kept for _, kept in tables)):
+            for held in (plain or {}, *(kept for _, kept in tables)):
                 for key, value in held.items():
                     if value is t:
                         return key
@@ -164,9 +167,9 @@ class State:
     def signature(self) -> tuple[Any, ...]:
         """Changes whenever the state does; for comparing moments of one run."""
         modules = tuple(
-            tuple((key, id(value)) for key, value in module.__dict__.items() if key not in _INTERNAL)
-            + tuple((key, id(value)) for table, _ in tables for key, value in dict.items(table) if value is not None)
-            for module, _, tables in self._modules
+            tuple((k, id(v)) for k, v in module.__dict__.items() if plain is not None and k not in _INTERNAL)
+            + tuple((k, id(v)) for table, _ in tables for k, v in dict.items(table) if v is not None)
+            for module, plain, tables in self._modules
         )
         holders = tuple(
             tuple(map(id, holder.values() if isinstance(holder, dict) else holder))
@@ -178,10 +181,10 @@ class State:
     def restore(self) -> None:
         """Put everything back, parameters that were written included as long as their model is alive."""
         for module, plain, tables in self._modules:
-            held = module.__dict__
-            for key in [key for key in held if key not in _INTERNAL and key not in plain]:
+            held = module.__dict__ if plain is not None else {}
+            for key in [key for key in held if key not in _INTERNAL and key not in (plain or {})]:
                 del held[key]
-            for key, value in plain.items():
+            for key, value in (plain or {}).items():
                 if key not in held or held[key] is not value:
                     held[key] = value
             for table, kept in tables:
@@ -193,13 +196,14 @@ class State:
         for holder, contents in self._holders:
             if _differs(holder, contents):
                 _refill(holder, contents)
+        written = [entry for entry in self._tensors if entry[1] >= 0 and entry[0]._version != entry[1]]
+        if self._writes_of_others != _WRITES_OF_OTHERS[0]:
+            return  # another thread loads weights: they are to stay
         with torch.no_grad():
-            for entry in self._tensors:
-                t, version, values = entry
-                if version < 0 or t._version == version:
-                    continue
+            for entry in written:
+                t, _, values = entry
+                _WRITTEN[t] = True  # from now on a parameter's values are kept, too
                 if values is None:
-                    _WRITTEN[t] = True  # from now on its values are kept
                     values = original_of(t)
                 if values is not None:
                     if t.shape != values.shape:
@@ -208,10 +212,23 @@ class State:
                 entry[1] = t._version
 
 
+_WRITES_OF_OTHERS = [0]
+
+
+def others_write() -> None:
+    """Called before weights are written by anybody but a forward: trial runs in other threads must not undo it."""
+    _WRITES_OF_OTHERS[0] += 1
+
+
 # Parameters are large and hardly ever written by a forward, so their values are not kept beforehand: those of a copy
 # can be had again from the model that it was made of.
 _ORIGINALS = WeakTensorKeyDictionary()
 _WRITTEN = WeakTensorKeyDictionary()
+
+
+def was_written(t: Tensor) -> bool:
+    """Whether a forward was seen to write a tensor in place."""
+    return t in _WRITTEN
 
 
 def remember_original(made: Tensor, original: Tensor) -> None:
@@ -273,4 +290,14 @@ def state_kept(model: nn.Module) -> Iterator[State]:
         state.restore()
 
 
-__all__ = ["MODE", "State", "in_torch", "original_of", "random_state_kept", "remember_original", "state_kept"]
+__all__ = [
+    "MODE",
+    "State",
+    "in_torch",
+    "original_of",
+    "others_write",
+    "random_state_kept",
+    "remember_original",
+    "state_kept",
+    "was_written",
+]

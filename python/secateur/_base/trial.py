@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,23 +15,45 @@ from .held import every_module
 from .state import State, state_kept
 
 
+class _Hiding(OrderedDict[int, Any]):
+    """A table of hooks in which the caller's are held (``dict.__len__`` counts them) but not seen."""
+
+    def __init__(self, table: Any) -> None:
+        super().__init__(dict.items(table))
+        self.hidden = {key for key, hook in dict.items(table) if not _is_ours(hook)}
+
+    def _seen(self) -> dict[int, Any]:
+        return {key: hook for key, hook in super().items() if key not in self.hidden}
+
+    def __len__(self) -> int:
+        return super().__len__() - len(self.hidden)
+
+    def items(self) -> Any:
+        return self._seen().items()
+
+    def values(self) -> Any:
+        return self._seen().values()
+
+
+def _is_ours(hook: Any) -> bool:
+    return is_torchs(hook) or str(getattr(hook, "__module__", "")).startswith("secateur.")
+
+
 @contextmanager
 def hooks_off(model: nn.Module) -> Iterator[None]:
     """The caller's forward hooks, which belong to the result, do not fire."""
-    kept: list[tuple[Any, dict[Any, Any]]] = []
+    kept: list[tuple[nn.Module, str, Any]] = []
     for module in every_module(model).values():
-        for table in (module._forward_hooks, module._forward_pre_hooks):
-            if any(not is_torchs(hook) for hook in table.values()):
-                kept.append((table, dict(table)))
-                for key in [key for key, hook in table.items() if not is_torchs(hook)]:
-                    del table[key]
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            table = vars(module).get(name)
+            if isinstance(table, dict) and any(not _is_ours(hook) for hook in dict.values(table)):
+                kept.append((module, name, table))
+                module.__dict__[name] = _Hiding(table)
     try:
         yield
     finally:
-        for table, hooks in kept:
-            now = dict(table)
-            table.clear()
-            table.update({**hooks, **now})
+        for module, name, table in kept:
+            module.__dict__[name] = table
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from .._base.copies import evaluating, own_copy, unwrapped
 from .._base.errors import Error
 from .._base.modules import hooks_of, pruning_hooks
 from .._base.signals import keeps_grad_mode
-from .._base.state import MODE, in_torch, state_kept
+from .._base.state import MODE, in_torch, others_write, state_kept
 from .._base.tensors import clones
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
@@ -106,6 +106,10 @@ def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backe
 
 def _copy_of(model: nn.Module, caller: str) -> nn.Module:
     """A copy in evaluation mode, whose parameters need no gradients."""
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if t.is_nested or t.layout != torch.strided:
+            kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+            raise Error(f"{caller}: parameters must be dense tensors, but {name} is {kind}")
     source = evaluating(own_copy(model, caller))
     undressed(source)
     for p in source.parameters():  # not the module's own method, which TorchScript refuses
@@ -185,6 +189,12 @@ class CompiledModel(nn.Module):
         else:
             delattr(self.source, name)
 
+    def __getitem__(self, which: Any) -> Any:
+        return cast(Any, self.source)[which]
+
+    def __setitem__(self, which: Any, module: nn.Module) -> None:
+        cast(Any, self.source)[which] = module
+
     # ---- running ----
 
     @property
@@ -207,11 +217,14 @@ class CompiledModel(nn.Module):
         ):  # fmt: skip
             return self._in_torch(args, kwargs, self._why_in_torch(args, kwargs))
         built: _Built | None = held["_built"]
-        if built is None:
+        if built is None or built.generation != held["_generation"]:
             if is_empty(args):
                 return self._in_torch(args, kwargs, "calls without an image")
             built = self._build(args)
-        key = tuple([input_key(a) for a in args])
+        try:
+            key = tuple([input_key(a) for a in args])
+        except RuntimeError as error:  # nested tensors have no shape
+            raise Error(f"compile: inputs must be plain tensors: {error}") from error
         if key != built.expected and key not in built.taken:
             return self._take_on(built, args, key)
         if not torch.is_grad_enabled():
@@ -291,18 +304,13 @@ class CompiledModel(nn.Module):
         held = self.__dict__
         with held["_lock"]:
             built: _Built | None = held["_built"]
-            while built is None:
-                generation = held["_generation"]
+            while built is None or built.generation != held["_generation"]:  # weights may be loaded meanwhile
                 held["_watch"].install(self.source)
-                made = self._made(self.source, args)
-                held["_built"] = made
-                if held["_generation"] == generation:
-                    built = made
-                else:  # weights were loaded meanwhile
-                    held["_built"] = None
+                held["_built"] = built = self._made(self.source, args)
             return built
 
     def _made(self, source: nn.Module, args: tuple[Any, ...]) -> _Built:
+        generation = self.__dict__["_generation"]  # before the first look at the weights
         settings = CompileSession(self.__dict__["_backend"], self._budget, self._decisions)
         settings.deadline = time.perf_counter() + self._budget
         undressed(source)
@@ -321,7 +329,7 @@ class CompiledModel(nn.Module):
             entry = source
         self.__dict__["report"] = compile_report(unit)
         example = tuple(clones(args))
-        return _Built(entry, unit, tuple(input_key(a) for a in args), example)
+        return _Built(entry, unit, tuple(input_key(a) for a in args), example, generation)
 
     def _pack(self) -> None:
         """Keep weights with zeros as bits and nonzeros, now that the programs have their own."""
@@ -389,16 +397,16 @@ class CompiledModel(nn.Module):
 
     def _stale(self) -> None:
         """Drop the built programs, which do not match the weights any more: the next call builds again."""
+        others_write()
         self.__dict__["_generation"] += 1
-        self.__dict__["_built"] = None
 
     def train(self: C, mode: bool = True) -> C:
         """Stays in evaluation mode, and says so once: as the frozen part of a larger model it may be told to train."""
         if mode and "train" not in self.__dict__["_told"]:
             self.__dict__["_told"].add("train")
             warnings.warn(
-                "train: a compiled model stays in evaluation mode and learns nothing; to train, train the model that was "
-                "compiled, then call refresh(model) on this one",
+                "train: a compiled model stays in evaluation mode and learns nothing: train the model that it was made "
+                "of, then call refresh(model) on this one",
                 UserWarning,
                 stacklevel=2,
             )
@@ -427,6 +435,7 @@ class _Built:
     unit: CompiledForward
     expected: Key
     example: tuple[Any, ...]
+    generation: int  # of the weights: it is for no other
     taken: set[Key] = field(default_factory=set)  # other kinds of inputs that the model took
 
     def call(self, args: tuple[Any, ...]) -> Any:

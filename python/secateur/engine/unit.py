@@ -8,7 +8,9 @@ unit of its own.
 
 from __future__ import annotations
 
+import copy
 import time
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +98,13 @@ class CompiledForward(StandIn):
         if last is not None and last[0] == key:
             return last[1].forward(*args)
         return self.state(args, key).forward(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of a module runs as its class does."""
+        return _class_forward(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _class_forward, (self.module,)
 
     def _own(self, *args: Any, **kwargs: Any) -> Any:
         if self._replaced is not None:
@@ -249,6 +258,10 @@ class CompiledForward(StandIn):
         return state
 
 
+def _class_forward(module: nn.Module) -> Any:
+    return types.MethodType(type(module).forward, module)
+
+
 def is_empty(args: Sequence[Any]) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.numel() == 0 for leaf in pytree.tree_leaves(list(args)))
 
@@ -283,7 +296,7 @@ def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
 def undressed(module: nn.Module) -> None:
     """Take the units off a model."""
     for each in module.modules():
-        if isinstance(vars(each).get("forward"), StandIn):
+        if "forward" in vars(each) and not forward_replaced(each):
             del each.__dict__["forward"]
 
 

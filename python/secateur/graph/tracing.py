@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from .._base.modules import forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
-from .._base.state import in_torch, state_kept
+from .._base.state import in_torch, state_kept, was_written
 from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
@@ -120,7 +120,8 @@ class _Tracer(fx.Tracer):
 def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
     """The values that the forward's graph has fixed: arguments left to their defaults, numbers, strings."""
     fixed: dict[str, Any] = {}
-    for i, p in enumerate(inspect.signature(module.forward).parameters.values()):
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    for i, p in enumerate(parameters):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise Untraceable("its forward takes any number of arguments")
         if i >= len(args):
@@ -156,6 +157,11 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     if module in writers:
         raise Untraceable(f"its forward writes {writers[module]}, which outlives the call")
     opaque.update({m: f"its forward writes {what}, which outlives the call" for m, what in writers.items()})
+    for m in module.modules():
+        if not isinstance(m, torch.jit.ScriptModule) and any(map(was_written, _own_tensors(m))):
+            if m is module:
+                raise Untraceable("its parameters or buffers are written while the model runs")
+            opaque.setdefault(m, "its parameters or buffers are written while the model runs")
     with torch.no_grad(), in_torch(), _lock, held_signals(), state_kept(module):
         graph = _trace(module, opaque, fixed)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
@@ -253,6 +259,10 @@ def _writers(module: nn.Module, args: Sequence[Any]) -> dict[nn.Module, str]:
     return found
 
 
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [t for table in (module._parameters, module._buffers) for t in dict.values(table) if t is not None]
+
+
 def _refuse_proxies(graph: fx.Graph) -> None:
     """A tracer's object among a node's arguments would stand for a value that no run computes."""
     for node in graph.nodes:
@@ -335,6 +345,8 @@ class _Examiner(fx.Interpreter):
         called = operators.of(n)
         folds = called is not None and called.folds and not operators.in_place(n)
         known = any(self.meta[node].constant is not None for node in inputs)
+        if isinstance(result, Tensor) and n.op == "get_attr" and was_written(result):
+            return result
         if isinstance(result, Tensor) and (n.op == "get_attr" or (folds and known and all(constants))):
             meta.constant = result.detach()
         return result

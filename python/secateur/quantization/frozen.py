@@ -49,7 +49,7 @@ def excluded(caller: str, calibrated: Calibrated, exclude: Any) -> dict[str, str
 def frozen(calibrated: Calibrated, method: Method, fp32: Mapping[str, str]) -> Built:
     """The quantized network, for inference."""
 
-    def layer(at: Layer, grid: Grid) -> nn.Module:
+    def layer(at: Layer, grid: Grid, memo: dict[int, Any]) -> nn.Module:
         return freeze_layer(trainable(at.module, grid, method))
 
     built = build(calibrated, method, fp32, layer)
