@@ -66,7 +66,7 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
         work = evaluating(nn.Sequential(work))
         seen.parents = {}
     try:
-        if any("__call__" in vars(kind) for kind in type(work).__mro__ if kind not in _CALLS):
+        if any("__call__" in vars(kind) for kind in _own_classes(type(work))):
             raise Untraceable(f"{type(work).__name__} has a __call__ of its own")
         if why := why_not_graph(work):
             raise Untraceable(why)
@@ -82,7 +82,12 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
         return network
 
 
-_CALLS = (nn.Module, fx.GraphModule)
+#: Classes whose ``__call__`` only calls forward.
+_CALLS = (fx.GraphModule, torch.jit.ScriptModule)
+
+
+def _own_classes(kind: type) -> list[type]:
+    return [k for k in kind.__mro__ if k is not nn.Module and not issubclass(k, _CALLS)]
 
 
 def _first_run(work: nn.Module, example: Tensor, caller: str) -> Seen:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .._base.copies import own_copy
@@ -55,7 +56,7 @@ def shells(network: Network, held: Mapping[str, Any], memo: dict[int, Any]) -> n
 def _empty(module: nn.Module) -> nn.Module:
     """A module of the same class that has nothing yet."""
     kind: Any = type(module)
-    if isinstance(module, fx.GraphModule) or is_layer(module):
+    if isinstance(module, fx.GraphModule | torch.jit.ScriptModule) or is_layer(module):
         kind = nn.Module
     shell: nn.Module = kind.__new__(kind)
     nn.Module.__init__(shell)
@@ -71,6 +72,8 @@ def _furnish(shell: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
     holder.__dict__.update({key: vars(module)[key] for key in names})
     kept = own_copy(holder, "quantize", memo)
     shell.__dict__.update({key: vars(kept)[key] for key in names})
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     for name, buffer in module._buffers.items():
         if name not in shell._buffers:
             shell._buffers[name] = copy.deepcopy(buffer, memo)
@@ -81,6 +84,6 @@ def _furnish(shell: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
 
 def _in_order(shell: nn.Module, module: nn.Module) -> None:
     """The children in the order in which the model has them: a Sequential is called in it."""
-    order = [name for name in module._modules if name in shell._modules]
+    order = [name for name, _ in module.named_children() if name in shell._modules]
     order += [name for name in shell._modules if name not in order]
     shell._modules = {name: shell._modules[name] for name in order}
