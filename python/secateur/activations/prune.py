@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, checked_budget
 from ..pruning.criteria import Criterion
@@ -131,6 +132,7 @@ def prune_activations(
         if idle:
             placed.to_warn.append(f"{criterion} prunes nothing in {', '.join(idle)}: ReLU's own zeros are all there is")
     placed.set({name: layer.theta for name, layer in chosen.items()})
+    _restore(unwrapped(model), placed.model)
     report = _report(placed, chosen, f"activations: {criterion}")
     if searching:
         report = found.report(report)
@@ -138,6 +140,15 @@ def prune_activations(
     for text in placed.to_warn:
         warnings.warn(f"{caller}: {text}", UserWarning, stacklevel=2)
     return placed.model
+
+
+def _restore(given: nn.Module, made: nn.Module) -> None:
+    """Parameters that the forward has written in a trial run; through ``data`` that is seen by nobody else."""
+    values = dict(given.named_parameters())
+    for name, p in made.named_parameters():
+        known = values.get(name)
+        if known is not None and known.layout == torch.strided and not torch.equal(p, known):
+            p.data.copy_(known)
 
 
 def _report(placed: Placed, chosen: Mapping[str, Chosen], title: str) -> Report:

@@ -50,6 +50,7 @@ _BUDGET_S = 1.0
 
 
 @keeps_grad_mode
+@random_state_kept()
 def convert(model: M, example_input: Any = None) -> M:
     """A copy of ``model`` whose Conv2d and Linear layers skip their zeros, for running it.
 
@@ -177,7 +178,7 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
     modules = every_module(work)
     candidates = [(layer, modules[layer.name]) for layer in layers if layer.sparse is not None]
     arguments = example if isinstance(example, tuple) else (example,)
-    with random_state_kept(), torch.no_grad():
+    with torch.no_grad():
         for layer, module in candidates:
             module.register_forward_hook(_timer(layer), prepend=True)
         try:

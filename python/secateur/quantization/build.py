@@ -32,6 +32,12 @@ class Built:
     model: nn.Module
     made: dict[str, nn.Module] = field(default_factory=dict)  # the layers in int8, by name
     why: dict[str, str] = field(default_factory=dict)  # of the layers in fp32
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # parameters that the forward writes; their values
+
+    def restore(self) -> None:
+        """After a trial run."""
+        for p, values in self.kept:
+            p.data.copy_(values)
 
 
 def build(
@@ -59,9 +65,12 @@ def build(
         elif not layer.why:
             memo[id(old)] = _real(layer, memo, masked)
     if network.graph is None or network.values is None:
+        for p, _ in network.seen.kept:
+            memo.setdefault(id(p), copy.deepcopy(p, memo))
         built.model = own_copy(network.root, "quantize", memo)
     else:
         built.model = _with_graph(calibrated, network.graph, network.values, method, make_layer, masked, memo, built)
+    built.kept = [(memo[id(p)], values) for p, values in network.seen.kept if id(p) in memo]
     if not masked:
         strip(built.model)
     for module in built.model.modules():

@@ -95,6 +95,7 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     finally:
         for handle in handles:
             handle.remove()
+        network.seen.restore()
     observers = [*result.observers.values(), *result.inner.values(), *result.direct.values()]
     if observers and not any(observer.seen for observer in observers):
         raise Error(f"{caller}: batches must hold at least one example, got none")

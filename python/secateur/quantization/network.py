@@ -50,6 +50,7 @@ class Network:
     sources: dict[str, nn.Module] = field(default_factory=dict)  # what ``inner`` layers are in the copy
     opaque: set[str] = field(default_factory=set)  # modules that stay modules, by target
     folded: list[str] = field(default_factory=list)  # BatchNorms that are part of the layers before them now
+    seen: Seen = field(default_factory=Seen)
     made_of: dict[int, nn.Parameter] = field(default_factory=dict)  # id of a parameter -> its copy in the layers
 
     @property
@@ -72,11 +73,13 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
             raise Untraceable(why)
         with trial(work):
             traced = trace(work, [example])
+        seen.restore()
         if traced.batch_bound or traced.size_bound:
             raise Untraceable("its graph would hold for this input's size alone")
         return _traced(traced, work, seen, type(model).__name__)
     except Untraceable as reason:
         network = Network(work, None, None, {}, class_name=type(model).__name__, template=work)
+        network.seen = seen
         network.notes.append(f"the model cannot be traced, so each layer is quantized by itself: {reason}")
         _take_inner(network, "", work, seen)
         return network
@@ -127,6 +130,7 @@ def _traced(traced: Traced, work: nn.Module, seen: Seen, class_name: str) -> Net
         if node.op == "placeholder" and not node.users and node is not next(iter(graph.nodes)):
             graph.erase_node(node)
     network = Network(traced.module, graph, None, dict(traced.names), class_name=class_name, template=work)
+    network.seen = seen
     calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
     made: dict[int, tuple[nn.Module, str]] = {}
     for node in list(graph.nodes):

@@ -27,6 +27,7 @@ class Seen:
     parents: dict[nn.Module, set[nn.Module | None]] = field(default_factory=dict)  # in whose forward a module is called
     read: set[nn.Module] = field(default_factory=set)  # layers whose parameters something else reads
     written: set[nn.Module] = field(default_factory=set)  # layers whose parameters the forward changes
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # what it changes, and the values before
     holders: Counter[int] = field(default_factory=Counter)  # id of a parameter -> in how many places it hangs
 
     def why(self, layer: nn.Module) -> str:
@@ -34,6 +35,11 @@ class Seen:
         if layer in self.written:
             return "the forward writes into its weights"
         return "its weights are read elsewhere in the forward too" if layer in self.read else ""
+
+    def restore(self) -> None:
+        """After another run: writes through ``data`` are seen by nobody else."""
+        for p, values in self.kept:
+            p.data = values.clone() if p.shape != values.shape else p.data.copy_(values)
 
     def tied(self, layer: nn.Module) -> bool:
         return any(self.holders[id(p)] > 1 for p in layer.parameters(recurse=False))
@@ -92,7 +98,8 @@ def watched(model: nn.Module) -> Iterator[Seen]:
         for module, p, values in before:
             if p.shape != values.shape or not torch.equal(p, values):
                 seen.written.add(module)
-                p.data.copy_(values)
+                seen.kept.append((p, values))
+        seen.restore()
     finally:
         for handle in handles:
             handle.remove()
