@@ -104,6 +104,11 @@ def _complete(model: nn.Module, made: nn.Module, memo: dict[int, Any]) -> None:
     for each, twin in pairs:
         if twin is not None and twin.training != each.training:
             twin.training = each.training
+    parameters = dict(made.named_parameters(remove_duplicate=False))
+    for name, p in model.named_parameters(remove_duplicate=False):
+        new = parameters.get(name)
+        if new is not None and new.shape == p.shape and new.requires_grad != p.requires_grad:
+            new.requires_grad_(p.requires_grad)  # TorchScript's copies have forgotten it
 
 
 def _share_uncopyable(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -118,7 +118,7 @@ def _exchanged(value: Any, successors: Mapping[nn.Module, nn.Module], seen: set[
         items = [_exchanged(item, successors, seen) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[arg-type]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, types.MethodType):
         owner = _exchanged(value.__self__, successors, seen)
         return value if owner is value.__self__ else types.MethodType(value.__func__, owner)

@@ -138,6 +138,7 @@ class Record:
         self.statistics: ChannelStatistics | None = None
         self.sequences = False  # it saw 3-d activations: dim 1 is taken for the channel, which may be wrong
         self.mixed = False  # it saw different numbers of channels: no threshold per channel fits
+        self.replaced: nn.Module | None = None  # the ReLU module in whose place the calibrator stands
 
 
 class Calibrator(nn.Module):

@@ -161,7 +161,7 @@ def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[s
             return _like(replaced, nn.ReLU(inplace) if limit is None else nn.ReLU6(inplace))
         watched.found += 1
         made = Calibrator(name, limit, inplace, watched.caller)
-        made.__dict__["replaced"] = replaced  # not a child of it
+        made.record.replaced = replaced
         return _like(replaced, made)
 
     work = watched.model
@@ -245,7 +245,7 @@ def _swap(watched: _Watched) -> Placed:
     placed = Placed(watched.model, {}, {}, list(watched.missed))
     replacement: dict[nn.Module, nn.Module] = {}
     for path, site in found.items():
-        seen, replaced = site.record, site.__dict__["replaced"]
+        seen, replaced = site.record, site.record.replaced
         if seen.mixed:
             placed.to_warn.append(f"{path!r} is called with different numbers of channels: it stays a plain ReLU")
         elif seen.statistics is None or seen.statistics.count == 0:
@@ -253,8 +253,8 @@ def _swap(watched: _Watched) -> Placed:
         else:
             placed.sites[path] = seen.statistics
             theta = torch.zeros_like(seen.statistics.mean, dtype=torch.float32)
-            placed.layers[path] = made = ThresholdReLU(theta, site.max, site.inplace)
-            replacement[site] = _like(replaced, made)
+            placed.layers[path] = ThresholdReLU(theta, site.max, site.inplace)
+            replacement[site] = _like(replaced, placed.layers[path])
             continue
         replacement[site] = _like(replaced, nn.ReLU(site.inplace) if site.max is None else nn.ReLU6(site.inplace))
     sequences = [path for path in placed.sites if found[path].record.sequences]
@@ -267,6 +267,6 @@ def _swap(watched: _Watched) -> Placed:
         if module in replacement:
             placed.model = _put(placed.model, path, replacement[module])
     exchange(placed.model, replacement)
-    for site, made in replacement.items():
-        made.training = site.training
+    for old, new in replacement.items():
+        new.training = old.training
     return placed

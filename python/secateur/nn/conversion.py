@@ -110,7 +110,7 @@ def _layers(model: nn.Module) -> list[_Layer]:
     layers = []
     modules = every_module(model)
     users = Counter(id(p) for module in modules.values() for p in _parameters_of(module))
-    held = Counter(holders_of(model))
+    hanging = holders_of(model)
     for name, module in modules.items():
         if not isinstance(module, (*_OTHERS, *_INTEGERS)):
             continue
@@ -147,7 +147,7 @@ def _layers(model: nn.Module) -> list[_Layer]:
             row["why"] = "no zeros"
         elif users[id(weight)] > 1:
             row["why"] = "its weight is tied to another layer's, and a sparse copy would untie them"
-        elif held[id(weight)] > 0:
+        elif hanging.get(id(weight)):
             row["why"] = "its weight hangs in a plain attribute too, and a sparse copy would untie them"
         elif more := why_not_replaceable(module):
             row["why"] = more
@@ -190,7 +190,7 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
                 f"convert: example_input must be what the model takes: {type(error).__name__}: {error}"
             ) from error
         for layer, module in candidates:
-            if not torch.equal(cast(Tensor, module.weight), with_current_weight(layer.module).weight):
+            if not torch.equal(cast(Tensor, module.weight), cast(Tensor, with_current_weight(layer.module).weight)):
                 layer.failed = "the forward writes into its weight, which a sparse layer does not hold"
 
 

@@ -95,10 +95,10 @@ def watched(model: nn.Module) -> Iterator[Seen]:
     try:
         with _Reads(seen, owners, running):
             yield seen
-        for module, p, values in before:
-            if p.shape != values.shape or not torch.equal(p, values):
+        for module, given, values in before:
+            if given.shape != values.shape or not torch.equal(given, values):
                 seen.written.add(module)
-                seen.kept.append((p, values))
+                seen.kept.append((given, values))
         seen.restore()
     finally:
         for handle in handles:

@@ -172,7 +172,7 @@ def _frozen(teacher: Any) -> nn.Module:
     if not isinstance(teacher, nn.Module):
         raise Error(f"{_CALLER}: teacher must be a torch.nn.Module, got {type(teacher).__name__}")
     try:
-        frozen = evaluating(own_copy(unwrapped(teacher), _CALLER))
+        frozen: nn.Module = evaluating(own_copy(unwrapped(teacher), _CALLER))
     except Error:
         raise
     except (RuntimeError, TypeError) as reason:
