@@ -30,9 +30,11 @@ def test_hooks_of_a_relu_fire_on_its_threshold() -> None:
     with torch.no_grad():
         thin(X)
         wanted = model(X)
-        assert len(seen) == 2 and torch.equal(seen[0], seen[1])
+        assert len(seen) == 2
+        assert torch.equal(seen[0], seen[1])
         assert torch.equal(thin(X), wanted)
-    assert isinstance(thin[1], ThresholdReLU) and thin[1].name == "first"
+    assert isinstance(thin[1], ThresholdReLU)
+    assert thin[1].name == "first"
 
 
 class Keeps(nn.Module):
@@ -81,7 +83,8 @@ def test_one_in_place_relu_in_several_places() -> None:
     for got, wanted in zip(thin(X), model(X), strict=True):
         assert bool((wanted >= 0).all())  # the ReLU has written over what was kept before it
         torch.testing.assert_close(got, wanted)
-    assert thin.convs[0] is thin.a and thin.convs[0] is not model.a
+    assert thin.convs[0] is thin.a
+    assert thin.convs[0] is not model.a
 
 
 def test_modes_of_torchvisions_feature_extractors() -> None:

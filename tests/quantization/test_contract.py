@@ -187,11 +187,14 @@ def test_attributes_and_methods_stay() -> None:
                 twins.append(pickle.loads(pickle.dumps(made)))
             for each in twins:
                 assert (each.names, each.grid["a"][0].tolist(), each.kind) == (["cat", "dog"], [1, 1], "classifier")
-                assert torch.equal(each.stride, model.stride) and each.stride is not model.stride
-                assert each.classes == 2 and each.name_of(X) == [each.names[i] for i in each(X).argmax(1).tolist()]
+                assert torch.equal(each.stride, model.stride)
+                assert each.stride is not model.stride
+                assert each.classes == 2
+                assert each.name_of(X) == [each.names[i] for i in each(X).argmax(1).tolist()]
                 assert each.head.note == "two classes"
                 assert off(each.features(X), model.features(X)) < 0.06
-                assert each.parts[0][0] is each.stem and each.parts[0][1] is each.head
+                assert each.parts[0][0] is each.stem
+                assert each.parts[0][1] is each.head
     shell = pickle.loads(pickle.dumps(secateur.quantize(Local().eval(), [X], progress=False)))  # its class is nowhere
     assert shell.names == ["cat", "dog"]
 
@@ -288,7 +291,8 @@ def test_train_that_returns_nothing() -> None:
         assert [p.requires_grad for p in made.parameters()] == wants
         made.eval()
         made.train()
-        assert not made.bn.training and not made.stem.weight.requires_grad
+        assert not made.bn.training
+        assert not made.stem.weight.requires_grad
     secateur.quantize(model, [X], progress=False, evaluate=lambda net: 0.5)
     assert secateur.prepare_qat(model, [X], progress=False).training
     assert [p.requires_grad for p in model.parameters()] == wants
@@ -319,7 +323,8 @@ def test_modules_in_plain_containers() -> None:
     wanted = model(X)
     q = secateur.quantize(model, [X], progress=False)
     assert q.report.total["form"] == "int8: 3 of 3"
-    assert isinstance(q.steps[1][0], QuantizedConv2d) and q.steps[0][0] is q.conv
+    assert isinstance(q.steps[1][0], QuantizedConv2d)
+    assert q.steps[0][0] is q.conv
     assert off(q(X), wanted) < 0.06
     student = secateur.prepare_qat(model, [X], progress=False)
     assert isinstance(student.table["head"][0], QATConv2d)
@@ -328,7 +333,8 @@ def test_modules_in_plain_containers() -> None:
     torch.testing.assert_close(fast(X), wanted, rtol=1e-4, atol=1e-4)
     thin = secateur.prune_activations(model, [X], secateur.MeanStd(k=0.0), progress=False)
     assert [row["layer"] for row in thin.report.rows] == ["act", "steps.1.1"]
-    assert thin.steps[0][1] is thin.act and isinstance(thin.steps[1][1], secateur.nn.ThresholdReLU)
+    assert thin.steps[0][1] is thin.act
+    assert isinstance(thin.steps[1][1], secateur.nn.ThresholdReLU)
 
 
 class Taps(nn.Module):

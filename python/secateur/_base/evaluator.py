@@ -45,7 +45,6 @@ class Evaluator:
             raise Error(f"{self.caller}: evaluate must return an accuracy from 0 to 1, got {answer!r}")
         return number
 
-
     def of_given(self, model: nn.Module) -> float:
         """The accuracy of a model that is the caller's: of a copy, for a forward may write into its model."""
         return self(own_copy(unwrapped(model), self.caller))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torchs
 
-from .. import ops
 from .sparse_conv2d import SparseConv2d
 from .sparse_linear import SparseLinear
 from .threshold_relu import ThresholdReLU
@@ -30,7 +29,7 @@ def _unseen(module: nn.Module) -> bool:
 
 
 def threshold_over(x: Tensor, threshold: nn.Module, maker: nn.Module) -> Any:
-    """``threshold(x)`` for the output of ``maker``, which the caller hands to nobody else: over it, if that is unseen."""
+    """``threshold(x)`` for the output of ``maker``, which the caller hands on to nobody else: over it, where unseen."""
     if (
         type(x) is Tensor
         and type(threshold) is ThresholdReLU

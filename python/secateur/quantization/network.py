@@ -140,7 +140,9 @@ def _traced(traced: Traced, work: nn.Module, seen: Seen, class_name: str) -> Net
                 if target not in network.opaque:
                     network.opaque.add(target)
                     why = traced.opaque[target]
-                    network.notes.append(f"{target} cannot be traced, so each layer in it is quantized by itself: {why}")
+                    network.notes.append(
+                        f"{target} cannot be traced, so each layer in it is quantized by itself: {why}"
+                    )
                     _take_inner(network, target, module, seen)
             elif is_layer(module):
                 why = why_not(module) or seen.why(module)

@@ -1,4 +1,4 @@
-"""What a model's own forward does with its layers, from one run: who calls them, who else reads or writes their weights."""
+"""What a model's own forward does with its layers, from one run: who calls them, who else reads their weights."""
 
 from __future__ import annotations
 
