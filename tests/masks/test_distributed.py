@@ -66,9 +66,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Work], tuple[Any
     """What a work gives in each of two processes. They do all works one after another: starting them, with all that is
     imported, takes longer than what they do."""
     folder = tmp_path_factory.mktemp("ranks")
-    works: list[Work] = [_pruned_on_all, _pruned_by_chance, _pruned_on_one, _gradually, _fsdp2, _fsdp1]
+    works: list[Work] = [_pruned_on_all, _pruned_by_chance, _pruned_on_one, _gradually, _fsdp2, _state_dicts, _fsdp1]
     if not _has_fully_shard():
         works.remove(_fsdp2)
+        works.remove(_state_dicts)
     ended: list[Exception] = []
     try:
         mp.start_processes(_enter, (str(folder), works), nprocs=2, start_method="spawn")
@@ -310,6 +311,68 @@ def _fsdp2(rank: int, folder: str) -> Any:
     _train(model, optimizer, rank)
     full = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in model.state_dict().items()}
     return full, refusal, len(uncounted)
+
+
+def _state_dicts(rank: int, folder: str) -> Any:
+    """The whole state_dict on each rank; on rank 0 alone; on rank 0 alone, into other masks; with masks worn down."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = _shards()
+    secateur.prune(model, MeanStd(sparsity=0.6), exclude=["5", "6"])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def load(other: nn.Module, given: State, broadcast: bool) -> nn.Module:
+        fully_shard(other, mesh=mesh)
+        how = StateDictOptions(full_state_dict=True, broadcast_from_rank0=broadcast)
+        set_model_state_dict(other, dict(given), options=how)
+        return other
+
+    def full(other: nn.Module) -> State:
+        return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in other.state_dict().items()}
+
+    def other(share: float) -> nn.Module:
+        torch.manual_seed(5)
+        made = _shards()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.normal_()
+        secateur.prune(made, MeanStd(sparsity=share), exclude=["5", "6"])
+        return made
+
+    everywhere = full(load(other(0.8), state, broadcast=False))
+    sent = _shards()
+    if rank == 0:
+        secateur.masks.match_state_dict(sent, state)
+    secateur.masks.broadcast(sent)
+    sent_state = full(load(sent, state if rank == 0 else {}, broadcast=True))
+    complaints = []
+    for given, broadcast in ((state if rank == 0 else {}, True), ({**state, **_worn(state)}, False)):
+        try:
+            load(other(0.8), given, broadcast)
+            complaints.append("")
+        except RuntimeError as error:
+            complaints.append(str(error))
+        dist.barrier()
+    return state, everywhere, sent_state, complaints
+
+
+def _worn(state: State) -> State:
+    return {key: (value * 0.999).byte() for key, value in state.items() if key.endswith("_mask")}
+
+
+@pytest.mark.skipif(not _has_fully_shard(), reason="this torch has no fully_shard")
+def test_state_dicts_of_sharded_models(both: Any) -> None:
+    one, two = both(_state_dicts)
+    for state, everywhere, sent, _ in (one, two):
+        _assert_same(everywhere, state)
+        _assert_same(sent, state)
+    assert one[3][0] == ""
+    assert 'Missing key(s) in state_dict: "0.weight_mask", "3.weight_mask"' in two[3][0]  # rank 0's do not come along
+    for complaints in (one[3], two[3]):
+        assert "3.weight_mask: the mask prunes weights that are not zero" in complaints[1]
 
 
 def _assert_trained_alike(one: State, want: State) -> None:

@@ -95,7 +95,7 @@ def test_models_that_are_dropped_take_no_memory() -> None:
     [
         ("compile", "secateur._host.Program.add"),
         ("compile", "secateur._host.Program.prepare"),
-        ("compile", "secateur.engine.compiled.own"),
+        ("compile", "secateur.engine.compiled.pack_parameters"),
         ("convert", "secateur.ops.mask_pack"),
         ("convert", "secateur._host.SparseLayer"),
     ],
@@ -123,7 +123,7 @@ def test_no_memory_in_refresh_leaves_the_compiled_model(fast: Any, monkeypatch: 
         raise MemoryError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.engine.compiled.own", fail)
+        patch.setattr("secateur.engine.compiled.pack_parameters", fail)
         with pytest.raises(MemoryError, match="no memory left"):
             fast.refresh(network())
     assert torch.equal(fast(X), expected)

@@ -22,7 +22,7 @@ def checked_number(owner: str, name: str, value: Any, low: float, high: float) -
 
 
 def checked_choice(owner: str, name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise Error(f"{owner}: {name} must be {' or '.join(repr(a) for a in allowed)}, got {value!r}")
 
 

@@ -91,7 +91,7 @@ def prune_activations(
         max_accuracy_drop: how much accuracy the thresholds may cost, 0 to 1 (0.005 is half a point), against the given
             model. The returned model keeps to it as ``evaluate`` sees it, whose last call is for that model.
         evaluate: given a model in evaluation mode, on the device of ``model``, returns its accuracy, 0 to 1. Called
-            without gradients: with a copy of ``model``, then each time with the same one, whose thresholds have changed.
+            without gradients: with a copy of ``model``, then each time with one other, whose thresholds change.
         exclude: names or patterns (``*``) of ReLUs to leave alone, as the report prints them.
         progress: show a progress bar.
 

@@ -162,6 +162,8 @@ class CompiledModel(nn.Module):
             held[table] = source.__dict__[table]
         held["training"] = False
         held["_built"] = built  # one object, so that a call sees all of it or nothing
+        if built is not None:
+            held["report"] = built.report
 
     # ---- attributes ----
 
@@ -311,7 +313,8 @@ class CompiledModel(nn.Module):
             built: _Built | None = held["_built"]
             while built is None or built.generation != held["_generation"]:  # weights may be loaded meanwhile
                 held["_watch"].install(self.source)
-                held["_built"] = built = self._made(self.source, args)
+                built = self._made(self.source, args)
+                held["report"], held["_built"] = built.report, built
             return built
 
     def _made(self, source: nn.Module, args: tuple[Any, ...]) -> _Built:
@@ -332,9 +335,8 @@ class CompiledModel(nn.Module):
         if hooks_of(source) or type(source).__call__ is not nn.Module.__call__:
             source.__dict__["forward"] = unit
             entry = source
-        self.__dict__["report"] = compile_report(unit)
         example = tuple(clones(args))
-        return _Built(entry, unit, tuple(input_key(a) for a in args), example, generation)
+        return _Built(entry, unit, tuple(input_key(a) for a in args), example, generation, compile_report(unit))
 
     def _pack(self) -> None:
         """Keep weights with zeros as bits and nonzeros, now that the programs have their own."""
@@ -441,6 +443,7 @@ class _Built:
     expected: Key
     example: tuple[Any, ...]
     generation: int  # of the weights: it is for no other
+    report: Report
     taken: set[Key] = field(default_factory=set)  # other kinds of inputs that the model took
 
     def call(self, args: tuple[Any, ...]) -> Any:

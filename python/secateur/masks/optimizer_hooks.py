@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 
 from .. import ops
 from . import sharding
-from .buffers import apply_mask, apply_to, get_mask, mark_of, marked
+from .marks import apply_mask, apply_to, get_mask, mark_of, marked, stored_mask, was_written
 
 #: Optimizers that have been reported as stale.
 _reported: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -87,21 +87,30 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Report a state older than the pruning, once for each optimizer: this is the earliest point where it is known."""
+    """Look at masks that something else has written, while the weights still show whether they are right.
+
+    Report a state older than the pruning, once for each optimizer: this is the earliest point where it is known.
+    """
     if not marked or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         return  # a CUDA graph cannot capture a check of values; the hook after the step is captured
     held: set[int] | None = None
     for module in tuple(marked):
         mark = mark_of(module)
-        if mark is None or not mark.unchecked:
+        if mark is None:
+            continue
+        written = [parameter for parameter in mark.thetas if was_written(module, parameter)]
+        if not mark.unchecked and not written:
             continue
         held = _held(optimizer) if held is None else held
+        for parameter in written:
+            if id(module._parameters.get(parameter)) in held:
+                get_mask(module, parameter)
         for parameter in tuple(mark.unchecked):
             value = module._parameters.get(parameter)
             if value is None or id(value) not in held:
                 continue
             mark.unchecked.discard(parameter)
-            mask = get_mask(module, parameter)
+            mask = stored_mask(module, parameter)
             mask = None if mask is None else sharding.local_mask(module, parameter, value, mask)
             if mask is not None and optimizer not in _reported and _remembers(optimizer, value, mask):
                 _reported.add(optimizer)

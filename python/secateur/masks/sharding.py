@@ -64,6 +64,11 @@ def local_part(value: Tensor) -> Tensor:
     return value
 
 
+def whole(value: Any) -> Any:
+    """A DTensor's whole tensor, on every process; anything else as it is."""
+    return value.full_tensor() if _is_dtensor(value) else value
+
+
 def local_mask(module: nn.Module, parameter: str, value: Tensor, mask: Tensor) -> Tensor | None:
     """The part of a packed mask [rows, bytes] for this process's part of the parameter.
 
@@ -125,4 +130,4 @@ def _stretch(module: nn.Module, parameter: str) -> tuple[int, int, int] | None:
     return None
 
 
-__all__ = ["local_mask", "local_part", "problem_of"]
+__all__ = ["local_mask", "local_part", "problem_of", "whole"]

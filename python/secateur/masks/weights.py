@@ -42,6 +42,7 @@ class Weight:
     problem: str | None = None  # why it cannot be pruned
     refuse: bool = False  # the problem is an error, not something to step around
     foreign: Tensor | None = None  # torch.nn.utils.prune's mask [shape of the weight], to be taken over
+    unwritten: bool = False  # the problem is that it is on the meta device: a mask may come before its values
     unpacked: bool = False  # a sparse layer's: its weight is made from its nonzeros when it is read
     places: list[tuple[nn.Module, str]] = field(default_factory=list)
     aliases: list[Weight] = field(default_factory=list)  # the same Parameter under other names
@@ -72,17 +73,32 @@ class Weight:
         return stored
 
 
+def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """What torch.compile, DataParallel or DistributedDataParallel has wrapped, and the wrapper's name for it."""
+    inner = model.__dict__.get("_orig_mod")
+    if inner is None and "_orig_mod" in model._modules:  # a scripted module's _modules has no get
+        inner = model._modules["_orig_mod"]
+    if isinstance(inner, nn.Module):
+        return "_orig_mod", inner
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module", model.module
+    return None
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
-    while True:
-        inner = model.__dict__.get("_orig_mod")
-        if inner is None and "_orig_mod" in model._modules:  # a scripted module's _modules has no get
-            inner = model._modules["_orig_mod"]
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    while (inside := _inside(model)) is not None:
+        _, model = inside
+    return model
+
+
+def wrapping(model: nn.Module) -> str:
+    """What the wrappers put before the names in the state_dict of the model inside: "module.", "module._orig_mod."."""
+    prefix = ""
+    while (inside := _inside(model)) is not None:
+        name, model = inside
+        prefix += f"{name}."
+    return prefix
 
 
 def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:
@@ -112,7 +128,9 @@ def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:
 
 def _place(stored: Tensor) -> tuple[Any, ...]:
     """Equal for parameters that are one: the same object, or two Parameters over the same memory."""
-    if isinstance(stored, UninitializedParameter) or stored.device.type == "meta" or stored.numel() == 0:
+    if isinstance(stored, UninitializedParameter) or stored.is_nested:
+        return (id(stored),)
+    if stored.device.type == "meta" or stored.numel() == 0:
         return (id(stored),)
     if type(stored.data) is not Tensor or stored.layout != torch.strided:
         return (id(stored),)
@@ -175,6 +193,9 @@ def _examine(weight: Weight) -> None:
         weight.refuse = True
     elif stored.device.type == "meta":
         weight.problem, weight.refuse = "its weights are on the meta device, so they have no values", True
+        weight.unwritten = True
+    elif stored.is_nested:
+        weight.problem = f"its {name} is a nested tensor, not an ordinary one"
     elif (spread := sharding.problem_of(stored)) is not None:
         weight.problem, weight.refuse = spread, True
     elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
@@ -216,7 +237,9 @@ def unknown_weights(model: nn.Module) -> tuple[list[str], list[str]]:
         for parameter, value in module._parameters.items():
             if value is None or parameter in known or isinstance(value, UninitializedParameter):
                 continue
-            if sum(size > 1 for size in value.shape) >= 2:
+            if value.is_nested:
+                other.append(f"{name}.{parameter}".lstrip(".") + " (nested)")
+            elif sum(size > 1 for size in value.shape) >= 2:
                 other.append(f"{name}.{parameter}".lstrip(".") + f" {list(value.shape)}")
     return quantized, other
 

@@ -1,19 +1,20 @@
 """Layers that own their mask: for people who write sparsity into their model instead of pruning it afterwards.
 
-They are the plain layers plus a buffer ``weight_mask``. While training, forward applies the mask by the fused
+They are the plain layers plus a mask ``weight_mask``. While training, forward applies the mask by the fused
 operator: pruned weights take no part and their gradient is zero, whatever changed the weight (any optimizer, a copy by
 hand). In evaluation the zeros are in the weight itself and forward is the plain layer's.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
+from ..masks.marks import stored_mask, was_written
 from ..ops.packing import mask_shape, rows_and_columns
 
 L = TypeVar("L", bound="_Masked")
@@ -22,18 +23,23 @@ L = TypeVar("L", bound="_Masked")
 class _Masked(nn.Module):
     """The base of both layers; it stands before the plain layer among their bases."""
 
-    owns_mask = True  # its mask may be None ("not masked"), where a plain layer has no buffer at all
+    owns_mask = True  # its mask may be None ("not masked"), where a plain layer has no such attribute
     weight: Tensor
     weight_mask: Tensor | None
 
     def _begin(self, mask: Tensor | None) -> None:
-        self.register_buffer("weight_mask", None)
+        self.weight_mask = None
         if mask is None:
             rows, columns = rows_and_columns(self.weight.shape)
             full = ops.mask_pack(torch.ones(rows, columns, dtype=torch.bool, device="cpu"))
-            masks.attach(self, "weight", full.to(self.weight.device))
+            masks.attach(self, "weight", full.to(self._mask_device))
         else:
             self.set_mask(mask)
+
+    @property
+    def _mask_device(self) -> torch.device:
+        """The weight's; the CPU for a layer on the meta device, whose mask is known before its weights are."""
+        return self.weight.device if self.weight.device.type != "meta" else torch.device("cpu")
 
     def set_mask(self, mask: Tensor) -> None:
         """Set which weights stay, and zero the others now.
@@ -50,11 +56,11 @@ class _Masked(nn.Module):
         if not isinstance(mask, Tensor):
             raise Error(f"{name}: mask must be a tensor, got {type(mask).__name__}")
         if mask.dtype == torch.bool and mask.shape == self.weight.shape:
-            packed = ops.mask_pack(mask.to(self.weight.device))
+            packed = ops.mask_pack(mask.to(self._mask_device))
         elif mask.dtype == torch.uint8 and tuple(mask.shape) == fitting:
             if columns % 8 and bool((mask[:, -1] >> (columns % 8)).any()):
                 raise Error(f"{name}: mask must have zeros in the unused bits of a row's last byte")
-            packed = mask.detach().to(self.weight.device, copy=True)
+            packed = mask.detach().to(self._mask_device, copy=True)
         else:
             raise Error(
                 f"{name}: mask must be bool {list(self.weight.shape)} or packed uint8 {list(fitting)}, "
@@ -76,9 +82,13 @@ class _Masked(nn.Module):
         return self
 
     def _effective_weight(self) -> Tensor:
-        if self.training and self.weight_mask is not None:
+        if not self.training or self.weight_mask is None:
+            return self.weight
+        if torch.compiler.is_compiling():
             return ops.mask_apply(self.weight, self.weight_mask)
-        return self.weight
+        if was_written(self, "weight"):  # by an average of models, say
+            masks.get_mask(self, "weight")
+        return ops.mask_apply(self.weight, cast(Tensor, stored_mask(self, "weight")))
 
     @classmethod
     def _from(cls: type[L], layer: Any, plain: type[nn.Module], mask: Tensor | None, **arguments: Any) -> L:

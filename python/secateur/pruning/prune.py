@@ -1,6 +1,7 @@
 """The calls: :func:`prune` zeroes weights in place, :func:`sparsity` counts the zeros that are there.
 
-Nothing is written before every layer has been looked at, so an error leaves the model as it was.
+Nothing is written before every layer has been looked at, so an error leaves the model as it was; and Ctrl-C waits while
+it is written, so that a model is pruned whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch.optim.optimizer import Optimizer
 
 from .. import masks, ops
 from .._base.errors import Error
+from .._base.signals import held_signals
+from ..masks.buffers import tell_written
 from ..masks.optimizer_hooks import clear_state
 from ..masks.weights import Entry, take_over
 from ..report import WEIGHT_COLUMNS, Report
@@ -33,7 +36,7 @@ def prune(
     exclude: Iterable[Entry] | Entry = (),
     include: Iterable[Entry] | Entry = (),
     overrides: Mapping[Any, Override] | None = None,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
     data: Iterable[Any] | None = None,
 ) -> Report:
     """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
@@ -43,14 +46,15 @@ def prune(
     dim 0 of the weight, dim 1 within a group of a transposed convolution, a row of an LSTM's weight, a token's vector
     in an embedding. Pruning again takes its statistics from the survivors (what no mask has pruned).
 
-    Each pruned parameter stays a plain Parameter with zeros in it; its module gets a buffer ``<name>_mask`` (one bit a
-    weight), which is re-applied after each step of any ``torch.optim`` optimizer (:mod:`secateur.masks`).
+    Each pruned parameter stays a plain Parameter with zeros in it; its module gets a mask ``<name>_mask`` (one bit a
+    weight, in the state_dict too), which is re-applied after each step of any ``torch.optim`` optimizer
+    (:mod:`secateur.masks`). Compiled parts of the model take the new weights at their next call.
 
     In distributed training every process prunes alike, before DistributedDataParallel, FullyShardedDataParallel or
     ``fully_shard`` wraps the model, or one prunes and :func:`secateur.masks.broadcast` tells the others.
 
     Args:
-        model: any module, a bare layer included.
+        model: any module, a bare layer included, also within torch.compile, DataParallel or DistributedDataParallel.
         criterion: :class:`MeanStd`, :class:`Magnitude`, :class:`Random` or another :class:`secateur.Criterion`.
         pattern: ``"1x1"`` zeros anywhere; ``"1xN"``, such as ``"1x4"``, blocks of N consecutive input channels at one
             kernel tap; ``"neuron"`` whole output units (their biases stay).
@@ -58,7 +62,8 @@ def prune(
         include: layers to prune that are left out by default (embeddings), named alike.
         overrides: another criterion, pattern (``"1x4"``), ``(criterion, pattern)`` or None (leave alone) for some
             layers. A name counts more than a glob pattern, that more than a type; among equals the last counts.
-        optimizer: the optimizer (or several) that goes on training the model: its momentum of pruned weights is zeroed.
+        optimizer: the optimizer that goes on training the model, or several that share its parameters: their momentum
+            of pruned weights is zeroed.
         data: batches of inputs, for a criterion that needs to know the inputs of its layers, else None: tensors, or
             tuples or lists that start with one. Gone through once, in evaluation mode.
 
@@ -70,8 +75,9 @@ def prune(
             infinite, a criterion whose decision does not fit. The model is then exactly as it was.
 
     Warns:
-        UserWarning: a rule that prunes nothing, a layer emptied whole, a share of zeros not reached, a tied weight, a
-            layer that cannot be pruned, MultiheadAttention's ``out_proj``. The report's notes repeat it.
+        UserWarning: optimizers that hold none of the pruned weights, a rule that prunes nothing, a layer emptied whole,
+            a share of zeros not reached, a tied weight, a layer that cannot be pruned, MultiheadAttention's
+            ``out_proj``. The report's notes repeat it.
     """
     report, said = prune_quietly(model, criterion, pattern, exclude, include, overrides, optimizer, data)
     for text in said:
@@ -86,16 +92,18 @@ def prune_quietly(
     exclude: Iterable[Entry] | Entry,
     include: Iterable[Entry] | Entry,
     overrides: Mapping[Any, Override] | None,
-    optimizer: Optimizer | Sequence[Optimizer] | None,
+    optimizer: Optimizer | Iterable[Optimizer] | None,
     data: Iterable[Any] | None = None,
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with its warnings returned instead of issued."""
-    optimizers = _check_optimizers(optimizer)
+    optimizers = check_optimizers(optimizer)
     targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides)
     with torch.no_grad():
         verdicts = decide(model, targets, data)
-        pruned = [_write(verdict) for verdict in verdicts]  # from here on no mistake of the caller's can raise
-        said += _clear(optimizers, pruned)
+        with held_signals(repeated=True):  # from here on no mistake of the caller's can raise
+            pruned = [_write(verdict) for verdict in verdicts]
+            said += _clear(optimizers, pruned)
+            tell_written(model)
     said += outcome(pruned)
     notes += [note for one in pruned for note in one.notes]
     rows = [row_of(one.target.weight, one) for one in pruned]
@@ -104,12 +112,14 @@ def prune_quietly(
     ), said
 
 
-def _check_optimizers(optimizer: Any) -> list[Optimizer]:
+def check_optimizers(optimizer: Any, caller: str = "prune") -> list[Optimizer]:
+    """``optimizer=`` as a list."""
     if optimizer is None:
         return []
-    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    many = isinstance(optimizer, Iterable) and not isinstance(optimizer, str | Mapping)
+    given = list(optimizer) if many else [optimizer]
     if not all(isinstance(each, Optimizer) for each in given):
-        raise Error(f"prune: optimizer must be a torch.optim.Optimizer or a list of them, got {optimizer!r:.80}")
+        raise Error(f"{caller}: optimizer must be a torch.optim.Optimizer or a list of them, got {optimizer!r:.80}")
     return given
 
 
@@ -149,14 +159,15 @@ def _summary(theta: Tensor | None) -> masks.Theta | None:
 
 
 def _clear(optimizers: Sequence[Optimizer], pruned: Sequence[Pruned]) -> list[str]:
-    said = []
-    for optimizer in optimizers:
-        pairs = [
-            (held, one.mask)
-            for one in pruned
-            for module, parameter in one.target.weight.places
-            if (held := module._parameters[parameter]) is not None
-        ]
-        if not clear_state(optimizer, pairs):
-            said.append(f"optimizer= was given a {type(optimizer).__name__} that holds none of the pruned weights")
-    return said
+    """Zero what the optimizers remember of the pruned weights, which may be spread over them."""
+    pairs = [
+        (held, one.mask)
+        for one in pruned
+        for module, parameter in one.target.weight.places
+        if (held := module._parameters[parameter]) is not None
+    ]
+    hits = [clear_state(optimizer, pairs) for optimizer in optimizers]
+    if not hits or any(hits):
+        return []
+    kinds = " and ".join(sorted({f"{'a' if len(hits) == 1 else 'several'} {type(o).__name__}" for o in optimizers}))
+    return [f"optimizer= was given {kinds} that {'holds' if len(hits) == 1 else 'hold'} none of the pruned weights"]

@@ -139,9 +139,9 @@ def check_criterion(criterion: Any, argument: str, caller: str = "prune") -> Non
     if type(criterion).decide is Criterion.decide:
         raise Error(f"{caller}: {argument} must define decide(pool), which {type(criterion).__name__} does not")
     name = type(criterion).__name__
-    if criterion.scope not in SCOPES:
+    if not isinstance(criterion.scope, str) or criterion.scope not in SCOPES:
         raise Error(f"{caller}: {name}.scope must be 'layer', 'row' or 'global', got {criterion.scope!r}")
-    if criterion.needs not in NEEDS:
+    if not isinstance(criterion.needs, str | None) or criterion.needs not in NEEDS:
         raise Error(f"{caller}: {name}.needs must be None, 'norms' or 'gram', got {criterion.needs!r}")
     if share_of(criterion) is not None:
         checked_number(f"{caller}: {name}", "sparsity", share_of(criterion), 0, 1)

@@ -20,7 +20,7 @@ from ..masks.weights import Entry, check_entries
 from ..pruning.criteria import Criterion, patterns
 from ..pruning.criteria.base import share_of
 from ..pruning.decide import check_data
-from ..pruning.prune import prune_quietly
+from ..pruning.prune import check_optimizers, prune_quietly
 from ..pruning.targets import Override, assign_criteria
 from ..report import Report
 
@@ -101,7 +101,7 @@ class GradualPruner:
         exclude: Iterable[Entry] | Entry = (),
         include: Iterable[Entry] | Entry = (),
         overrides: Mapping[Any, Override] | None = None,
-        optimizer: Optimizer | list[Optimizer] | None = None,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
         data: Iterable[Any] | None = None,
     ) -> None:
         if not isinstance(schedule, CubicSchedule):
@@ -112,6 +112,7 @@ class GradualPruner:
                 f"GradualPruner: criterion and schedule must end at one sparsity, got {share} and {schedule.final}"
             )
         patterns.parse(pattern, "GradualPruner")
+        optimizers = check_optimizers(optimizer, "GradualPruner")
         excluded, included = check_entries(exclude, "exclude"), check_entries(include, "include")
         # prune's errors now, not steps later
         targets, _, _ = assign_criteria(model, criterion, pattern, excluded, included, overrides)
@@ -125,7 +126,7 @@ class GradualPruner:
                 if part is not None and not isinstance(part, str):
                     _share(part, "a criterion in overrides")
         self.model, self.criterion, self.schedule = model, criterion, schedule
-        self.optimizer = optimizer
+        self.optimizer = optimizer if isinstance(optimizer, Optimizer) else optimizers or None
         self.data = data
         self.report: Report | None = None  # of the latest pruning
         self.steps = 0
@@ -147,17 +148,16 @@ class GradualPruner:
         Only the first and the last pruning warn: in between layers may well have nothing to prune.
         """
         now = self.steps
-        self.steps += 1
-        if not self.schedule.due(now):
-            return None
         share = self.schedule(now)
-        if share <= 0:
+        if not self.schedule.due(now) or share <= 0:
+            self.steps += 1
             return None
         overrides = {entry: self._scaled(override, now) for entry, override in self._overrides.items()}
         rule = _raised(self.criterion, share)
         how = (self._how["pattern"], self._how["exclude"], self._how["include"], overrides)
         first = self.report is None
         self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data)
+        self.steps += 1  # now, so that a pruning that was interrupted is made up for by the next step
         if first or now == self.schedule.end:
             for text in said:
                 if now == self.schedule.end or "pruned nothing" not in text:
