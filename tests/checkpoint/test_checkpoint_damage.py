@@ -188,6 +188,7 @@ FORMS: dict[str, tuple[Change, str]] = {
 
 
 def saved(path: Path, change: Change) -> None:
+    """A changed file without a digest, which would be the first thing to be wrong."""
     model = Net()
     secateur.save(model, path, share=True)
     with safe_open(path, "pt") as file:
@@ -199,6 +200,7 @@ def saved(path: Path, change: Change) -> None:
     assert about["packed"]["coded"]["codes"] == 4
     assert "signs" in about["packed"]["signed"]
     change(tensors, about)
+    del metadata["digest"]
     save_file(tensors, path, {**metadata, "secateur": json.dumps(about)})
 
 
@@ -232,7 +234,7 @@ def test_a_bool_is_0_or_1(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(file_of(header, b"\x01\x02"))
     model = nn.Module()
     model.register_buffer("t", torch.tensor([True, False]))
-    with pytest.raises(Error, match="load: t must hold bools, 0 or 1 a byte, got 2"):
+    with pytest.raises(Error, match=r"load: .*/f: t must hold bools, 0 or 1 a byte, got 2"):
         secateur.load(tmp_path / "f", model)
 
 

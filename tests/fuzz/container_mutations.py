@@ -8,6 +8,7 @@ mostly put the offsets right again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from random import Random
@@ -59,6 +60,24 @@ def written(header: Header, pieces: Pieces) -> bytes:
         header["__metadata__"] = {**about, "secateur": json.dumps(about["secateur"])}
     text = json.dumps(header).encode("utf-8", "surrogatepass")
     return len(text).to_bytes(8, "little") + text + b"".join(bytes(piece) for piece in pieces.values())
+
+
+def signed(data: bytes) -> bytes:
+    """With the digest that is right for what the file holds now, or its mutations would all be found by that alone;
+    where it is no such file, as it is."""
+    found = parsed(data)
+    if found is None or "digest" not in found[0]["__metadata__"]:
+        return data
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])  # the description as it is spelt
+    metadata = header.pop("__metadata__")
+    said: dict[str, Any] = {"__metadata__": {k: v for k, v in metadata.items() if k != "digest"}}
+    for name, about in header.items():
+        said[name] = [about.get("dtype"), about.get("shape"), hashlib.sha256(found[1][name]).hexdigest()]
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    metadata["digest"] = hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+    text = json.dumps({"__metadata__": metadata, **header}).encode("utf-8", "surrogatepass")
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def numel(about: Any) -> int | None:

@@ -5,6 +5,7 @@ Slow, and only for files that are sound.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -36,6 +37,18 @@ def read(path: Path) -> dict[str, list[bytes]]:
     for name, key in about["aliases"].items():
         found[name] = found[key]
     return found
+
+
+def digest(raw: bytes) -> str:
+    """What a file's digest must be, whatever it says itself."""
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    said = {"__metadata__": {k: v for k, v in header.pop("__metadata__").items() if k != "digest"}}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        data = raw[8 + length + begin : 8 + length + end]
+        said[name] = [entry["dtype"], entry["shape"], hashlib.sha256(data).hexdigest()]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
 def pieces(data: bytes, size: int) -> list[bytes]:

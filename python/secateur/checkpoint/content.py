@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,11 @@ from torch import Tensor
 from .._base.errors import Error
 from ..masks import Theta
 from . import rules
-from .format.container import Container, Part, opened
+from .format.container import Container, Damaged, Part, opened
 from .format.description import Description, Entry, parse
+from .paths import path_of
 from .stored import Packed, Plain
+from .tensor_files import is_torch
 
 
 class Content:
@@ -24,20 +25,20 @@ class Content:
 
     def __init__(self, file: Container) -> None:
         self.file = file
-        self.description: Description = parse(file.metadata, file.path)
+        self.description: Description = parse(file.metadata, file.path, file.caller)
         self.tensors: dict[str, Plain | Packed] = {}
         parts = dict(file.parts)
         for key, entry in self.description.packed.items():
             self.tensors[key] = Packed(key, entry, self._take(parts, key, entry), file)
         for key in self.description.packed:
             if key in parts:
-                raise Error(f"load: {file.path} must hold {key} packed or dense, but has both")
+                raise file.error(f"must hold {key} packed or dense, but has both")
         for key, part in parts.items():
             self.tensors[key] = Plain(key, part, file)
         aliases = self.description.aliases
         for name, key in aliases.items():
             if key not in self.tensors or key in aliases or name in self.tensors:
-                raise Error(f"load: {file.path} says that {name} shares {key}, which must be there once, and is not")
+                raise file.error(f"says that {name} shares {key}, which must be there once, and is not")
         self.tensors |= {name: self.tensors[key] for name, key in aliases.items()}
         for tensor in self.tensors.values():
             if isinstance(tensor, Packed):
@@ -51,7 +52,7 @@ class Content:
             suffixes.append("_signs")
         names = " and ".join(key + suffix for suffix in suffixes)
         if any(key + suffix not in parts for suffix in suffixes):
-            raise Error(f"load: {self.file.path} must hold {names}, but one is missing")
+            raise self.file.error(f"must hold {names}, but one is missing")
         return {suffix: parts.pop(key + suffix) for suffix in suffixes}
 
     def masks(self) -> dict[str, tuple[Packed, Theta | None]]:
@@ -62,10 +63,11 @@ class Content:
         }  # fmt: skip
 
     def check(self) -> None:
-        """Read and check the positions, the codes and the scales."""
+        """Read and check everything: the positions, the codes and the scales; then all bytes, by the digest."""
         for tensor in {id(tensor): tensor for tensor in self.tensors.values()}.values():
             tensor.check()
-        rules.check(self.description.layers, self.small, "load")
+        rules.check(self.description.layers, self.small, f"{self.file.caller}: {self.file.path}")
+        self.file.check_digest()
 
     def small(self, key: str) -> Tensor | None:
         """One tensor by its key, if it is there."""
@@ -80,26 +82,26 @@ def dense(tensor: Plain | Packed) -> Tensor:
 
 
 @contextmanager
-def opened_content(path: Path) -> Iterator[Content]:
+def opened_content(path: Path, caller: str = "load") -> Iterator[Content]:
     """Open a file, and check what it says of its tensors; :meth:`Content.check` reads what they hold."""
-    with opened(path) as file:
-        yield Content(file)
-
-
-def path_of(path: Any, caller: str) -> Path:
     try:
-        made = os.fsdecode(path)
-    except TypeError:
-        raise Error(f"{caller}: path must be a str or os.PathLike, got {type(path).__name__}") from None
-    if "\0" in made:
-        raise Error(f"{caller}: path must not hold a null character, got {made!r}")
-    return Path(made)
+        with opened(path, caller) as file:
+            yield Content(file)
+    except Damaged:
+        if is_torch(path):
+            raise Error(
+                f"{caller}: {path} must be a safetensors file of secateur.save, but looks like one of torch.save: call "
+                "secateur.import_checkpoint(path, model), or torch.load and the model's load_state_dict"
+            ) from None
+        raise
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Theta | None], dict[str, int]]:
+def read(
+    path: str | os.PathLike[str], caller: str = "load"
+) -> tuple[dict[str, Tensor], dict[str, Theta | None], dict[str, int]]:
     """All tensors of a file, dense, by state_dict key; the theta of those that are masked; the bytes that each takes in
     the file."""
-    with opened_content(path_of(path, "load")) as content:
+    with opened_content(path_of(path, caller), caller) as content:
         content.check()
         made = {id(tensor): dense(tensor) for tensor in content.tensors.values()}
         tensors = {key: made[id(tensor)] for key, tensor in content.tensors.items()}
@@ -121,7 +123,8 @@ def to_dense_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         Error, OSError: as :func:`secateur.load`.
     """
-    with opened_content(path_of(path, "to_dense_state_dict")) as content:
+    caller = "to_dense_state_dict"
+    with opened_content(path_of(path, caller), caller) as content:
         content.check()
         made: dict[int, Tensor] = {}
         found: dict[str, Tensor] = {}
@@ -131,7 +134,7 @@ def to_dense_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             kind = kinds.get(module, "")
             if kind in rules.QUANTIZED and name == "weight_int8":
                 scale = content.small(rules.joined(module, "weight_scale"))
-                found[rules.joined(module, "weight")] = _real(key, dense(tensor), scale)
+                found[rules.joined(module, "weight")] = _real(content.file, key, dense(tensor), scale)
             elif (kind in rules.QUANTIZED and name != "bias") or kind == "Quantize":
                 continue
             else:
@@ -141,8 +144,8 @@ def to_dense_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return found
 
 
-def _real(key: str, integers: Tensor, scale: Tensor | None) -> Tensor:
+def _real(file: Container, key: str, integers: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None or not integers.dim() or scale.shape != integers.shape[:1] or integers.dtype != torch.int8:
         got = "none" if scale is None else str(list(scale.shape))
-        raise Error(f"load: {key} must be int8 with one scale a row, got {integers.dtype} and {got}")
+        raise file.error(f"{key} must be int8 with one scale a row, got {integers.dtype} and {got}")
     return integers.to(torch.float32) * scale.reshape(-1, *[1] * (integers.dim() - 1))

@@ -20,6 +20,8 @@ from ..nn.sparse_conv2d import SparseConv2d
 from ..nn.sparse_linear import SparseLinear
 from ..nn.threshold_relu import ThresholdReLU
 from . import rules
+from .names import Names, modules_of, tensor_names
+from .ordinary import kind_of_tensor
 from .saving import masked_keys, memory_of, state_of
 
 
@@ -46,21 +48,26 @@ class Filling:
     takes all memory. :meth:`commit` writes."""
 
     def __init__(self, model: nn.Module, tensors: Mapping[str, Incoming], masked: set[str], caller: str) -> None:
-        self.model, self.tensors, self.caller = model, tensors, caller
+        self.model, self.caller = model, caller
         state = state_of(model, caller)
         own_masks = {buffer_name(key) for key in masked_keys(model)}
         self.target = {key: value for key, value in state.items() if key not in own_masks}
+        self._names = Names(model).matched(tensors, self.target)
+        self.tensors = {self._names[key]: tensor for key, tensor in tensors.items()}
+        modules = dict(modules_of(model))
         self._places = {
             rules.joined(name, tensor): (module, tensor)
-            for name, module in model.named_modules(remove_duplicate=False)
-            for tensor in (*module._parameters, *module._buffers)
-        }
-        owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+            for name, module in modules.items() for tensor in tensor_names(module)
+        }  # fmt: skip
+        owned = {
+            t.untyped_storage().data_ptr()
+            for t in (*model.parameters(), *model.buffers()) if kind_of_tensor(t) is None
+        }  # fmt: skip
         self._extra: dict[str, nn.Module] = {}
         for key, value in self.target.items():
             module, _, name = key.rpartition(".")
             if name == _EXTRA_STATE_KEY:
-                self._extra[key] = model.get_submodule(module)
+                self._extra[key] = modules[module]
             elif value.numel() and key not in self._places and value.untyped_storage().data_ptr() not in owned:
                 raise Error(
                     f"{caller}: {key} must be a parameter or a buffer of the model to be filled, but a state_dict hook "
@@ -68,7 +75,7 @@ class Filling:
                 )
         self._resized: dict[tuple[int, str], tuple[nn.Module, str, Tensor]] = {}
         self._compare()
-        self._weights = self._maskable(masked)
+        self._weights = self._maskable({self._names[key] for key in masked})
 
     @property
     def largest(self) -> int:
@@ -86,11 +93,13 @@ class Filling:
         """
         tensors = self.tensors
         rules.check(
-            rules.layers_of(self.model), lambda key: dense(tensors[key]) if key in tensors else None, self.caller
+            rules.layers_of(modules_of(self.model)),
+            lambda key: dense(tensors[key]) if key in tensors else None,
+            self.caller,
         )
         self._bits: dict[str, tuple[Tensor, Theta | None]] = {}
         self._new: dict[tuple[int, str], Tensor] = {}
-        for name, module in self.model.named_modules(remove_duplicate=False):
+        for name, module in modules_of(self.model):
             if isinstance(module, SparseConv2d | SparseLinear):
                 values = tensors[rules.joined(name, "weight_values")]
                 module._check(
@@ -107,7 +116,8 @@ class Filling:
             if tuple(value.shape) != tensors[key].shape:
                 module, name = self._places[key]
                 self._new[id(module), name] = torch.empty(tensors[key].shape, dtype=value.dtype, device=value.device)
-        for key, (mask, theta) in bits.items():
+        for given, (mask, theta) in bits.items():
+            key = self._names[given]
             self._bits[key] = mask.to(self._weights[key].value.device), theta
         through = [
             tensors[key].dtype.itemsize * value.numel() for key, value in self.target.items() if not _direct(value)
@@ -147,7 +157,10 @@ class Filling:
         value.copy_(flat.reshape(value.shape))
 
     def _mask(self) -> None:
-        for name, module in list(masks.masked_modules(self.model)):
+        first: dict[nn.Module, str] = {}
+        for name, module in modules_of(self.model):
+            first.setdefault(module, name)
+        for module, name in first.items():
             for parameter in masks.masked_parameters(module):
                 if rules.joined(name, parameter) not in self._bits:
                     masks.detach(module, parameter)

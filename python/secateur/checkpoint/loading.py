@@ -10,8 +10,9 @@ from torch import nn
 from .._base.errors import Error
 from ..engine.compiled import CompiledModel
 from ..masks.weights import unwrapped
-from .content import Content, opened_content, path_of
+from .content import Content, opened_content
 from .filling import Filling
+from .paths import path_of
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -21,11 +22,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     their coming back), and a mask that the file does not hold is gone. Tensors stay on the model's devices. A compiled
     model takes the file of the model that was compiled, or its own, and is refreshed.
 
-    The file is read twice. First all that it says is checked, then the tensors are made one after the other where they
-    belong: beside the model at most one layer's size is needed (and the compiled model's copy). Nothing is pickled.
+    The file is read twice. First all that it says is checked, its digest too, which covers every bit of it; then the
+    tensors are made one after the other where they belong: beside the model at most one layer's size is needed (and the
+    compiled model's copy). Nothing is pickled.
 
     Args:
         path: the file. model: of the architecture that was saved, pruned or not; a quantized one for a quantized file.
+            Wrappers (torch.compile, DataParallel, DistributedDataParallel) around it or its parts are looked through.
 
     Returns:
         The model given.
@@ -37,6 +40,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             changes, or that the disk cannot give again, between the first reading and the second.
         OSError: the file cannot be read.
     """
+    if isinstance(path, nn.Module) and not isinstance(model, nn.Module):
+        raise Error("load: the path comes first, then the model: secateur.load(path, model)")
     if not isinstance(model, nn.Module):
         raise Error(f"load: model must be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrapped(model)

@@ -5,7 +5,7 @@ The layer that owns a tensor sets its rules. Without a model, the file names the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ def joined(module: str, name: str) -> str:
     return f"{module}.{name}" if module else name
 
 
-def layers_of(model: nn.Module) -> dict[str, str]:
-    """The modules of this package with rules, under each of their names, and their classes."""
+def layers_of(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+    """Those of the modules, given by name, that are of this package and have rules, and their classes."""
     return {
         name: kind.__name__
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in modules
         for kind in type(module).__mro__ if kind.__name__ in _RULES and kind.__module__.startswith("secateur.")
     }  # fmt: skip
 

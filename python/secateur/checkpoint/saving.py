@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from ..engine.compiled import CompiledModel
 from ..masks import Theta, buffer_name
 from ..masks.weights import unwrapped
 from . import rules
-from .content import path_of
-from .format import atomic, encode
-from .format.container import WORDS, header, pieces
+from .format import encode
+from .format.container import WORDS, write
 from .format.description import Description, name_of
+from .names import Names, modules_of
+from .ordinary import check_ordinary
+from .paths import path_of
 
 _SUFFIXES = ("_mask", "_gaps", "_values", "_codes", "_palette", "_signs")
 _NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -32,10 +35,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     Loading gives every bit back, the signs of zeros and the bits of NaNs too, unless ``values`` gives some up. Any
     tensor of two dims or more is packed where that is smaller, whatever made its zeros; a masked weight always is. A
     compiled model is saved as the model that was compiled. The file appears whole or not at all: it is written beside
-    ``path``, synced, and then renamed. A symbolic link is followed. The format: FORMAT.md.
+    ``path``, synced, and then renamed. The permissions of a file that is replaced stay. A symbolic link is followed. A
+    digest in the file tells :func:`load` of damage. The format: FORMAT.md.
 
     Args:
-        model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel) are looked through.
+        model: any module; its masks are stored too. Wrappers (torch.compile, DataParallel, DistributedDataParallel)
+            around it or its parts are looked through: the file is the plain model's.
         path: where to; an existing file is replaced.
         values: "float16" or "bfloat16" stores the values of wider floating-point tensors of two dims or more in this
             type: smaller, and not exact any more (a warning names a tensor of which more than a hundredth becomes 0).
@@ -44,12 +49,15 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
             Exact: for weights that were clustered or rounded.
 
     Raises:
-        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialized or on the
-            meta device, or a pruned weight that is not zero (the update went by no ``torch.optim`` optimizer:
-            :func:`secateur.masks.apply` zeroes it); a scale or a threshold that :func:`secateur.load` would refuse; a
-            value too large for ``values``; path is no path, or names something that is no file.
+        Error: something in the state_dict is no tensor (there is no pickle to hold it), is not initialized, or is no
+            ordinary tensor (sparse, nested, quantized, on the meta device); a pruned weight is not zero (the update
+            went by no ``torch.optim`` optimizer: :func:`secateur.masks.apply` zeroes it); a scale or a threshold is one
+            that :func:`secateur.load` would refuse; a value is too large for ``values``; path is no path, or names
+            something that is no file.
         OSError: the file cannot be written. What was there is there still.
     """
+    if isinstance(path, nn.Module) and not isinstance(model, nn.Module):
+        raise Error("save: the model comes first, then the path: secateur.save(model, path)")
     if not isinstance(model, nn.Module):
         raise Error(f"save: model must be a torch.nn.Module, got {type(model).__name__}")
     if values is not None and (not isinstance(values, str) or values not in _NARROW):
@@ -61,16 +69,21 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     if isinstance(model, CompiledModel):
         model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
     tensors, description = _packed(model, None if values is None else _NARROW[values], share)
-    first, order = header(tensors, description.metadata())
-    atomic.write(place, pieces(first, [tensors[name] for name in order]))
+    write(place, tensors, description.metadata(), signed=True)
 
 
 def _packed(model: nn.Module, narrow: torch.dtype | None, share: bool) -> tuple[dict[str, Tensor], Description]:
     """The tensors of the file by name, and what is said about them."""
     state = state_of(model, "save")
+    for name, module in modules_of(model):
+        if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
+            raise Error(
+                f"save: {name or 'model'} must hold its weights, but torch.jit.freeze has made constants of them: save "
+                "the model that was frozen"
+            )
     masked = masked_keys(model)
     own_masks = {buffer_name(key) for key in masked}
-    about = Description(layers=rules.layers_of(model))
+    about = Description(layers=rules.layers_of(modules_of(model)))
     rules.check(about.layers, state.get, "save")
     tensors: dict[str, Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -127,20 +140,24 @@ def memory_of(value: Tensor) -> tuple[Any, ...]:
 
 
 def state_of(model: nn.Module, caller: str) -> dict[str, Tensor]:
-    """The state_dict, all tensors with values."""
+    """The state_dict, all tensors with values, without the names of wrappers."""
     state = model.state_dict()
+    if not isinstance(state, Mapping):
+        raise Error(f"{caller}: state_dict() of the model must give tensors by name, got {type(state).__name__}")
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise Error(f"{caller}: names in the state_dict must be strings, got {key!r}")
         if not isinstance(value, Tensor):
             raise Error(f"{caller}: {key} must be a tensor, for nothing is pickled, got {type(value).__name__}")
         if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise Error(f"{caller}: {key} must be initialized (a lazy layer: run one batch through the model first)")
-        if value.device.type == "meta" or value.layout != torch.strided or value.is_quantized:
-            raise Error(f"{caller}: {key} must be an ordinary tensor with values, got {value.device} {value.layout}")
+        check_ordinary(key, value, caller)
         if value.dtype not in WORDS:
             raise Error(f"{caller}: {key} must have a dtype that safetensors knows, got {value.dtype}")
         if key == "__metadata__" or not _is_text(key):
             raise Error(f"{caller}: {key!r} must be a name that safetensors can hold")
-    return dict(state)
+    names = Names(model)
+    return {names.plain(key): value for key, value in state.items()}
 
 
 def _is_text(key: str) -> bool:
@@ -154,7 +171,7 @@ def _is_text(key: str) -> bool:
 def masked_keys(model: nn.Module) -> dict[str, Theta | None]:
     """The keys of the masked parameters, under every name that they have in the state_dict."""
     found: dict[str, Theta | None] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in modules_of(model):
         for parameter, theta in masks.masked_parameters(module).items():
             if masks.get_mask(module, parameter) is not None:
                 found[rules.joined(name, parameter)] = theta

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._base.errors import Error
 from ..ops.packing import rows_and_columns
 from .format import decode, symbols
 from .format.container import Container, Part
@@ -51,7 +50,7 @@ class Plain:
         for first in range(0, self.part.numel, _STEP):
             raw = self.file.read(self.part, first, min(_STEP, self.part.numel - first)).view(torch.uint8)
             if bool((raw > 1).any()):
-                raise Error(f"load: {self.key} must hold bools, 0 or 1 a byte, got {int(raw.max())}")
+                raise self.file.error(f"{self.key} must hold bools, 0 or 1 a byte, got {int(raw.max())}")
 
     def fill(self, flat: Tensor) -> None:
         """Write the values into ``flat``: contiguous, on the CPU, of this dtype and number of elements."""
@@ -91,15 +90,15 @@ class Packed:
         if entry.codes:
             palette, coded = parts["_palette"], parts["_codes"]
             if palette.dtype != entry.values or len(palette.shape) != 1 or not palette.numel <= 2**entry.codes:
-                raise Error(
-                    f"load: {self.key}_palette must be {entry.values} of at most {2**entry.codes} values, got {palette}"
+                raise self.file.error(
+                    f"{self.key}_palette must be {entry.values} of at most {2**entry.codes} values, got {palette}"
                 )
             if coded.dtype != torch.uint8 or len(coded.shape) != 1:
-                raise Error(f"load: {self.key}_codes must be uint8 [n], got {coded}")
+                raise self.file.error(f"{self.key}_codes must be uint8 [n], got {coded}")
         else:
             values = parts["_values"]
             if values.dtype != entry.values or len(values.shape) != 1:
-                raise Error(f"load: {self.key}_values must be {entry.values} [n], got {values}")
+                raise self.file.error(f"{self.key}_values must be {entry.values} [n], got {values}")
         if entry.index.kind == "all":
             self._check_count(entry.numel)
 
@@ -108,15 +107,15 @@ class Packed:
         name = f"{self.key}{suffix}"
         if index.kind == "gaps":
             if part.dtype != torch.uint8 or len(part.shape) != 1:
-                raise Error(f"load: {name} must be uint8 [n], got {part}")
+                raise self.file.error(f"{name} must be uint8 [n], got {part}")
         else:
             rows, columns = index.grid(self.shape)
             size = symbols.size(columns, 1)
             if part.dtype != torch.uint8 or part.shape != (rows, size):
-                raise Error(f"load: {name} must be uint8 [{rows}, {size}], got {part}")
+                raise self.file.error(f"{name} must be uint8 [{rows}, {size}], got {part}")
         if suffix != "_signs" and self.entry.numel * self.dtype.itemsize > decode.MOST_RATIO * part.numel:
-            raise Error(
-                f"load: {self.key} must take at most {decode.MOST_RATIO} times the bytes of {name}, {part.numel}, but "
+            raise self.file.error(
+                f"{self.key} must take at most {decode.MOST_RATIO} times the bytes of {name}, {part.numel}, but "
                 f"would be {self.dtype} {list(self.shape)}"
             )
 
@@ -191,10 +190,10 @@ class Packed:
         if self.entry.codes:
             part, size = self.parts["_codes"], symbols.size(count, self.entry.codes)
             if part.numel != size:
-                raise Error(f"load: {self.key}_codes must be the {size} bytes of {count} codes, got {part.numel}")
+                raise self.file.error(f"{self.key}_codes must be the {size} bytes of {count} codes, got {part.numel}")
         elif self.parts["_values"].numel != count:
             got = self.parts["_values"].numel
-            raise Error(f"load: {self.key}_values must hold one value a set bit, {count}, got {got}")
+            raise self.file.error(f"{self.key}_values must hold one value a set bit, {count}, got {got}")
 
     def _index_part(self, index: Index) -> Part:
         return self.parts["_gaps" if index.kind == "gaps" else "_mask"]
@@ -207,4 +206,4 @@ class Packed:
         try:
             yield
         except Damaged as why:
-            raise Error(f"load: {self.key}{suffix} {why}") from None
+            raise self.file.error(f"{self.key}{suffix} {why}") from None

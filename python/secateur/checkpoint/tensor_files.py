@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any, Literal
 import torch
 
 from .._base.errors import Error
-from .format import atomic
-from .format.container import DTYPES, Container, Damaged, UnknownDtype, header, opened, pieces
+from .format.container import DTYPES, Container, Damaged, UnknownDtype, check_is_file, opened, write
 from .format.description import FORMAT
+from .paths import path_of
 
 #: "torch": written by torch.save or torch.export.save; "safetensors": plain; "packed": written by secateur.save.
 Kind = Literal["torch", "safetensors", "packed"]
@@ -24,19 +25,23 @@ def kind_of(path: Path, caller: str) -> Kind:
     Raises:
         Error: none of the three. OSError: it cannot be opened.
     """
-    if not path.is_dir() and path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-        raise Error(f"{caller}: {path} must be a file, but is a device or a pipe")
-    with path.open("rb") as file:  # for an OSError that names the file
-        if file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a"):
-            return "torch"
+    check_is_file(path_of(path, caller), caller)
+    if is_torch(path):
+        return "torch"
     with _container(path, caller) as container:
         return "packed" if container.metadata.get("format") == FORMAT else "safetensors"
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 
 
 @contextmanager
 def _container(path: Path, caller: str) -> Iterator[Container]:
     try:
-        with opened(path) as container:
+        with opened(path, caller) as container:
             yield container
     except UnknownDtype as reason:
         known = ", ".join(DTYPES)
@@ -49,14 +54,15 @@ def _container(path: Path, caller: str) -> Iterator[Container]:
 
 def torch_tensors(path: Path, caller: str) -> dict[str, Any]:
     """The tensors of a torch.save'd state_dict, also of one inside a training script's checkpoint."""
-    import pickle
-
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as reason:
+    except Exception as reason:  # a damaged pickle may raise anything; of a zip that was cut off it is EINVAL
+        if isinstance(reason, MemoryError) or (isinstance(reason, OSError) and reason.errno != errno.EINVAL):
+            raise
+        said = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise Error(
             f"{caller}: {path} must be a state_dict of tensors (whole pickled models run code when they are opened): "
-            f"{str(reason).strip().splitlines()[0]}"
+            f"{said}"
         ) from reason
     for key in ("state_dict", "model"):  # how training scripts wrap it
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -64,6 +70,9 @@ def torch_tensors(path: Path, caller: str) -> dict[str, Any]:
     tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise Error(f"{caller}: {path} must hold tensors by name, got {type(found).__name__}")
+    for key in tensors:
+        if not isinstance(key, str):
+            raise Error(f"{caller}: {path} must hold tensors by name, got one by {key!r:.100} ({type(key).__name__})")
     return tensors
 
 
@@ -84,5 +93,4 @@ def tensors_of(path: Path, caller: str) -> dict[str, Any]:
 
 def write_plain(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """An ordinary safetensors file of dense tensors."""
-    first, order = header(tensors, {})
-    atomic.write(path, pieces(first, [tensors[name] for name in order]))
+    write(path, tensors, {}, signed=False)

@@ -157,7 +157,7 @@ def _fill(model: nn.Module, path: Path) -> None:
         load_packed(path, model)
         return
     try:
-        model.load_state_dict(plain(tensors_of(path, "bench"), "bench").tensors)
+        model.load_state_dict(plain(tensors_of(path, "bench"), "bench"))
     except RuntimeError as reason:
         said = " ".join(str(reason).split())
         raise Error(f"bench: {path} must hold the weights of {type(model).__name__}: {said}") from reason

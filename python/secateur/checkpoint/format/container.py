@@ -7,14 +7,16 @@ to its last byte, and take the bytes that their shapes say.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,11 +24,14 @@ import torch
 from torch import Tensor
 
 from ..._base.errors import Error
+from . import atomic
+from .digest import BLANK, DIGEST, Digest
 
 #: Longer headers are refused: 30,000 pruned layers take about 16 MB.
 MOST_HEADER = 16 * 2**20
 _MOST_ELEMENTS = 2**62
 _MOST_DIMS = 64
+_STEP = 2**20  # bytes at a time
 
 #: The container's words for dtypes.
 DTYPES: dict[str, torch.dtype] = {
@@ -71,12 +76,15 @@ class Part:
 
 
 class Container:
-    """An open file: ``metadata`` (strings) and ``parts``, both checked; their bytes by :meth:`read`."""
+    """An open file: ``metadata`` (strings) and ``parts``, both checked; their bytes by :meth:`read`.
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    ``caller``: the function that errors name.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, caller: str = "load") -> None:
         self._file = file
         self._held: bytearray | None = None
-        self.path = path
+        self.path, self.caller = path, caller
         self.size = os.fstat(file.fileno()).st_size
         self.metadata, self.parts = _header(self)
 
@@ -118,25 +126,70 @@ class Container:
                 raise self.damaged("it ends before its last tensor does")
             buffer, begin = buffer[got:], begin + got
 
+    def check_digest(self) -> None:
+        """Read the whole file and compare it with the digest in its metadata; files that have none are let through.
+
+        Raises:
+            Error: it is not what was written.
+        """
+        stated = self.metadata.get(DIGEST)
+        if stated is None:
+            return
+        digest = Digest(self.metadata)
+        for name, part in self.parts.items():
+            digest.add(name, WORDS[part.dtype], part.shape, self._bytes(part))
+        if digest.digits != stated:
+            raise self.error(
+                f"must be as it was written, but is damaged or was changed: its digest is {digest.digits}, not "
+                f"{stated!r:.40}"
+            )
+
+    def _bytes(self, part: Part) -> Iterator[memoryview]:
+        """Each piece is overwritten by the next."""
+        if self._held is not None:
+            yield memoryview(self._held)[part.begin : part.end]
+            return
+        buffer = memoryview(bytearray(min(_STEP, part.end - part.begin)))
+        for first in range(part.begin, part.end, _STEP):
+            piece = buffer[: part.end - first]
+            self._into(piece, first)
+            yield piece
+
+    def error(self, why: str) -> Error:
+        """An Error that names the caller and the file."""
+        return Error(f"{self.caller}: {self.path}: {why}")
+
     def damaged(self, why: str, kind: type[Damaged] = Damaged) -> Damaged:
-        error = kind(f"load: {self.path} must be a safetensors file, but it is damaged or another kind: {why}")
+        error = kind(f"{self.caller}: {self.path} must be a safetensors file, but it is damaged or another kind: {why}")
         error.why = why
         return error
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Container]:
+def opened(path: Path, caller: str = "load") -> Iterator[Container]:
     """Open a file and check its header.
 
     Raises:
         Error: it is no safetensors file. OSError: it cannot be opened or read.
     """
     if sys.byteorder != "little":  # pragma: no cover
-        raise Error("load: this machine must be little-endian, as the file format is")
-    if stat.S_ISFIFO(path.stat().st_mode):  # opening it would wait for a writer
-        raise Error(f"load: {path} must be a file, but is a pipe")
+        raise Error(f"{caller}: this machine must be little-endian, as the file format is")
+    check_is_file(path, caller)
     with open(path, "rb", buffering=0) as file:
-        yield Container(file, path)
+        yield Container(file, path, caller)
+
+
+def check_is_file(path: Path, caller: str) -> None:
+    """
+    Raises:
+        Error: a pipe or a device, whose opening might wait for ever. OSError: it is not there, or a folder.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        kind = "pipe" if stat.S_ISFIFO(mode) else "device or a socket"
+        raise Error(f"{caller}: {path} must be a file, but is a {kind}")
 
 
 def _header(file: Container) -> tuple[dict[str, str], dict[str, Part]]:
@@ -216,11 +269,35 @@ def sizes(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
-    """The file's first bytes, up to the tensors, and the order in which these follow.
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, signed: bool) -> None:
+    """Write a file, whole or not at all (:mod:`~secateur.checkpoint.format.atomic`).
 
-    The widest dtypes come first and the header is padded to 8 bytes, so that every tensor is aligned in the file.
+    Args:
+        signed: a digest of all of it joins the metadata. It is computed on the way, and written last.
+
+    Raises:
+        Error: so many tensors that the header would be too long, or path names something that is no file. OSError: the
+            file cannot be written.
     """
+    about, order = _table(tensors, {**metadata, DIGEST: BLANK} if signed else metadata)
+    first = _bytes_of(about)
+    if not signed:
+        atomic.write(path, chain([first], chain.from_iterable(pieces(tensors[name]) for name in order)))
+        return
+    digest = Digest(metadata)
+
+    def again() -> bytes:
+        about["__metadata__"][DIGEST] = digest.digits
+        return _bytes_of(about)
+
+    passing = (
+        digest.passing(name, about[name]["dtype"], about[name]["shape"], pieces(tensors[name])) for name in order
+    )
+    atomic.write(path, chain([first], chain.from_iterable(passing)), again)
+
+
+def _table(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The header, and the order in which the tensors follow it: the widest dtypes first."""
     about: dict[str, Any] = {"__metadata__": dict(metadata)}
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
     begin, places = 0, {}
@@ -230,19 +307,22 @@ def header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[
         begin = end
     for name, tensor in tensors.items():
         about[name] = {"dtype": WORDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places[name]}
+    return about, order
+
+
+def _bytes_of(about: Mapping[str, Any]) -> bytes:
+    """The file's first bytes, up to the tensors: padded to 8, so that every tensor is aligned in the file."""
     text = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
         raise Error(
-            f"save: the header must be at most {MOST_HEADER} bytes, but {len(tensors)} tensors take {len(text)}"
+            f"save: the header must be at most {MOST_HEADER} bytes, but {len(about) - 1} tensors take {len(text)}"
         )
-    return len(text).to_bytes(8, "little") + text, order
+    return len(text).to_bytes(8, "little") + text
 
 
-def pieces(first: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
-    """The file from its first bytes on."""
-    yield first
-    for tensor in tensors:
-        if tensor.numel():
-            flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]
+def pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, if it has any."""
+    if tensor.numel():
+        flat = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type,unused-ignore]

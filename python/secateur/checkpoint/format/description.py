@@ -19,10 +19,13 @@ from ..._base.errors import Error
 from ...masks import Theta
 from ...ops.packing import rows_and_columns
 from . import container
+from .digest import DIGEST
 from .symbols import WIDTHS
 
 FORMAT = "secateur"
 VERSION = 2
+
+_METADATA = ("format", "version", FORMAT, DIGEST)
 
 #: Blocks of more channels are not stored as blocks.
 MOST_BLOCK = 64
@@ -108,19 +111,26 @@ class Description:
         return {"format": FORMAT, "version": str(self.version), FORMAT: text}
 
 
-def parse(metadata: Mapping[str, str], path: Path) -> Description:
+def parse(metadata: Mapping[str, str], path: Path, caller: str = "load") -> Description:
     """The metadata of a file, checked.
 
     Raises:
         Error: not by :func:`secateur.save`, of a later version, or damaged.
     """
     if metadata.get("format") != FORMAT:
-        raise Error(f"load: {path} must be a file that secateur.save wrote, got format {metadata.get('format')!r:.40}")
+        raise Error(
+            f"{caller}: {path} must be a file that secateur.save wrote, got format {metadata.get('format')!r:.40} "
+            "(secateur.import_checkpoint takes plain checkpoints)"
+        )
     version = metadata.get("version", "")
     if not re.fullmatch("[1-9][0-9]{0,8}", version):
-        raise Error(f"load: {path} must have a version, got {version!r:.40}")
+        raise Error(f"{caller}: {path} must have a version, got {version!r:.40}")
     if int(version) > VERSION:
-        raise Error(f"load: {path} has version {version}, and this secateur reads up to {VERSION}: update it")
+        raise Error(f"{caller}: {path} has version {version}, and this secateur reads up to {VERSION}: update it")
+    if unknown := metadata.keys() - _METADATA:  # a spoilt "digest" must not pass for none
+        raise Error(
+            f"{caller}: {path} must have no word in its metadata but {', '.join(_METADATA)}, got {min(unknown)!r:.40}"
+        )
     try:
         about = json.loads(metadata[FORMAT], object_pairs_hook=container.unique)
         return Description(
@@ -131,7 +141,7 @@ def parse(metadata: Mapping[str, str], path: Path) -> Description:
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise Error(
-            f"load: {path} must describe its packed tensors, but that part is damaged: {error!r:.200}"
+            f"{caller}: {path} must describe its packed tensors, but that part is damaged: {error!r:.200}"
         ) from None
 
 
