@@ -314,19 +314,69 @@ class Functional(nn.Module):
         return torch.relu(once) + torch.relu(twice) + twice  # twice is read again: it may not be written over
 
 
-def test_thresholds_write_over_what_only_they_read() -> None:
+@pytest.fixture
+def written_over(monkeypatch: pytest.MonkeyPatch) -> list[ThresholdReLU]:
+    """The thresholds that wrote over their input though ``inplace`` is False, call by call."""
+    seen: list[ThresholdReLU] = []
+    over = ThresholdReLU.over
+
+    def spy(self: ThresholdReLU, x: Tensor) -> Tensor:
+        seen.append(self)
+        return over(self, x)
+
+    monkeypatch.setattr(ThresholdReLU, "over", spy)
+    return seen
+
+
+def test_thresholds_write_over_what_only_they_read(written_over: list[ThresholdReLU]) -> None:
     thin = secateur.prune_activations(Functional(), [X], MeanStd(k=-0.5), progress=False)
     fast = secateur.convert(thin, X)
     thresholds = [m for m in fast.modules() if isinstance(m, ThresholdReLU)]
-    assert [m.inplace for m in thresholds] == [True, False]
-    assert not any(m.inplace for m in thin.modules() if isinstance(m, ThresholdReLU))
     with torch.no_grad():
         assert torch.equal(fast(X), thin(X))
+    assert written_over == thresholds[:1]
 
+    written_over.clear()
     chain = nn.Sequential(ThresholdReLU(0.1), nn.Conv2d(3, 4, 3), ThresholdReLU(0.1), ThresholdReLU(0.2))
     fast = secateur.convert(chain, X)
-    assert [m.inplace for m in fast if isinstance(m, ThresholdReLU)] == [False, True, False]
+    with torch.no_grad():
+        assert torch.equal(fast(X), chain(X))
+    assert written_over == [fast[2]]
     x = X.clone().requires_grad_()
     a = torch.autograd.grad(fast(x).sum(), x)[0]
     b = torch.autograd.grad(chain(x).sum(), x)[0]
     torch.testing.assert_close(a, b)
+    assert not any(m.inplace for m in [*chain, *fast] if isinstance(m, ThresholdReLU))
+
+
+@torch.no_grad()
+def test_nobody_sees_an_output_that_was_written_over(written_over: list[ThresholdReLU]) -> None:
+    """Hooks at any time, one threshold in several places, layers called one by one, a hook for every module."""
+    act = ThresholdReLU(0.1)
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act).eval()
+    fast = secateur.convert(chain, X)
+    want = [chain[0](X), chain(X)]
+    taps = [X]
+    for layer in fast:
+        x = layer(taps[-1])
+        taps += [x]
+    del taps[0]
+    torch.testing.assert_close(taps[0], want[0])
+
+    kept: list[Tensor] = []
+    for target, index in ((fast[0], 0), (fast[1], 0)):
+        handle = target.register_forward_hook(lambda m, args, out: kept.append(out if m is fast[0] else args[0]))
+        torch.testing.assert_close(fast(X), want[1])
+        torch.testing.assert_close(kept[index], want[0])
+        kept.clear()
+        handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: kept.append(out))
+    fast(X)
+    handle.remove()
+    torch.testing.assert_close(kept[0], want[0])
+    written_over.clear()
+    fast(X)
+    assert len(written_over) == 2
+    again = pickle.loads(pickle.dumps(copy.deepcopy(fast)))
+    torch.testing.assert_close(again(X), want[1])
+    assert repr(fast).startswith("Sequential")

@@ -4,15 +4,17 @@ belongs to somebody else is never run. Its copy is."""
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import Error
 from .modules import M
 from .state import remember_original
+
+V = TypeVar("V")
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -52,11 +54,15 @@ def own_copy(model: M, caller: str, memo: dict[int, Any] | None = None) -> M:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if not is_torchs(hook) and id(getattr(hook, "__self__", hook)) not in inside:
                 memo[id(hook)] = hook
+    used = dict(memo)  # one that fails leaves half a copy in its memo
     try:
-        return _copied(model, dict(memo))  # one that fails leaves half a copy in its memo
+        result = _copied(model, used)
     except (TypeError, RuntimeError, NotImplementedError):
         _share_uncopyable(model, memo)
-        return _copied(model, memo)
+        used = memo
+        result = _copied(model, used)
+    _complete(model, result, used)
+    return result
 
 
 class _WithoutGraphs(TorchFunctionMode):
@@ -73,7 +79,7 @@ class _WithoutGraphs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _copied(model: M, memo: dict[int, Any]) -> M:
+def _copied(model: V, memo: dict[int, Any]) -> V:
     with torch.no_grad(), _WithoutGraphs():  # TorchScript clones its parameters
         made = copy.deepcopy(model, memo)
     for p in model.parameters() if isinstance(model, nn.Module) else ():
@@ -81,6 +87,28 @@ def _copied(model: M, memo: dict[int, Any]) -> M:
         if isinstance(twin, nn.Parameter) and twin is not p:
             remember_original(twin, p)
     return made
+
+
+def _complete(model: nn.Module, made: nn.Module, memo: dict[int, Any]) -> None:
+    """What the copies of torch.fx's modules leave out: hooks, attributes, the mode (and so the graph of each mode)."""
+    copies = dict(made.named_modules(remove_duplicate=False))
+    pairs = [(each, copies.get(name)) for name, each in model.named_modules(remove_duplicate=False)]
+    for each, twin in pairs:
+        if not isinstance(each, fx.GraphModule) or type(twin) is nn.Module or not isinstance(twin, fx.GraphModule):
+            continue
+        for key, value in vars(each).items():
+            if key not in vars(twin) or (key.startswith("_") and "hooks" in key and value and not vars(twin)[key]):
+                twin.__dict__[key] = _copied(value, memo)
+        if hasattr(each, "train_graph") and twin.training != each.training:
+            twin.train(each.training)
+    for each, twin in pairs:
+        if twin is not None and twin.training != each.training:
+            twin.training = each.training
+    parameters = dict(made.named_parameters(remove_duplicate=False))
+    for name, p in model.named_parameters(remove_duplicate=False):
+        new = parameters.get(name)
+        if new is not None and new.shape == p.shape and new.requires_grad != p.requires_grad:
+            new.requires_grad_(p.requires_grad)  # TorchScript's copies have forgotten it
 
 
 def _share_uncopyable(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .copies import own_copy, unwrapped
 from .errors import Error
+from .state import State
+from .trial import flags_kept, hooks_off
 
 log = logging.getLogger("secateur")
 
@@ -28,20 +31,23 @@ class Evaluator:
         self.calls = 0
 
     def __call__(self, model: nn.Module) -> float:
-        """The accuracy of ``model``. Its training mode is restored."""
-        flags = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            with torch.no_grad():
+        """The accuracy of ``model``, which is ours and is afterwards as before: modes, state, gradients wanted."""
+        with hooks_off(model), flags_kept(model), torch.no_grad():
+            state = State(model)
+            try:
+                model.eval()
                 answer = self.evaluate(model)
-        finally:
-            for module, training in flags:
-                module.training = training
+            finally:
+                state.restore()
         self.calls += 1
         number = _number(answer)
         if not 0 <= number <= 1:  # NaN as well
             raise Error(f"{self.caller}: evaluate must return an accuracy from 0 to 1, got {answer!r}")
         return number
+
+    def of_given(self, model: nn.Module) -> float:
+        """The accuracy of a model that is the caller's: of a copy, for a forward may write into its model."""
+        return self(own_copy(unwrapped(model), self.caller))
 
 
 def _number(value: Any) -> float:

@@ -46,3 +46,16 @@ def _equal(a: Any, b: Any) -> bool:
         return type(a) is type(b) and (not isinstance(a, BASES) or a == b)
     except Exception:
         return False
+
+
+def unusual_form(t: Tensor) -> str:
+    """What keeps a tensor from being computed with like any other: ``sparse_coo``, ``float8_e4m3fn``; else empty."""
+    if t.is_nested:
+        return "a nested tensor"
+    if t.layout != torch.strided:
+        return f"{str(t.layout).removeprefix('torch.')}"
+    if t.is_meta:
+        return "on the meta device"
+    if "float8" in str(t.dtype) or "float4" in str(t.dtype):
+        return str(t.dtype).removeprefix("torch.")
+    return ""

@@ -131,6 +131,16 @@ class ChannelStatistics:
         return self.count * self.channels
 
 
+class Record:
+    """What a :class:`Calibrator` has seen."""
+
+    def __init__(self) -> None:
+        self.statistics: ChannelStatistics | None = None
+        self.sequences = False  # it saw 3-d activations: dim 1 is taken for the channel, which may be wrong
+        self.mixed = False  # it saw different numbers of channels: no threshold per channel fits
+        self.replaced: nn.Module | None = None  # the ReLU module in whose place the calibrator stands
+
+
 class Calibrator(nn.Module):
     """Replaces a ReLU during calibration: computes it, and records its output."""
 
@@ -140,9 +150,7 @@ class Calibrator(nn.Module):
         self.caller = caller  # the function that errors about the data name
         self.max = max
         self.inplace = inplace
-        self.statistics: ChannelStatistics | None = None
-        self.sequences = False  # it saw 3-d activations: dim 1 is taken for the channel, which may be wrong
-        self.mixed = False  # it saw different numbers of channels: no threshold per channel fits
+        self.record = Record()
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu_(x) if self.inplace else torch.relu(x)
@@ -154,19 +162,20 @@ class Calibrator(nn.Module):
     def _watch(self, y: Tensor) -> None:
         if not y.dtype.is_floating_point:
             raise Error(f"{self.caller}: the activations of {self.name!r} must be real floats, got {y.dtype}")
+        seen = self.record
         channel = 0 if y.dim() < 2 else 1
-        self.sequences |= y.dim() == 3
+        seen.sequences |= y.dim() == 3
         by_channel = y.reshape(1, 1) if y.dim() == 0 else y.movedim(channel, 0).flatten(1)  # [C, n]
         if y.dim() == 1:
             by_channel = y.unsqueeze(1)
         if not bool(torch.isfinite(by_channel).all()):
             raise Error(f"{self.caller}: the activations of {self.name!r} must be finite, got NaN or Inf")
-        if self.statistics is None:
-            self.statistics = ChannelStatistics(by_channel.shape[0], y.device)
-        if self.statistics.channels == by_channel.shape[0]:
-            self.statistics.update(by_channel)
+        if seen.statistics is None:
+            seen.statistics = ChannelStatistics(by_channel.shape[0], y.device)
+        if seen.statistics.channels == by_channel.shape[0]:
+            seen.statistics.update(by_channel)
         else:
-            self.mixed = True
+            seen.mixed = True
 
 
 def solve(zeros: Callable[[float], float], wanted: float, low: float, high: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, checked_budget
 from ..pruning.criteria import Criterion
@@ -90,7 +91,7 @@ def prune_activations(
         max_accuracy_drop: how much accuracy the thresholds may cost, 0 to 1 (0.005 is half a point), against the given
             model. The returned model keeps to it as ``evaluate`` sees it, whose last call is for that model.
         evaluate: given a model in evaluation mode, on the device of ``model``, returns its accuracy, 0 to 1. Called
-            without gradients: with ``model``, then each time with the same copy, whose thresholds have changed.
+            without gradients: with a copy of ``model``, then each time with one other, whose thresholds change.
         exclude: names or patterns (``*``) of ReLUs to leave alone, as the report prints them.
         progress: show a progress bar.
 
@@ -131,9 +132,7 @@ def prune_activations(
         if idle:
             placed.to_warn.append(f"{criterion} prunes nothing in {', '.join(idle)}: ReLU's own zeros are all there is")
     placed.set({name: layer.theta for name, layer in chosen.items()})
-    flags = {name: m.training for name, m in model.named_modules()}
-    for name, module in placed.model.named_modules():
-        module.training = flags.get(name, placed.model.get_submodule(name.rpartition(".")[0]).training)
+    _restore(unwrapped(model), placed.model)
     report = _report(placed, chosen, f"activations: {criterion}")
     if searching:
         report = found.report(report)
@@ -141,6 +140,15 @@ def prune_activations(
     for text in placed.to_warn:
         warnings.warn(f"{caller}: {text}", UserWarning, stacklevel=2)
     return placed.model
+
+
+def _restore(given: nn.Module, made: nn.Module) -> None:
+    """Parameters that the forward has written in a trial run; through ``data`` that is seen by nobody else."""
+    values = dict(given.named_parameters())
+    for name, p in made.named_parameters():
+        known = values.get(name)
+        if known is not None and known.layout == torch.strided and not torch.equal(p, known):
+            p.data.copy_(known)
 
 
 def _report(placed: Placed, chosen: Mapping[str, Chosen], title: str) -> Report:

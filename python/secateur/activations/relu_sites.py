@@ -17,10 +17,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
+from .._base.held import every_module
+from .._base.modules import forward_replaced
 from .._base.signals import held_signals
+from .._base.state import state_kept
+from .._base.trial import flags_kept
 from ..graph import operators
-from ..graph.rewritten import RewrittenModule, as_graph_module
+from ..graph.rewritten import RewrittenModule, as_graph_module, why_not_graph
+from ..graph.tracing import _lock as tracing_lock
 from ..masks import masked_parameters
 from ..nn.threshold_relu import ThresholdReLU
 from .calibration import Calibrator
@@ -37,12 +43,14 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     if row.kind == "dropout" and row.functions and row.modules
 }
 
-#: makes the module that replaces a ReLU: (name of the site, upper clamp, in place) -> module
-Make = Callable[[str, "float | None", bool], nn.Module]
+#: makes the module that replaces a ReLU: (name of the site, upper clamp, in place, the module that it was) -> module
+Make = Callable[[str, "float | None", bool, "nn.Module | None"], nn.Module]
 
 
 def relu_kind(module: nn.Module) -> tuple[float | None, bool] | None:
     """(upper clamp, in place) of a module that computes a ReLU, None for any other."""
+    if forward_replaced(module):
+        return None
     if isinstance(module, ThresholdReLU | Calibrator):
         return module.max, module.inplace
     if isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward:
@@ -96,7 +104,7 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
         mode.stack.pop()
 
     hooks = []
-    for module in model.modules():
+    for module in every_module(model).values():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -135,14 +143,22 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
         for p in parameters
         if p.name not in next(iter(given), ()) and p.default is not inspect.Parameter.empty
     }
-    graphs = []
-    was_training = module.training
-    try:
-        for module.training in (True, False):
-            with held_signals():
-                graphs.append(_OwnForward().trace(module, concrete_args=dict(absent) or None))
-    finally:
-        module.training = was_training
+    graphs, constants = [], {}
+    for mode in (True, False):
+        with flags_kept(module), state_kept(module), tracing_lock, held_signals():
+            if hasattr(module, "train_graph"):
+                module.train(mode)  # torchvision's, with a graph for each mode
+            else:
+                module.training = mode
+            graph = _OwnForward().trace(module, concrete_args=dict(absent) or None)
+            graphs.append(graph)
+            for node in graph.nodes:
+                if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
+                    raise NotImplementedError("a value of the tracer is left in its graph")
+                if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+                    constants[str(node.target)] = getattr(module, str(node.target))
+    for name, value in constants.items():  # tensors that the forward makes of numbers
+        setattr(module, name, value)
     training, evaluating = graphs
     if [(n.op, str(n.target)) for n in training.nodes] != [(n.op, str(n.target)) for n in evaluating.nodes]:
         raise NotImplementedError("it computes something else while training")
@@ -191,6 +207,10 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
     if masked_parameters(module):
         # Its class keeps its masks; a graph of the same name would let the pruned weights come back.
         raise NotImplementedError("it is a pruned layer that computes its own ReLU")
+    if forward_replaced(module):
+        raise NotImplementedError("its forward was replaced")
+    if why := why_not_graph(module):
+        raise NotImplementedError(why)
     graph = _trace(module, calls)
     used: set[str] = set()
     for node in list(graph.nodes):
@@ -203,11 +223,12 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
                 used.add(str(node.target))
                 continue
             name = _free_name(module, str(node.target).replace(".", "_"))
-            module.add_module(name, make(f"{path}.{name}" if path else name, *kind))
+            module.add_module(name, make(f"{path}.{name}" if path else name, *kind, child).train(module.training))
             node.target = name
         elif (call := _relu_call(node)) is not None:
             name = _site_name(module, node)
-            module.add_module(name, make(f"{path}.{name}" if path else name, *call))
+            made = make(f"{path}.{name}" if path else name, *call, None)
+            module.add_module(name, made.train(module.training))
             source = node.args[0] if node.args else node.kwargs["input"]
             node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
         elif node.meta.get("follows_training"):

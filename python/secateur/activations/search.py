@@ -136,7 +136,7 @@ def search(
     """The most zeros found whose accuracy is at most ``allowed`` below that of ``original``."""
     bound = 2 + len(parts) * (len(STEPS) + len(RAISES)) + 1 + BISECTIONS + 1
     with tqdm(total=bound, desc="thresholds", disable=not progress, leave=False) as bar:
-        baseline = judge(original)
+        baseline = judge.of_given(original)
         plain = judge(placed.model)
         bar.update()
         log.info("accuracy of the given model %.4f, without thresholds %.4f", baseline, plain)

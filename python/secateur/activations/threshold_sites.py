@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,8 +12,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.batches import inputs_of
+from .._base.copies import own_copy, unwrapped
 from .._base.errors import Error
+from .._base.held import every_module, exchange, unregistered
 from .._base.tensors import same
+from .._base.trial import trial
+from ..graph.tracing import _writers as writers_of
+from ..graph.writes import statically_writing
 from ..nn.threshold_relu import ThresholdReLU
 from ..nn.trainable_threshold import freeze_thresholds
 from .calibration import Calibrator, ChannelStatistics
@@ -23,7 +27,7 @@ from .relu_sites import FUNCTIONS, needs_rewriting, relu_kind, rewrite, watch
 
 @dataclass
 class Placed:
-    """What :func:`place` gives: thresholds are 0 so far, and the model is in evaluation mode."""
+    """What :func:`place` gives: thresholds are 0 so far, and the model is in the mode of the one that was given."""
 
     model: nn.Module
     sites: dict[str, ChannelStatistics]  # by the layer's name
@@ -43,10 +47,16 @@ def place(model: nn.Module, batches: Iterable[Any], exclude: Sequence[str], prog
     """Calibrate every ReLU on ``batches`` in one pass; errors are the ``caller``'s."""
     if not isinstance(model, nn.Module):
         raise Error(f"{caller}: model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Error(f"{caller}: model must be the module itself, got what TorchScript made of it")
     if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(isinstance(p, str) for p in exclude):
         raise Error(f"{caller}: exclude must be a sequence of names or patterns, got {exclude!r}")
     if not isinstance(batches, Iterable):
         raise Error(f"{caller}: batches must be an iterable of batches, got {type(batches).__name__}")
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if t.is_meta:
+            raise Error(f"{caller}: model must have values, but {name} is on the meta device")
     stream = inputs_of(model, batches, caller)
     first = next(stream, None)
     if first is None:
@@ -61,11 +71,11 @@ def place(model: nn.Module, batches: Iterable[Any], exclude: Sequence[str], prog
         length = None
     # _instrument has shown the first batch to the calibrators already.
     for batch in tqdm(stream, desc="calibrating", total=length, initial=1, disable=not progress, leave=False):
-        with torch.no_grad():
-            watched.model(batch)
+        with trial(watched.model):
+            watched.model(batch.clone())
     placed = _swap(watched)
-    twins = dict(placed.model.named_modules())
-    for name, module in model.named_modules():
+    twins = every_module(placed.model)
+    for name, module in every_module(model).items():
         twin = twins.get(name)
         if isinstance(module, ThresholdReLU) and isinstance(twin, ThresholdReLU) and name not in placed.layers:
             twin.theta = module.theta.detach().clone()  # an excluded one stays as it is, thresholds and all
@@ -78,6 +88,7 @@ class _Watched:
 
     model: nn.Module
     caller: str
+    writers: dict[nn.Module, str]  # modules whose forward writes what outlives the call, and what
     found: int = 0
     excluded: set[str] = field(default_factory=set)  # names that a pattern of ``exclude`` matched
     unmatched: set[str] = field(default_factory=set)  # patterns that have matched nothing so far
@@ -88,19 +99,20 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
     """Find the ReLUs, put calibrators in their place, and run the first batch through them."""
     problem = None
     for trace in (True, False):
-        work = freeze_thresholds(copy.deepcopy(model).eval())
-        for module in work.modules():
+        work = freeze_thresholds(own_copy(model, caller))
+        for module in every_module(work).values():
             if isinstance(module, ThresholdReLU):
                 module.theta = torch.zeros_like(module.theta)  # calibrate the network as it is without thresholds
-        with torch.no_grad(), watch(work) as seen:
+        with trial(work) as state, watch(work) as seen:
             expected = _first_run(work, first, caller)
-        watched = _Watched(work, caller, unmatched=set(exclude))
+            changed = state.changes()
+        watched = _Watched(work, caller, _writers(work, first, changed), unmatched=set(exclude))
         if problem is not None:
             watched.missed.append(problem)
         _replace_all(watched, seen, exclude, trace)
         if watched.found == 0:
             _refuse(watched, caller)
-        with torch.no_grad():
+        with trial(watched.model):
             got = watched.model(first.clone())
         if same(got, expected):
             if watched.unmatched:
@@ -108,6 +120,17 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
             return watched
         problem = "tracing changed what the model computes, so functional ReLUs were left alone"
     raise Error(f"{caller}: model must compute the same twice in evaluation mode, its outputs differ")
+
+
+def _writers(work: nn.Module, first: Tensor, changed: list[str]) -> dict[nn.Module, str]:
+    """The modules whose forward writes what outlives the call, and what: in a graph, the write would be lost."""
+    writers = {m: what for each in every_module(work).values() for m, what in statically_writing(each).items()}
+    if changed:
+        with trial(work):
+            writers.update(writers_of(work, [first]))
+        if not writers:
+            writers[work] = ", ".join(changed)
+    return writers
 
 
 def _first_run(model: nn.Module, batch: Tensor, caller: str) -> Any:
@@ -130,24 +153,28 @@ def _refuse(watched: _Watched, caller: str) -> None:
 
 
 def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[str, ...], trace: bool) -> None:
-    def make(name: str, limit: float | None, inplace: bool) -> nn.Module:
+    def make(name: str, limit: float | None, inplace: bool, replaced: nn.Module | None) -> nn.Module:
         patterns = {p for p in exclude if fnmatchcase(name, p)}
         if patterns:
             watched.unmatched -= patterns
             watched.excluded.add(name)
-            return nn.ReLU(inplace) if limit is None else nn.ReLU6(inplace)
+            return _like(replaced, nn.ReLU(inplace) if limit is None else nn.ReLU6(inplace))
         watched.found += 1
-        return Calibrator(name, limit, inplace, watched.caller)
+        made = Calibrator(name, limit, inplace, watched.caller)
+        made.record.replaced = replaced
+        return _like(replaced, made)
 
     work = watched.model
     owners = {m: calls for m, calls in seen.items() if needs_rewriting(m, calls)}
-    paths = list(work.named_modules(remove_duplicate=False))
+    paths = [*work.named_modules(remove_duplicate=False), *unregistered(work).items()]
+    successors: dict[nn.Module, nn.Module] = {}
     for path, module in paths:
         if (kind := relu_kind(module)) is not None:
             if any(fnmatchcase(path, p) for p in exclude) and isinstance(module, ThresholdReLU):
-                make(path, *kind)  # counts it as excluded; it stays as it is, thresholds and all
+                make(path, *kind, None)  # counts it as excluded; it stays as it is, thresholds and all
                 continue
-            watched.model = _put(watched.model, path, make(path, *kind))
+            watched.model = _put(watched.model, path, made := make(path, *kind, module))
+            successors.setdefault(module, made)
     # Deepest first: a parent is traced with its children, replaced or not, as leaves.
     rewritten: dict[nn.Module, nn.Module] = {}
     for path, module in sorted(paths, key=lambda item: -item[0].count(".") if item[0] else 1):
@@ -157,17 +184,31 @@ def _replace_all(watched: _Watched, seen: dict[nn.Module, Any], exclude: tuple[s
             try:
                 if not trace:
                     continue
-                rewritten[module] = rewrite(module, path, owners[module], make)
+                if module in watched.writers:
+                    what = watched.writers[module]
+                    raise NotImplementedError(f"its forward writes {what}, which outlives the call")
+                rewritten[module] = successors[module] = rewrite(module, path, owners[module], make)
             except Exception as reason:  # whatever a forward may raise when it is given proxies
                 watched.missed.append(_cannot(path, module, owners[module], reason))
                 rewritten[module] = module
         watched.model = _put(watched.model, path, rewritten[module])
+    exchange(watched.model, successors)
     for path, module in paths:
         if isinstance(module, torch.jit.ScriptModule):
             watched.missed.append(f"{path!r} is scripted: ReLUs inside it can't be found")
         elif module not in owners and _holds_function(module):
             where = f"{path!r} ({type(module).__name__})"
             watched.missed.append(f"{where} holds a functional ReLU that was not seen to run: it stays as it is")
+
+
+def _like(replaced: nn.Module | None, made: nn.Module) -> nn.Module:
+    """``made``, with the mode, the hooks and the plain attributes of what it stands for."""
+    if replaced is None:
+        return made
+    for key, value in vars(replaced).items():
+        if key == "training" or "hook" in key or key not in vars(made):
+            made.__dict__[key] = value
+    return made
 
 
 def _holds_function(module: nn.Module) -> bool:
@@ -189,28 +230,34 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     if not path:
         return module
     parent, _, name = path.rpartition(".")
-    model.get_submodule(parent)._modules[name] = module
+    try:
+        holder = model.get_submodule(parent)
+    except AttributeError:  # it hangs in a plain attribute: ``exchange`` puts it there
+        return model
+    if name in holder._modules:
+        holder._modules[name] = module
     return model
 
 
 def _swap(watched: _Watched) -> Placed:
     """Replace the calibrators by ThresholdReLU, or by the original module."""
-    found = {path: m for path, m in watched.model.named_modules() if isinstance(m, Calibrator)}
+    found = {path: m for path, m in every_module(watched.model).items() if isinstance(m, Calibrator)}
     placed = Placed(watched.model, {}, {}, list(watched.missed))
     replacement: dict[nn.Module, nn.Module] = {}
     for path, site in found.items():
-        if site.mixed:
+        seen, replaced = site.record, site.record.replaced
+        if seen.mixed:
             placed.to_warn.append(f"{path!r} is called with different numbers of channels: it stays a plain ReLU")
-        elif site.statistics is None or site.statistics.count == 0:
+        elif seen.statistics is None or seen.statistics.count == 0:
             placed.to_warn.append(f"{path!r} never ran on the calibration data: it stays a plain ReLU")
         else:
-            placed.sites[path] = site.statistics
-            theta = torch.zeros_like(site.statistics.mean, dtype=torch.float32)
+            placed.sites[path] = seen.statistics
+            theta = torch.zeros_like(seen.statistics.mean, dtype=torch.float32)
             placed.layers[path] = ThresholdReLU(theta, site.max, site.inplace)
-            replacement[site] = placed.layers[path]
+            replacement[site] = _like(replaced, placed.layers[path])
             continue
-        replacement[site] = nn.ReLU(site.inplace) if site.max is None else nn.ReLU6(site.inplace)
-    sequences = [path for path in placed.sites if found[path].sequences]
+        replacement[site] = _like(replaced, nn.ReLU(site.inplace) if site.max is None else nn.ReLU6(site.inplace))
+    sequences = [path for path in placed.sites if found[path].record.sequences]
     if sequences:
         placed.to_warn.append(
             f"3-d activations of {', '.join(sequences)}: the channel is dim 1, as in Conv1d's [N, C, L]; "
@@ -219,5 +266,7 @@ def _swap(watched: _Watched) -> Placed:
     for path, module in list(placed.model.named_modules(remove_duplicate=False)):
         if module in replacement:
             placed.model = _put(placed.model, path, replacement[module])
-    placed.model.eval()
+    exchange(placed.model, replacement)
+    for old, new in replacement.items():
+        new.training = old.training
     return placed

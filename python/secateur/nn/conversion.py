@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,17 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from .._base import timing
+from .._base.copies import drop_hooks, evaluating, own_copy, unwrapped
 from .._base.errors import Error
+from .._base.held import every_module, holders_of
 from .._base.modules import M, why_not_replaceable, with_current_weight
 from .._base.signals import keeps_grad_mode
-from .._base.tensors import close
+from .._base.state import random_state_kept
+from .._base.tensors import clones, close, unusual_form
 from ..report import Column, Report
+from .chains import chain_thresholds
 from .masked import MaskedConv2d, MaskedLinear
 from .quantized import QuantizedConv2d, QuantizedLinear
 from .sparse import Trial
 from .sparse_conv2d import SparseConv2d
 from .sparse_linear import SparseLinear
-from .threshold_relu import ThresholdReLU
 
 COLUMNS = (
     Column("layer", "layer", "text"),
@@ -44,14 +45,12 @@ _CONV2D = (nn.Conv2d, MaskedConv2d)
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _INTEGERS = (QuantizedConv2d, QuantizedLinear)
 
-# Their output is new memory, held nowhere else.
-_MAKERS = (nn.Conv2d, nn.Linear, SparseConv2d, SparseLinear)
-
 _ROUNDS = 9
 _BUDGET_S = 1.0
 
 
 @keeps_grad_mode
+@random_state_kept()
 def convert(model: M, example_input: Any = None) -> M:
     """A copy of ``model`` whose Conv2d and Linear layers skip their zeros, for running it.
 
@@ -71,6 +70,9 @@ def convert(model: M, example_input: Any = None) -> M:
     """
     if not isinstance(model, nn.Module):
         raise Error(f"convert: model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Error("convert: model must be the module itself, got what TorchScript made of it")
     layers = _layers(model)
     for layer in layers:
         if layer.sparse is not None:
@@ -82,30 +84,13 @@ def convert(model: M, example_input: Any = None) -> M:
         id(layer.module): successor for layer in layers if (successor := _successor(layer, example_input is not None))
     }
     keep_alive = list(memo.values())
-    fast = cast(M, memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo))
+    fast = cast(M, memo[id(model)] if id(model) in memo else own_copy(model, "convert", memo))
     del keep_alive
-    _threshold_in_place(fast)
+    chain_thresholds(fast)
     fast.report = Report("converted", COLUMNS, [])  # type: ignore[assignment]
     # The rows themselves, not copies: a layer that decides at its first call writes its decision there.
     cast(Report, fast.report).rows = [layer.row for layer in layers]
     return fast
-
-
-def _threshold_in_place(model: nn.Module) -> None:
-    """Make a threshold in-place where it alone reads a layer's output: the page faults of another output take longer
-    than the comparison. Only where the order of the calls is known: in a Sequential, or in a traced graph."""
-    for module in model.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            called = {n: module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"}
-            reads = {n: n.args[0] for n in called if n.args and isinstance(n.args[0], torch.fx.Node)}
-            pairs = [(called.get(made), called[n]) for n, made in reads.items() if len(made.users) == 1]
-        elif type(module) is nn.Sequential:
-            pairs = list(itertools.pairwise(module))
-        else:
-            continue
-        for maker, threshold in pairs:
-            if type(maker) in _MAKERS and isinstance(threshold, ThresholdReLU):
-                threshold.inplace = True
 
 
 @dataclass
@@ -123,8 +108,10 @@ class _Layer:
 def _layers(model: nn.Module) -> list[_Layer]:
     """Every layer with weights, once (a module used under two names is one layer)."""
     layers = []
-    users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    for name, module in model.named_modules():
+    modules = every_module(model)
+    users = Counter(id(p) for module in modules.values() for p in _parameters_of(module))
+    hanging = holders_of(model)
+    for name, module in modules.items():
         if not isinstance(module, (*_OTHERS, *_INTEGERS)):
             continue
         row: dict[str, Any] = {"layer": name or type(module).__name__, "kernel": "dense", "why": ""}
@@ -145,6 +132,9 @@ def _layers(model: nn.Module) -> list[_Layer]:
         if not isinstance(weight, Tensor) or nn.parameter.is_lazy(weight):
             row["why"] = f"{type(module).__name__} has no sparse kernel"
             continue
+        if (unusual := unusual_form(weight)) and not weight.is_meta:
+            row["why"] = f"its weight is {unusual}, which has no sparse kernel"
+            continue
         zeros = weight.numel() - int(torch.count_nonzero(weight)) if weight.device.type != "meta" else 0
         row.update(shape=tuple(weight.shape), sparsity=zeros / max(weight.numel(), 1))
         row["bytes_dense"] = weight.numel() * weight.element_size()
@@ -157,6 +147,8 @@ def _layers(model: nn.Module) -> list[_Layer]:
             row["why"] = "no zeros"
         elif users[id(weight)] > 1:
             row["why"] = "its weight is tied to another layer's, and a sparse copy would untie them"
+        elif hanging.get(id(weight)):
+            row["why"] = "its weight hangs in a plain attribute too, and a sparse copy would untie them"
         elif more := why_not_replaceable(module):
             row["why"] = more
         elif isinstance(module, nn.Conv2d):
@@ -174,35 +166,32 @@ def _fill_row(layer: _Layer) -> None:
     layer.row["why"] = "decides at its first call"
 
 
+def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.parameters(recurse=False))
+    return [p for p in module._parameters.values() if p is not None]
+
+
 def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
-    """Run the example through the model; each candidate times itself on what it is given."""
-    timers = [(layer.module, _timer(layer)) for layer in layers if layer.sparse is not None]
-    modes = {module: module.training for module in model.modules()}
+    """Run the example through a copy of the model; each candidate times itself on what it is given."""
+    work = evaluating(drop_hooks(own_copy(model, "convert")))
+    modules = every_module(work)
+    candidates = [(layer, modules[layer.name]) for layer in layers if layer.sparse is not None]
     arguments = example if isinstance(example, tuple) else (example,)
-
-    def restore() -> None:
-        for module, timer in timers:
-            for key in [key for key, hook in module._forward_hooks.items() if hook is timer]:
-                del module._forward_hooks[key]
-        for module, mode in modes.items():
-            module.training = mode
-
-    try:
-        for module, timer in timers:
-            module.register_forward_hook(timer, prepend=True)
-        model.eval()
-        with torch.no_grad():
-            model(*arguments)
-    except (Error, MemoryError):
-        raise
-    except Exception as error:
-        raise Error(f"convert: example_input must be what the model takes: {type(error).__name__}: {error}") from error
-    finally:
+    with torch.no_grad():
+        for layer, module in candidates:
+            module.register_forward_hook(_timer(layer), prepend=True)
         try:
-            restore()
-        except BaseException:  # a KeyboardInterrupt amid the restoring
-            restore()
+            work(*clones(arguments))
+        except (Error, MemoryError):
             raise
+        except Exception as error:
+            raise Error(
+                f"convert: example_input must be what the model takes: {type(error).__name__}: {error}"
+            ) from error
+        for layer, module in candidates:
+            if not torch.equal(cast(Tensor, module.weight), cast(Tensor, with_current_weight(layer.module).weight)):
+                layer.failed = "the forward writes into its weight, which a sparse layer does not hold"
 
 
 def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:

@@ -117,6 +117,8 @@ class SparseBase(nn.Module):
             return self._dense(x, dense)
         if x.dtype != torch.float32 or self.weight_values.dtype != torch.float32 or x.device.type != "cpu":
             return self._dense(x, self.weight)  # the twin
+        if torch.is_autocast_enabled("cpu"):
+            return self._dense(x, self.weight)  # in the dtype that torch's layer would compute in
         if self.trial is not None and not torch.compiler.is_compiling() and x.numel() > 0:
             self._try(x)
             return self._run(x)

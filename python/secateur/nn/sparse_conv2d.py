@@ -156,7 +156,7 @@ class SparseConv2d(SparseBase, nn.Conv2d):  # type: ignore[override,misc]  # wei
     def _choose_form(self, x: Tensor) -> None:
         """Measure which sparse kernels are faster on this input."""
         self.in_blocks = False
-        if not self._takes(x) or x.numel() == 0:
+        if not self._takes(x) or x.numel() == 0 or x.dtype != self.weight_values.dtype:
             return
 
         def run(in_blocks: bool) -> Tensor:

@@ -83,6 +83,14 @@ class ThresholdReLU(nn.Module):
         ops.threshold_relu_(x, theta, self.max)
         return x
 
+    def over(self, x: Tensor) -> Tensor:
+        """The same, in place whatever ``inplace`` says: for a caller that alone holds ``x``, without gradients."""
+        theta = self.theta
+        if theta.numel() > 1 and (x.dim() == 0 or x.size(1 if x.dim() > 2 else -1) != theta.numel()):
+            return self.forward(x)  # raises
+        ops.threshold_relu_(x, theta, self.max)
+        return x
+
     def extra_repr(self) -> str:
         if self.theta.numel() > 1:
             shown = f"theta=[{self.theta.numel()}]"

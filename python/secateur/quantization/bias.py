@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._base.errors import Error
+from .._base.trial import trial
 from ..nn import QuantizedConv2d, QuantizedLinear
 
 
@@ -35,7 +36,7 @@ def correct_bias(model: nn.Module, made: Mapping[str, nn.Module], real: Mapping[
 
         handles.append(module.register_forward_pre_hook(watch))
     try:
-        with torch.no_grad():
+        with trial(model):
             model(example.clone())
     finally:
         for handle in handles:

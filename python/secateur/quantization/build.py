@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.rewritten import RewrittenModule
+from .._base.copies import own_copy
+from ..graph.rewritten import as_graph_module
 from ..masks import attach, strip
 from ..nn import Quantize, ThresholdReLU
 from .calibrate import Calibrated, attribute, put_between
 from .grids import Grid, Method
 from .layers import Layer
 from .places import Values
+from .shells import shells
 
-#: makes the module of a layer, given the grid of its input
-MakeLayer = Callable[[Layer, Grid], nn.Module]
+#: makes the module of a layer, given the grid of its input, and the copies that are made already (as for deepcopy)
+MakeLayer = Callable[[Layer, Grid, dict[int, Any]], nn.Module]
 
 
 @dataclass
@@ -30,6 +32,12 @@ class Built:
     model: nn.Module
     made: dict[str, nn.Module] = field(default_factory=dict)  # the layers in int8, by name
     why: dict[str, str] = field(default_factory=dict)  # of the layers in fp32
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # parameters that the forward writes; their values
+
+    def restore(self) -> None:
+        """After a trial run."""
+        for p, values in self.kept:
+            p.data.copy_(values)
 
 
 def build(
@@ -44,19 +52,29 @@ def build(
             why[name] = "the batches never reach it"
     built = Built(nn.Identity(), why={name: reason for name, reason in why.items() if reason})
     memo: dict[int, Any] = {}  # replacements of the layers inside modules that stay modules
+    used = {id(p) for layer in network.all_layers.values() for p in layer.module.parameters(recurse=False)}
+    for original, new in network.made_of.items():
+        if id(new) in used:  # not folded: whatever else holds the parameter goes on sharing it
+            memo[original] = copy.deepcopy(new, memo)
     for name, layer in network.inner.items():
-        old = network.root.get_submodule(name)
+        old = network.sources.get(name)
+        if old is None:
+            continue
         if name not in built.why:
-            memo[id(old)] = built.made[name] = make_layer(layer, calibrated.inner[name].grid(method))
+            memo[id(old)] = built.made[name] = make_layer(layer, calibrated.inner[name].grid(method), memo)
         elif not layer.why:
             memo[id(old)] = _real(layer, memo, masked)
     if network.graph is None or network.values is None:
-        built.model = copy.deepcopy(network.root, memo)
+        for p, _ in network.seen.kept:
+            memo.setdefault(id(p), copy.deepcopy(p, memo))
+        built.model = own_copy(network.root, "quantize", memo)
     else:
         built.model = _with_graph(calibrated, network.graph, network.values, method, make_layer, masked, memo, built)
+    built.kept = [(memo[id(p)], values) for p, values in network.seen.kept if id(p) in memo]
     if not masked:
         strip(built.model)
-    built.model.eval()
+    for module in built.model.modules():
+        module.training = False
     return built
 
 
@@ -80,19 +98,22 @@ def _with_graph(
     modules = dict(network.root.named_modules(remove_duplicate=False))
     held: dict[str, Any] = {}
     for node in given.nodes:
-        if node.op == "get_attr":
-            held[str(node.target)] = copy.deepcopy(attribute(network.root, str(node.target)), memo)
-        elif node in network.layers:
+        if node in network.layers:
             layer = network.layers[node]
             copies[node].target = layer.name
             if node in int8:
-                held[layer.name] = built.made[layer.name] = make_layer(
-                    layer, grids[values.roots(values.inputs[node][0])[0]]
-                )
+                seen = calibrated.direct.get(node)
+                grid = grids[values.roots(values.inputs[node][0])[0]] if seen is None else seen.grid(method)
+                held[layer.name] = built.made[layer.name] = make_layer(layer, grid, memo)
             else:
                 held[layer.name] = _real(layer, memo, masked)
+            if str(node.target) in modules:
+                memo.setdefault(id(modules[str(node.target)]), held[layer.name])
         elif node.op == "call_module":
             held[str(node.target)] = copy.deepcopy(modules[str(node.target)], memo)
+    for node in given.nodes:
+        if node.op == "get_attr":
+            held[str(node.target)] = copy.deepcopy(attribute(network.root, str(node.target)), memo)
     places = values.sites(int8)
     names = _names(network.names, places, {layer.name for layer in network.layers.values()} | set(modules))
     for node in places:
@@ -109,11 +130,10 @@ def _with_graph(
         put_between(at, rounded)
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     graph.lint()
-    result = RewrittenModule({name: held[name] for name in held if name in used}, graph, class_name=network.class_name)
+    top = shells(network, {name: held[name] for name in held if name in used}, memo)
+    result = as_graph_module(top, graph, stock=True)
+    type(result).__name__ = network.class_name
     result.__dict__["_graphmodule_cls_name"] = network.class_name  # read when it is unpickled
-    for key, value in network.attributes.items():
-        if not hasattr(result, key):
-            setattr(result, key, value)
     return result
 
 

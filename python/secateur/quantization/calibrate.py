@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.batches import inputs_of
+from .._base.copies import unwrapped
 from .._base.errors import Error
+from .._base.held import every_module
+from .._base.tensors import unusual_form
+from .._base.trial import trial
 from ..engine.compiled import CompiledModel
 from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear, ThresholdReLU
 from .grids import Grid, Method, Observer
@@ -26,6 +30,7 @@ class Calibrated:
     network: Network
     example: Tensor  # the first batch
     observers: dict[fx.Node, Observer] = field(default_factory=dict)
+    direct: dict[fx.Node, Observer] = field(default_factory=dict)  # of the inputs of layers that round by themselves
     inner: dict[str, Observer] = field(default_factory=dict)  # of the inputs of layers inside modules, by path
     limits: dict[fx.Node, float] = field(default_factory=dict)  # the most that a value's largest byte may stand for
 
@@ -43,6 +48,7 @@ class Calibrated:
 
 def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Calibrated:
     """Prepare a copy of ``model`` and show it all ``batches``."""
+    model = unwrapped(model)
     if isinstance(model, CompiledModel):
         model = model.source
     if isinstance(model, torch.jit.ScriptModule):
@@ -58,7 +64,9 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
             raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
         if t.is_meta:
             raise Error(f"{caller}: model must have values, but {name} is on the meta device")
-    for path, module in model.named_modules():
+        if unusual := unusual_form(t):
+            raise Error(f"{caller}: model must have dense parameters of an ordinary dtype, but {name} is {unusual}")
+    for path, module in every_module(model).items():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             refuse_not_finite(caller, path, module)
     stream = inputs_of(model, batches, caller)
@@ -75,21 +83,20 @@ def calibrate(model: nn.Module, batches: Any, progress: bool, caller: str) -> Ca
     result = Calibrated(network, first)
     watched = _watched(result, caller)
     result.inner = {path: Observer(path, caller) for path, layer in network.inner.items() if not layer.why}
-    handles = _hook(network.root, result.inner)
+    handles = _hook(network, result.inner)
     try:
         length = len(batches)  # type: ignore[arg-type]
     except TypeError:
         length = None
     try:
-        with torch.no_grad():
-            for batch in tqdm(
-                _chain(first, stream), desc="calibrating", total=length, disable=not progress, leave=False
-            ):
+        for batch in tqdm(_chain(first, stream), desc="calibrating", total=length, disable=not progress, leave=False):
+            with trial(network.template):
                 watched(batch.clone())
     finally:
         for handle in handles:
             handle.remove()
-    observers = [*result.observers.values(), *result.inner.values()]
+        network.seen.restore()
+    observers = [*result.observers.values(), *result.inner.values(), *result.direct.values()]
     if observers and not any(observer.seen for observer in observers):
         raise Error(f"{caller}: batches must hold at least one example, got none")
     return result
@@ -131,10 +138,24 @@ def _watched(result: Calibrated, caller: str) -> nn.Module:
         with graph.inserting_after(at):
             seen = graph.call_module(target, (at,))
         put_between(at, seen)
-    return fx.GraphModule(held, graph).eval()
+    for i, (node, layer) in enumerate(network.layers.items()):
+        if network.values.inputs[node] and network.values.inputs[node][0] in network.values.pinned and not layer.why:
+            # Its input is written later: it is looked at where the layer reads it.
+            result.direct[node] = held[f"_input_{i}"] = Observer(layer.name, caller)
+            with graph.inserting_before(copies[node]):
+                read = graph.call_module(f"_input_{i}", (copies[node].args[0],))
+            copies[node].args = (read, *copies[node].args[1:])
+    made = nn.Module()
+    for target in sorted(held, key=lambda path: path.count(".")):
+        place(made, target, held[target])
+    result_module = fx.GraphModule(made, graph)
+    for module in result_module.modules():
+        if type(module) in (nn.Module, Observer) or module is result_module:
+            module.training = False
+    return result_module
 
 
-def _hook(root: nn.Module, observers: dict[str, Observer]) -> list[Any]:
+def _hook(network: Network, observers: dict[str, Observer]) -> list[Any]:
     handles = []
     for path, observer in observers.items():
 
@@ -142,7 +163,7 @@ def _hook(root: nn.Module, observers: dict[str, Observer]) -> list[Any]:
             if len(args) == 1 and isinstance(args[0], Tensor):
                 observer.watch(args[0])
 
-        handles.append(root.get_submodule(path).register_forward_pre_hook(watch))
+        handles.append(network.sources[path].register_forward_pre_hook(watch))
     return handles
 
 
@@ -156,3 +177,24 @@ def attribute(root: nn.Module, path: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     return found
+
+
+def place(root: nn.Module, path: str, value: Any) -> None:
+    """Hang a module or tensor where a graph looks for it, in modules that are there or are made; it may be there."""
+    *parts, name = path.split(".")
+    for part in parts:
+        if part not in root._modules:
+            if hasattr(root, part):
+                return
+            root._modules[part] = nn.Module().eval()
+        root = cast(nn.Module, root._modules[part])
+    if name in root._modules or name in root._parameters or name in root._buffers or name in vars(root):
+        return
+    if isinstance(value, nn.Module):
+        root._modules[name] = value
+    elif isinstance(value, nn.Parameter):
+        root._parameters[name] = value
+    elif isinstance(value, Tensor):
+        root._buffers[name] = value
+    else:
+        root.__dict__[name] = value

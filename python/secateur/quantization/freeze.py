@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 from torch import nn
 
+from .._base.copies import evaluating, own_copy
 from ..masks import strip
 from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear
 from ..nn.int8_weights import best_shares, to_bytes
@@ -55,9 +55,9 @@ def freeze(student: nn.Module) -> nn.Module | None:
     if not memo:
         return None
     kept = list(memo.values())  # keeps them alive while the memo goes by their ids
-    result = memo[id(student)] if id(student) in memo else copy.deepcopy(student, memo)
+    result = memo[id(student)] if id(student) in memo else own_copy(student, "quantize", memo)
     del kept
-    strip(result).eval()
+    evaluating(strip(result))
     notes = () if told is None else told.notes
     result.report = report_of(entries, "of prepare_qat" if told is None else told.calibration, notes)
     return cast(nn.Module, result)

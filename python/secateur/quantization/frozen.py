@@ -49,12 +49,13 @@ def excluded(caller: str, calibrated: Calibrated, exclude: Any) -> dict[str, str
 def frozen(calibrated: Calibrated, method: Method, fp32: Mapping[str, str]) -> Built:
     """The quantized network, for inference."""
 
-    def layer(at: Layer, grid: Grid) -> nn.Module:
+    def layer(at: Layer, grid: Grid, memo: dict[int, Any]) -> nn.Module:
         return freeze_layer(trainable(at.module, grid, method))
 
     built = build(calibrated, method, fp32, layer)
     weights = {name: at.module.weight for name, at in calibrated.network.all_layers.items() if name in built.made}
     correct_bias(built.model, built.made, cast("dict[str, Tensor]", weights), calibrated.example)
+    built.restore()
     return built
 
 
@@ -64,5 +65,6 @@ def finished(calibrated: Calibrated, built: Built, method: str) -> nn.Module:
         Entry(name, getattr(layer.module, "weight", None), built.made.get(name), built.why.get(name, ""))
         for name, layer in calibrated.network.all_layers.items()
     ]
+    built.restore()
     built.model.report = report_of(entries, method, calibrated.network.notes)  # type: ignore[assignment]
     return built.model

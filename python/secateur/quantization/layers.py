@@ -73,8 +73,11 @@ def _padding(module: nn.Conv2d) -> tuple[int, int] | None:
     return rows, columns
 
 
-def plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
-    """A plain layer like this one, a copy: masks and pruning hooks gone, their zeros in the weight."""
+def plain(module: nn.Module, made_of: dict[int, nn.Parameter] | None = None) -> nn.Conv2d | nn.Linear:
+    """A plain layer like this one, a copy: masks and pruning hooks gone, their zeros in the weight.
+
+    ``made_of`` (id of a parameter -> its copy) gives layers that share a parameter one copy of it.
+    """
     if isinstance(module, SparseConv2d | SparseLinear):
         return module.to_dense()
     module = with_current_weight(module)
@@ -97,6 +100,10 @@ def plain(module: nn.Module) -> nn.Conv2d | nn.Linear:
             made = nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
         made.weight = nn.Parameter(weight.detach().clone(), learns)
         made.bias = None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad)
+    for name in ("weight", "bias") if made_of is not None else ():
+        original = module._parameters.get(name)
+        if original is not None and made_of is not None:
+            setattr(made, name, made_of.setdefault(id(original), getattr(made, name)))
     return made.train(module.training)
 
 

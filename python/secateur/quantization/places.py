@@ -25,11 +25,15 @@ class Values:
 
     kinds: dict[fx.Node, Kind]
     meta: Mapping[fx.Node, Meta]
+    pinned: Collection[fx.Node] = ()  # values in memory that is written later: nothing may stand after them
     readers: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     inputs: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for node, kind in self.kinds.items():
+            among = any(source in self.pinned for source in tensors_of(node, self.meta))
+            if kind in ("unary", "add", "binary", "average", *_PASS) and (node in self.pinned or among):
+                self.kinds[node] = kind = "real"
             first = next(iter(tensors_of(node, self.meta)), None) if kind == "move" else None
             if first is not None and self.kinds[first] != "move" and self.meta.get(first, Meta()).shape is None:
                 self.kinds[node] = "real"  # one of several outputs, of an LSTM for example: a value of its own
@@ -110,7 +114,7 @@ class Values:
         return [node for node in self.kinds if self._may(node) and self.stored(node, None)]
 
     def _may(self, node: fx.Node) -> bool:
-        if self.kinds[node] in (*_PASS, "output", "size") or not is_value(node, self.meta):
+        if self.kinds[node] in (*_PASS, "output", "size") or not is_value(node, self.meta) or node in self.pinned:
             return False
         seen = self.meta.get(node, Meta())
         return seen.shape is not None and seen.dtype is not None and seen.dtype.is_floating_point

@@ -7,8 +7,10 @@ from typing import Any, cast
 
 from torch import nn
 
+from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, checked_budget, log
+from ..engine.compiled import CompiledModel
 from .build import Built
 from .calibrate import Calibrated, calibrate
 from .freeze import freeze
@@ -68,6 +70,7 @@ def quantize(
             ``max_accuracy_drop`` without ``evaluate``, or one that only fp32 would keep.
     """
     caller = "quantize"
+    model = unwrapped(model)
     if isinstance(model, nn.Module) and (student := freeze(model)) is not None:
         given = {
             "batches": batches is not None, "calibration": calibration != "auto", "exclude": bool(exclude),
@@ -85,7 +88,7 @@ def quantize(
     if judge is None:
         built = frozen(calibrated, methods[0], fp32)
         return finished(calibrated, built, methods[0])
-    baseline = judge(model)
+    baseline = judge.of_given(model.source if isinstance(model, CompiledModel) else model)
     built, chosen, tried = _most_accurate(calibrated, methods, fp32, judge)
     accuracy = tried[chosen]
     steps: list[dict[str, Any]] = []

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .._base.copies import unwrapped
+from .._base.held import every_module
 from ..masks import attach
 from .build import build
 from .calibrate import calibrate
@@ -37,7 +39,7 @@ def prepare_qat(
     BatchNorm is folded before, masks of :func:`secateur.prune` (and of ``torch.nn.utils.prune``) go along and hold, and
     a zero is zero in either form. The grids of activations are the calibration's and stay; those of weights follow
     the weights. Thresholds of a ``ThresholdReLU`` are applied on the integer scale and are not trained; weights that
-    two layers share train apart, except those of one module that is called twice; a ``F.dropout`` in a forward is off,
+    two layers share stay shared; a ``F.dropout`` in a forward is off,
     an ``nn.Dropout`` module trains as ever.
 
     Args:
@@ -53,10 +55,10 @@ def prepare_qat(
     caller = "prepare_qat"
     method = checked_method(caller, calibration)
     calibrated = calibrate(model, batches, progress, caller)
-    copies: dict[int, Any] = {}  # one module that is called twice trains one weight
 
-    def layer(at: Layer, grid: Grid) -> nn.Module:
-        made = trainable(copy.deepcopy(at.module, copies), grid, method)
+    def layer(at: Layer, grid: Grid, memo: dict[int, Any]) -> nn.Module:
+        # By way of the memo: one module that is called twice trains one weight, and so do tied layers.
+        made = trainable(copy.deepcopy(at.module, memo), grid, method)
         if at.mask is not None:
             attach(made, "weight", at.mask.clone())
         return made
@@ -72,4 +74,9 @@ def prepare_qat(
     report = report_of(entries, method, calibrated.network.notes)
     report.title = f"prepared to train for int8: calibration {method}"
     built.model.report = report  # type: ignore[assignment]
-    return built.model.train(model.training)
+    modes = {name: module.training for name, module in every_module(unwrapped(model)).items()}
+    for name, module in every_module(built.model).items():
+        while name not in modes:
+            name = name.rpartition(".")[0]
+        module.training = modes[name]
+    return built.model

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, log
+from .._base.trial import trial
 from ..report import Column, Report
 from .build import Built
 from .calibrate import Calibrated, calibrate
@@ -151,7 +151,7 @@ def leave_out(
 
 
 def _outputs(built: Built, example: Any) -> list[Tensor]:
-    with torch.no_grad():
+    with trial(built.model):
         leaves = pytree.tree_leaves(built.model(example.clone()))
     return [t.double() for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
 

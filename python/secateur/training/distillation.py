@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._base.checks import checked_number
+from .._base.copies import evaluating, own_copy, unwrapped
 from .._base.errors import Error
 
 _CALLER = "DistillationLoss"
@@ -172,10 +172,14 @@ def _frozen(teacher: Any) -> nn.Module:
     if not isinstance(teacher, nn.Module):
         raise Error(f"{_CALLER}: teacher must be a torch.nn.Module, got {type(teacher).__name__}")
     try:
-        frozen = copy.deepcopy(teacher)
+        frozen: nn.Module = evaluating(own_copy(unwrapped(teacher), _CALLER))
+    except Error:
+        raise
     except (RuntimeError, TypeError) as reason:
         raise Error(f"{_CALLER}: teacher must be a module that copy.deepcopy copies, it says: {reason}") from reason
-    return frozen.eval().requires_grad_(False)
+    for parameter in frozen.parameters():  # after eval(), which may be overridden and turn gradients on
+        parameter.requires_grad_(False)
+    return frozen
 
 
 def _named(hints: Any) -> dict[str, str]:

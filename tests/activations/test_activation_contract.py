@@ -1,0 +1,139 @@
+"""What prune_activations promises about hooks, modes, shared modules and forwards that keep state."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import secateur
+import torch
+import torch.nn.functional as F
+from secateur import MeanStd
+from secateur.nn import ThresholdReLU
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.filterwarnings("ignore:prune_activations")
+X = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+
+
+def prune(model: nn.Module, k: float = 100.0) -> nn.Module:
+    return secateur.prune_activations(model, [X], MeanStd(k=k), progress=False)
+
+
+def test_hooks_of_a_relu_fire_on_its_threshold() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()).eval()
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda m, args, out: seen.append(out))
+    model[1].name = "first"
+    thin = prune(model)
+    assert not seen
+    with torch.no_grad():
+        thin(X)
+        wanted = model(X)
+        assert len(seen) == 2
+        assert torch.equal(seen[0], seen[1])
+        assert torch.equal(thin(X), wanted)
+    assert isinstance(thin[1], ThresholdReLU)
+    assert thin[1].name == "first"
+
+
+class Keeps(nn.Module):
+    """Keeps its last activation for a loss, and computes its ReLU as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.last = nn.Conv2d(3, 4, 3), nn.ReLU(), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = F.relu(self.conv(x))
+        return self.act(self.last - 0.1)
+
+
+def test_a_value_that_is_kept_has_its_gradient() -> None:
+    thin = prune(nn.Sequential(Keeps(), nn.Conv2d(4, 2, 1)))
+    assert [row["layer"] for row in thin.report.rows] == ["0.act"]
+    assert any("its forward writes last" in note for note in thin.report.notes)
+    for x in (X, X[:2] * 2):
+        thin(x)
+        torch.testing.assert_close(thin[0].last, F.relu(thin[0].conv(x)))
+    thin[0].last.square().sum().backward()
+    assert thin[0].conv.weight.grad is not None
+
+
+class Many(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.convs = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)]
+        self.a, self.b = self.convs
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        taps = []
+        for conv in self.convs:
+            taps.append(y := conv(x))
+            x = self.relu(y)
+        return taps
+
+
+@torch.no_grad()
+def test_one_in_place_relu_in_several_places() -> None:
+    model = Many().eval()
+    thin = prune(model)
+    assert len(thin.report.rows) == 2
+    for got, wanted in zip(thin(X), model(X), strict=True):
+        assert bool((wanted >= 0).all())  # the ReLU has written over what was kept before it
+        torch.testing.assert_close(got, wanted)
+    assert thin.convs[0] is thin.a
+    assert thin.convs[0] is not model.a
+
+
+def test_modes_of_torchvisions_feature_extractors() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not there")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    for mode in (False, True):
+        model = create_feature_extractor(models.squeezenet1_1(), ["features.3", "classifier.1"]).train(mode)
+        x = torch.randn(1, 3, 64, 64)
+        for made in (
+            secateur.convert(model, x),
+            secateur.prune_activations(model, [x], MeanStd(k=100.0), progress=False),
+        ):
+            assert {m.training for m in made.modules()} == {mode}
+            made.train(not mode)
+            made.eval()
+            with torch.no_grad():
+                for key, value in model.eval()(x).items():
+                    torch.testing.assert_close(made(x)[key], value, rtol=1e-4, atol=1e-4)
+            model.train(mode)
+
+
+def test_trials_of_an_evaluation_leave_no_state() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.calls = nn.Conv2d(3, 4, 3), nn.ReLU(), 5
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.act(self.conv(x))
+
+    model = Counter().train()
+
+    def evaluate(network: nn.Module) -> float:
+        assert not network.training
+        return 0.5 + 0 * float(network(X).sum())
+
+    thin = secateur.prune_activations(model, [X, X], max_accuracy_drop=0.1, evaluate=evaluate, progress=False)
+    assert (model.calls, thin.calls, model.training, thin.training) == (5, 5, True, True)
+    secateur.activation_sensitivity(model, [X], evaluate, progress=False)
+    assert secateur.quantize(model, [X], evaluate=evaluate, progress=False).calls == model.calls == 5
+
+
+def test_scripted_parts_go_on_training() -> None:
+    part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in torch, not gone
+        scripted = torch.jit.trace(part, X)
+    thin = prune(nn.Sequential(scripted, nn.Conv2d(4, 4, 1), nn.ReLU()))
+    thin(X).sum().backward()
+    assert all(p.grad is not None for p in thin.parameters())
