@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from . import plants, pool
 from .calls import CALLS
 from .contract import Failure
 from .counter import Tally
-from .findings import failure_of, shrunk, write_finding
+from .findings import failures_of, shrunk, write_finding
 from .worker import work
 from .writer import write
 
@@ -26,7 +28,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the first module's; others follow")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz-modules"), help="folder for shrunk scripts")
-    parser.add_argument("--shrink", type=float, default=20, help="seconds for a kind's first failure; 0: none is shrunk")
+    parser.add_argument(
+        "--shrink",
+        type=float,
+        default=20,
+        help="seconds of processor time for a kind's first failure; 0: none is shrunk",
+    )
     parser.add_argument("--show", type=int, metavar="SEED", help="print the module of a seed, and what fails")
     parser.add_argument("--script", type=Path, help="try this script, drawn as for --seed")
     parser.add_argument("--plant", choices=plants.PLANTS, help="with a defect planted on purpose")
@@ -48,7 +55,7 @@ def main() -> int:
 
 def _show(text: str, seed: int) -> int:
     print(text)
-    failures = [failure for call in CALLS if (failure := failure_of(text, seed, call)) is not None]
+    failures = [failure for call in CALLS for failure in failures_of(text, seed, call)]
     for failure in failures:
         print(_words(failure))
     return bool(failures)
@@ -59,28 +66,39 @@ def _words(failure: Failure) -> str:
 
 
 def _fuzz(given: argparse.Namespace) -> int:
-    tally, first, begin = Tally(), dict[str, tuple[int, Failure]](), time.monotonic()
+    tally, begin = Tally(), time.monotonic()
     options = ["--plant", given.plant] if given.plant else []
-    print(f"modules from seed {given.seed} on, {given.jobs} processes, {given.seconds:.0f} s", flush=True)
-    for line in pool.lines(given.seed, given.jobs, given.seconds, options):
-        tally.add(line)
-        for failure in [Failure(**each) for each in line.get("failures", ())]:
-            if failure.kind not in first:
-                first[failure.kind] = (line["seed"], failure)
-                print(f"seed {line['seed']}: {_words(failure)}", flush=True)
-    print(tally.text(time.monotonic() - begin), flush=True)
     given.findings.mkdir(parents=True, exist_ok=True)
-    for seed, failure in first.values():
-        text = write(seed).text
-        if failure.kind.partition(":")[0] not in CALLS:
-            path = given.findings / f"seed_{seed}.py"  # the process died: it is not tried in this one
-            path.write_text(text)
-        else:
-            if given.shrink:
-                text = shrunk(text, seed, failure, given.shrink)
-            path = write_finding(given.findings, text, seed, failure)
-        print(f"==> {path}\n{path.read_text()}", flush=True)
-    return bool(first)
+    print(f"modules from seed {given.seed} on, {given.jobs} processes, {given.seconds:.0f} s", flush=True)
+    files: dict[str, Future[Path]] = {}
+    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as shrinking:
+        for line in pool.lines(given.seed, given.jobs, given.seconds, options):
+            tally.add(line)
+            for failure in [Failure(**each) for each in line.get("failures", ())]:
+                if failure.kind not in files:
+                    print(f"seed {line['seed']}: {_words(failure)}", flush=True)
+                    files[failure.kind] = shrinking.submit(_kept, given, line["seed"], failure)
+        print(tally.text(time.monotonic() - begin), flush=True)
+        for kind, file in files.items():
+            try:
+                print(f"==> {file.result()}\n{file.result().read_text()}", flush=True)
+            except Exception as error:  # the process died
+                print(f"==> {kind}: not shrunk: {type(error).__name__}: {error}", flush=True)
+    return bool(files)
+
+
+def _kept(given: argparse.Namespace, seed: int, failure: Failure) -> Path:
+    """In a process of its own: the failure's script, shrunk, in the folder."""
+    torch.set_num_threads(1)
+    text: str = write(seed).text
+    if failure.kind.partition(":")[0] not in CALLS:  # the process died: it is not tried in this one
+        path: Path = given.findings / f"seed_{seed}.py"
+        path.write_text(text)
+        return path
+    with plants.planted(given.plant) if given.plant else contextlib.nullcontext():
+        if given.shrink:
+            text = shrunk(text, seed, failure, given.shrink)
+        return write_finding(given.findings, text, seed, failure)
 
 
 #: How long each planted defect has.
@@ -96,8 +114,8 @@ def _planted(given: argparse.Namespace) -> int:
         for line in pool.lines(given.seed, given.jobs, FOUND_WITHIN_S, ["--plant", name]):
             for failure in line.get("failures", ()):
                 call = failure["kind"].partition(":")[0]
-                own = failure_of(write(line["seed"]).text, line["seed"], call) if call in CALLS else None
-                if own is None or own.kind != failure["kind"]:
+                own = failures_of(write(line["seed"]).text, line["seed"], call) if call in CALLS else []
+                if failure["kind"] not in {each.kind for each in own}:
                     found = line["seed"], failure["kind"]
             if found:
                 break

@@ -10,6 +10,7 @@ import copy
 import io
 import os
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import nn
 
 from . import trees
 from .calls import Call
+from .limits import Hangs, processor_seconds
 from .program import Program
 from .snapshot import Snapshot
 
@@ -28,6 +30,8 @@ Size = tuple[int, int, int]
 EXAMPLES: tuple[Size, ...] = ((2, 8, 8), (1, 8, 8), (4, 9, 7), (3, 8, 10))
 OTHERS: tuple[Size, ...] = ((1, 8, 8), (3, 10, 12), (2, 7, 9), (1, 6, 6), (5, 8, 8))
 EMPTY: Size = (0, 8, 8)
+#: Of processor time; one call and its inputs take a tenth of a second.
+LONGEST_S = 6.0
 EXTRAS = ("deepcopy", "pickle", "save", "refresh")
 
 
@@ -47,7 +51,7 @@ class Outcome:
 
     refused: str = ""
     wholly_torch: bool = False
-    failure: Failure | None = None
+    failures: list[Failure] = field(default_factory=list)
 
 
 @dataclass
@@ -82,7 +86,10 @@ def prepare(program: Program, seed: int) -> Trial:
 
 
 def _first_that_fails(program: Program, sizes: Sequence[Size]) -> tuple[int | None, str]:
-    model = program.make()
+    try:
+        model = program.make()
+    except Exception as error:
+        return 0, f"make: {type(error).__name__}: {error}"
     model.eval()
     for i, size in enumerate(sizes):
         try:
@@ -112,9 +119,12 @@ def hold(trial: Trial, call: Call) -> Outcome | None:
     if not call.takes(example):
         return None
     try:
-        _hold(trial, call, example, outcome)
+        with processor_seconds(LONGEST_S):
+            _hold(trial, call, example, outcome)
     except _Found as found:
-        outcome.failure = found.failure
+        outcome.failures.append(found.failure)
+    except Hangs as why:
+        outcome.failures.append(Failure(f"{call.name}: hangs", str(why)))
     return outcome
 
 
@@ -131,7 +141,7 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
     if result is None:
         return
     if call.name == "compile":
-        outcome.wholly_torch = all(row["kernel"] == "torch" for row in result.report.rows)  # type: ignore[union-attr]
+        outcome.wholly_torch = all(row["kernel"] == "torch" for row in _report_of(result))
     if call.evaluates or in_evaluation:
         for name, module in result.named_modules():
             if module.training:
@@ -152,6 +162,10 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
                 pair.step(size, f"{trial.extra} ")
 
 
+def _report_of(result: nn.Module) -> Any:
+    return result.report.rows  # type: ignore[union-attr]
+
+
 def _called(program: Program, call: Call, model: nn.Module, example: tuple[Any, ...], outcome: Outcome) -> Any:
     program.seen.clear()
     before = Snapshot(model, example)
@@ -162,17 +176,25 @@ def _called(program: Program, call: Call, model: nn.Module, example: tuple[Any, 
     except secateur.Error as error:
         outcome.refused = str(error)
         if "must be what the model takes" in str(error) or "does not run on" in str(error):
-            raise _Found(f"{call.name}: blames the example", str(error)[:300]) from None
+            blames = str(error)[:300]
+            outcome.failures.append(Failure(f"{call.name}: blames the example", blames, "it runs in torch", "an Error"))
     except Exception as error:
         raised = error
-    if (change := before.change()) is not None:
+    for change in before.changes():
         kind = f"{call.name}: caller's {change.what}"
-        raise _Found(kind, f"{change.where}", change.before, change.after)
+        outcome.failures.append(Failure(kind, change.where, change.before, change.after))
     if program.seen:
-        raise _Found(f"{call.name}: caller's hooks fire", f"{len(program.seen)} times during the call")
+        fired = f"{len(program.seen)} times during the call"
+        outcome.failures.append(Failure(f"{call.name}: caller's hooks fire", fired, "not once", fired))
     if raised is not None:
-        raise _Found(f"{call.name}: raw {type(raised).__name__}", str(raised)[:300], "an Error or a result") from raised
+        raise _Found(f"{call.name}: raw {_named(raised)}", str(raised)[:300], "an Error or a result") from raised
     return result
+
+
+def _named(error: Exception) -> str:
+    """An error's type with the first of its words that are no names, so that errors of one cause are one kind."""
+    words = [word for word in re.split(r"[^A-Za-z_0-9']+", str(error)) if re.fullmatch(r"[a-z']{2,}", word)]
+    return f"{type(error).__name__} {' '.join(words[:6])}".strip()
 
 
 class _Pair:
@@ -190,7 +212,7 @@ class _Pair:
         try:
             got, got_seen = _run(program, self.result, ours)
         except Exception as error:
-            name = f"{self.call.name}: {tag}call raises {type(error).__name__}"
+            name = f"{self.call.name}: {tag}call raises {_named(error)}"
             raise _Found(name, f"inputs{size}: {str(error)[:300]}") from error
         self._same(want, got, size, f"{tag}", "output")
         self._same(theirs, ours, size, f"{tag}input left ", "input")
@@ -264,7 +286,7 @@ def _deepcopied(call: Call, reference: nn.Module, result: nn.Module) -> nn.Modul
     try:
         return copy.deepcopy(result)
     except Exception as error:
-        raise _Found(f"{call.name}: deepcopy raises {type(error).__name__}", str(error)[:300]) from error
+        raise _Found(f"{call.name}: deepcopy raises {_named(error)}", str(error)[:300]) from error
 
 
 def _pickled(call: Call, reference: nn.Module, result: nn.Module) -> nn.Module | None:
@@ -282,7 +304,7 @@ def _pickled(call: Call, reference: nn.Module, result: nn.Module) -> nn.Module |
     except _Found:
         raise
     except Exception as error:
-        raise _Found(f"{call.name}: pickle raises {type(error).__name__}", str(error)[:300]) from error
+        raise _Found(f"{call.name}: pickle raises {_named(error)}", str(error)[:300]) from error
     return made
 
 
@@ -292,7 +314,7 @@ def _refreshed(call: Call, reference: nn.Module, result: nn.Module) -> nn.Module
     try:
         made: nn.Module = result.refresh()  # type: ignore[operator,unused-ignore]
     except Exception as error:
-        raise _Found(f"{call.name}: refresh raises {type(error).__name__}", str(error)[:300]) from error
+        raise _Found(f"{call.name}: refresh raises {_named(error)}", str(error)[:300]) from error
     return made
 
 
@@ -321,11 +343,11 @@ def _saved(trial: Trial, call: Call, result: nn.Module) -> None:
                 return  # the model's own state is none that a file can hold
             raise
         except Exception as error:
-            raise _Found(f"{call.name}: save raises {type(error).__name__}", str(error)[:300]) from error
+            raise _Found(f"{call.name}: save raises {_named(error)}", str(error)[:300]) from error
         try:
             filled = secateur.load(path, shell if call.name == "compile" else call.run(shell, program.inputs(size)))
         except Exception as error:
-            raise _Found(f"{call.name}: load raises {type(error).__name__}", str(error)[:300]) from error
+            raise _Found(f"{call.name}: load raises {_named(error)}", str(error)[:300]) from error
     reference = program.make()
     reference.eval()
     filled.eval()

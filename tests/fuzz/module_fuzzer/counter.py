@@ -56,7 +56,9 @@ class Tally:
             f"wholly in torch: {_percent(self.wholly_torch, self.calls['compile'])} of the compiled ones",
         ]
         lines += [f"  {n:6d}  refused: {why[:150]}" for why, n in self.reasons.most_common(8)]
-        lines.append(f"failures: {sum(self.kinds.values())} of {len(self.kinds)} kinds, in {self.failed_modules} modules")
+        lines.append(
+            f"failures: {sum(self.kinds.values())} of {len(self.kinds)} kinds, in {self.failed_modules} modules"
+        )
         lines += [f"  {n:6d}  {kind}" for kind, n in self.kinds.most_common()]
         return "\n".join(lines)
 

@@ -19,16 +19,16 @@ _SHOWN = {
 }
 
 
-def failure_of(text: str, seed: int, call: str) -> Failure | None:
-    """What a script does wrong under a call, drawn as for this seed; None of one that is right, or does not run."""
+def failures_of(text: str, seed: int, call: str) -> list[Failure]:
+    """What a script does wrong under a call, drawn as for this seed; nothing, if it is right or does not run."""
     try:
         with Program(text) as program, chosen_at_random(seed):
             outcome = hold(prepare(program, seed), CALLS[call])
     except Dull:
-        return None
+        return []
     except Exception:  # an edit left no script that runs
-        return None
-    return outcome.failure if outcome is not None else None
+        return []
+    return outcome.failures if outcome is not None else []
 
 
 def shrunk(text: str, seed: int, failure: Failure, seconds: float) -> str:
@@ -36,8 +36,7 @@ def shrunk(text: str, seed: int, failure: Failure, seconds: float) -> str:
     call = failure.kind.partition(":")[0]
 
     def fails(candidate: str) -> bool:
-        found = failure_of(candidate, seed, call)
-        return found is not None and found.kind == failure.kind
+        return any(found.kind == failure.kind for found in failures_of(candidate, seed, call))
 
     return shrink(text, fails, seconds)
 
@@ -45,9 +44,14 @@ def shrunk(text: str, seed: int, failure: Failure, seconds: float) -> str:
 def write_finding(folder: Path, text: str, seed: int, failure: Failure) -> Path:
     """The script with its failure, in a file of the kind's name; it shows the failure when it is run."""
     call = failure.kind.partition(":")[0]
-    now = failure_of(text, seed, call) or failure
-    path = folder / (re.sub(r"[^A-Za-z0-9]+", "_", failure.kind).strip("_") + ".py")
-    note = [f"# {now.kind} (seed {seed})", f"#   where:    {now.detail}", f"#   expected: {now.want}", f"#   got:      {now.got}"]
+    now = next((found for found in failures_of(text, seed, call) if found.kind == failure.kind), failure)
+    path = folder / (re.sub(r"[^A-Za-z0-9]+", "_", failure.kind).strip("_")[:90] + ".py")
+    note = [
+        f"# {now.kind} (seed {seed})",
+        f"#   where:    {now.detail}",
+        f"#   expected: {now.want}",
+        f"#   got:      {now.got}",
+    ]
     note = [line.replace("\n", " ")[:300] for line in note]
     note.append(f"#   again:    PYTHONPATH=tests/fuzz python -m module_fuzzer --script {path.name} --seed {seed}")
     size = _example_size(text, seed)

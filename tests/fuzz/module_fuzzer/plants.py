@@ -45,9 +45,19 @@ def planted(name: str) -> Iterator[None]:
         calls.CALLS.update(known)
 
 
-def _around(result: nn.Module, forward: Callable[[Callable[..., Any], tuple[Any, ...]], Any]) -> nn.Module:
-    own = result.forward
-    result.__dict__["forward"] = lambda *args: forward(own, args)
+@dataclasses.dataclass
+class _Around:
+    """A forward around another one; it copies and pickles."""
+
+    own: Callable[..., Any]
+    how: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.how(self.own, args)
+
+
+def _around(result: nn.Module, how: Callable[[Callable[..., Any], tuple[Any, ...]], Any]) -> nn.Module:
+    result.__dict__["forward"] = _Around(result.forward, how)
     return result
 
 
@@ -96,9 +106,13 @@ def writes_into_inputs_lost(run: Run) -> Run:
     """The result works on copies of its inputs."""
 
     def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        return _around(run(model, example), lambda own, args: own(*trees.copied(args)))
+        return _around(run(model, example), _on_copies)
 
     return wrapped
+
+
+def _on_copies(own: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return own(*trees.copied(args))
 
 
 @_plant("compile", "convert", "prune_activations")
@@ -229,7 +243,14 @@ def _out_of_place(model: nn.Module) -> nn.Module:
         for node in model.graph.nodes:
             if "inplace" in node.kwargs:
                 node.kwargs = {**node.kwargs, "inplace": False}
-            if node.op == "call_method" and str(node.target) in ("relu_", "mul_", "add_", "clamp_", "tanh_", "sigmoid_"):
+            if node.op == "call_method" and str(node.target) in (
+                "relu_",
+                "mul_",
+                "add_",
+                "clamp_",
+                "tanh_",
+                "sigmoid_",
+            ):
                 node.target = str(node.target)[:-1]
         model.recompile()
     return model

@@ -13,17 +13,17 @@ def shrink(text: str, fails: Callable[[str], bool], seconds: float = 30.0) -> st
 
     Args:
         text: a script. fails: whether a script shows the failure. It must say False of one that does not run.
-        seconds: how long to look.
+        seconds: of processor time, how long to look.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.process_time() + seconds
     best = ast.unparse(ast.parse(text))
     if not fails(best):
         return text
     shorter = True
-    while shorter and time.monotonic() < deadline:
+    while shorter and time.process_time() < deadline:
         shorter = False
         number = 0
-        while time.monotonic() < deadline:
+        while time.process_time() < deadline:
             candidate = _nth(best, number)
             if candidate is None:
                 break

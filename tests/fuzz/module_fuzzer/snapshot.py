@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,22 +32,33 @@ class Snapshot:
         self._given = model, example
         self._found = dict(_seen(model, example))
 
-    def change(self) -> Change | None:
-        """What differs now, or None."""
-        now = dict(_seen(*self._given))
-        for key, before in self._found.items():
-            if key not in now:
-                return Change(key[0], key[1], _words(before), "gone")
-            if now[key] != before:
-                return Change(key[0], key[1], _words(before), _words(now[key]))
-        for key in now:
-            if key not in self._found:
-                return Change(key[0], key[1], "not there", _words(now[key]))
-        return None
+    def changes(self) -> Iterator[Change]:
+        """What differs now: the first of each kind."""
+        now, kinds = dict(_seen(*self._given)), set()
+        for key in [*self._found, *(key for key in now if key not in self._found)]:
+            before, after = self._found.get(key, "not there"), now.get(key, "gone")
+            if before != after and key[0] not in kinds:
+                kinds.add(key[0])
+                yield Change(*key, _words(before), _words(after))
+
+
+@dataclass(frozen=True)
+class _TensorState:
+    """A tensor to the bit, and to the version of its memory."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+    version: int | None
+    has_grad: bool
+    first: str
+    raw: bytes = field(repr=False)
+    identity: int = field(default=0, repr=False)
 
 
 def _words(value: Any) -> str:
-    return repr(value)[:120]
+    return repr(value)[:160]
 
 
 Key = tuple[str, str]
@@ -80,7 +91,7 @@ def _module(module: nn.Module, where: str, visited: set[int]) -> Iterator[tuple[
         here = f"{where}.{name}"
         if name in ("_parameters", "_buffers"):
             for key, t in value.items():
-                yield (name[1:-1], f"{where}.{key}"), None if t is None else (id(t), _tensor(t))
+                yield (name[1:-1], f"{where}.{key}"), None if t is None else _tensor(t, id(t))
         elif name == "_modules":
             yield ("children", where), [(key, id(child)) for key, child in value.items()]
             for key, child in value.items():
@@ -94,10 +105,21 @@ def _module(module: nn.Module, where: str, visited: set[int]) -> Iterator[tuple[
                 yield from _module(child, part, visited)
 
 
-def _tensor(t: Tensor) -> Any:
+def _tensor(t: Tensor, identity: int = 0) -> _TensorState:
+    raw = t.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    first = str([round(float(x), 4) for x in t.detach().flatten()[:3]])
     version = None if t.is_inference() else t._version
-    raw = t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if t.numel() else b""
-    return tuple(t.shape), t.stride(), t.dtype, t.requires_grad, version, t.grad is None, raw
+    return _TensorState(
+        tuple(t.shape),
+        t.stride(),
+        t.dtype,
+        t.requires_grad,
+        version,
+        t.is_leaf and t.grad is not None,
+        first,
+        raw,
+        identity,
+    )
 
 
 def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:
@@ -117,7 +139,7 @@ def _modules_in(value: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
 def _frozen(value: Any) -> Any:
     """What can be compared: the values of plain data, the identity of everything else."""
     if isinstance(value, Tensor):
-        return id(value), _tensor(value)
+        return _tensor(value, id(value))
     if isinstance(value, bool | int | float | str | bytes | None):
         return value
     parts = trees.children(value)

@@ -105,7 +105,9 @@ def _tensor_difference(want: Tensor, got: Any, near: Tolerance, where: str) -> D
     else:
         known = a.isfinite() & b.isfinite()
         off, size = float((a - b)[known].norm()), float(a[known].norm())
-        same = a.numel() < _FEW or (bool((a.isfinite() == b.isfinite()).all()) and off <= near.norm * size + 0.02 * known.sum() ** 0.5)
+        same = a.numel() < _FEW or (
+            bool((a.isfinite() == b.isfinite()).all()) and off <= near.norm * size + 0.02 * known.sum() ** 0.5
+        )
     if same:
         return None
     return Difference("value", where, _words(want), f"{_words(got)}, {_off(a, b)}")

@@ -25,7 +25,7 @@ def tried(seed: int) -> dict[str, Any]:
                 outcomes = {name: hold(trial, call) for name, call in CALLS.items()}
         except Dull as why:
             return line | {"dull": str(why)}
-        except Exception as error:  # of the script itself: make() raises
+        except Exception as error:  # of the script itself
             return line | {"dull": f"{type(error).__name__}: {error}"}
     held = {name: outcome for name, outcome in outcomes.items() if outcome is not None}
     return line | {
@@ -33,7 +33,7 @@ def tried(seed: int) -> dict[str, Any]:
         "calls": list(held),
         "refused": {name: o.refused[:200] for name, o in held.items() if o.refused},
         "wholly_torch": any(o.wholly_torch for o in held.values()),
-        "failures": [vars(o.failure) for o in held.values() if o.failure is not None],
+        "failures": [vars(failure) for o in held.values() for failure in o.failures],
     }
 
 

@@ -117,4 +117,6 @@ def _script(source: Source, texts: list[str], seed: int) -> str:
     ]
     imports = [*IMPORTS, *sorted(source.imports)]
     notes = ["LOW_PRECISION = True"] if source.low_precision else []
-    return "\n\n\n".join(["\n".join([*imports, *notes]), *source.tops, *texts, "\n".join(make), "\n".join(given)]) + "\n"
+    return (
+        "\n\n\n".join(["\n".join([*imports, *notes]), *source.tops, *texts, "\n".join(make), "\n".join(given)]) + "\n"
+    )

@@ -9,13 +9,18 @@ from . import feature
 @feature("statement")
 def double_part(s: Scope) -> None:
     v = s.pick()
-    s.put(f"({v.name}.double().softmax(1) * 2).{s.rng.choice(('float()', f'to({v.name}.dtype)', f'type_as({v.name})'))}", v)
+    s.put(
+        f"({v.name}.double().softmax(1) * 2).{s.rng.choice(('float()', f'to({v.name}.dtype)', f'type_as({v.name})'))}",
+        v,
+    )
 
 
 @feature("statement")
 def double_layer(s: Scope) -> None:
     v = s.pick()
-    s.put(f"F.relu({s.own(f'nn.Conv2d({v.channels}, {v.channels}, 1).double()', 'conv')}({v.name}.double())).float()", v)
+    s.put(
+        f"F.relu({s.own(f'nn.Conv2d({v.channels}, {v.channels}, 1).double()', 'conv')}({v.name}.double())).float()", v
+    )
 
 
 @feature("statement")

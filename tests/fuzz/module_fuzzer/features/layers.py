@@ -5,7 +5,15 @@ from __future__ import annotations
 from ..scope import Scope
 from . import feature
 
-ACTIVATIONS = ("nn.ReLU()", "nn.ReLU6()", "nn.SiLU()", "nn.Hardswish()", "nn.LeakyReLU(0.1)", "nn.GELU()", "nn.Sigmoid()")
+ACTIVATIONS = (
+    "nn.ReLU()",
+    "nn.ReLU6()",
+    "nn.SiLU()",
+    "nn.Hardswish()",
+    "nn.LeakyReLU(0.1)",
+    "nn.GELU()",
+    "nn.Sigmoid()",
+)
 
 
 @feature("statement")
@@ -32,7 +40,12 @@ def grouped(s: Scope) -> None:
 def odd_conv(s: Scope) -> None:
     v = s.pick()
     more = s.rng.choice(
-        ("(3, 1), padding=(1, 0)", "3, padding=2, dilation=2", "3, padding='same'", "3, padding=1, padding_mode='circular'")
+        (
+            "(3, 1), padding=(1, 0)",
+            "3, padding=2, dilation=2",
+            "3, padding='same'",
+            "3, padding=1, padding_mode='circular'",
+        )
     )
     s.put(f"torch.tanh({s.own(f'nn.Conv2d({v.channels}, {v.channels}, {more})', 'conv')}({v.name}))", v)
 

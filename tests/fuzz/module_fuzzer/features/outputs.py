@@ -48,7 +48,7 @@ def dict_output(s: Scope) -> None:
 @feature("outputs")
 def ordered_dict_output(s: Scope) -> None:
     s.source.imports.add("from collections import OrderedDict")
-    s.result = f'OrderedDict(out={_logits(s, s.values[-1])}, aux={s.pick().name} * 2)'
+    s.result = f"OrderedDict(out={_logits(s, s.values[-1])}, aux={s.pick().name} * 2)"
 
 
 @feature("outputs")
@@ -67,7 +67,9 @@ def namedtuple_output(s: Scope) -> None:
 
 @feature("outputs")
 def nested_output(s: Scope) -> None:
-    s.result = f'{{"maps": [{s.values[-1].name}, ({s.pick().name}, None)], "size": {s.pick().name}.shape[2], "name": "net"}}'
+    s.result = (
+        f'{{"maps": [{s.values[-1].name}, ({s.pick().name}, None)], "size": {s.pick().name}.shape[2], "name": "net"}}'
+    )
 
 
 @feature("outputs")

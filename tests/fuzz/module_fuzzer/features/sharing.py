@@ -95,7 +95,9 @@ def module_list(s: Scope) -> None:
 @feature("statement")
 def module_dict(s: Scope) -> None:
     v = s.pick()
-    made = s.own(f'nn.ModuleDict({{"a": nn.Conv2d({v.channels}, {v.channels}, 3, padding=1), "b": nn.SiLU()}})', "parts")
+    made = s.own(
+        f'nn.ModuleDict({{"a": nn.Conv2d({v.channels}, {v.channels}, 3, padding=1), "b": nn.SiLU()}})', "parts"
+    )
     s.put(f'{made}["b"]({made}["a"]({v.name}))', v)
 
 

@@ -13,7 +13,9 @@ def observing_hook(source: Source) -> None:
     source.define(SEEN)
     for path in source.rng.sample(source.paths, min(2, len(source.paths))):
         source.make.append(f"model.{path}.register_forward_hook(observe)")
-    source.define("def observe(module, args, out):\n    SEEN.append(out.clone() if isinstance(out, torch.Tensor) else type(out).__name__)")
+    source.define(
+        "def observe(module, args, out):\n    SEEN.append(out.clone() if isinstance(out, torch.Tensor) else type(out).__name__)"
+    )
 
 
 @feature("make")
@@ -26,7 +28,9 @@ def holding_hook(source: Source) -> None:
 @feature("make")
 def pre_hook(source: Source) -> None:
     source.define(SEEN)
-    source.define("def before(module, args):\n    SEEN.append(args[0].clone() if isinstance(args[0], torch.Tensor) else len(args[0]))")
+    source.define(
+        "def before(module, args):\n    SEEN.append(args[0].clone() if isinstance(args[0], torch.Tensor) else len(args[0]))"
+    )
     source.make.append(f"model.{source.rng.choice(source.paths)}.register_forward_pre_hook(before)")
 
 
@@ -38,7 +42,9 @@ def changing_hook(source: Source) -> None:
 
 @feature("make")
 def changing_pre_hook(source: Source) -> None:
-    source.define("def shift(module, args):\n    return (args[0] + 0.25, *args[1:]) if isinstance(args[0], torch.Tensor) else None")
+    source.define(
+        "def shift(module, args):\n    return (args[0] + 0.25, *args[1:]) if isinstance(args[0], torch.Tensor) else None"
+    )
     source.make.append(f"model.{source.rng.choice(source.paths)}.register_forward_pre_hook(shift)")
 
 
@@ -112,7 +118,9 @@ def attributes(source: Source) -> None:
 @feature("make")
 def weight_norm(source: Source) -> None:
     source.imports.add("import torch.nn.utils.parametrizations")
-    convs = [path for path in source.paths if path.rsplit(".", 1)[-1].startswith("conv") and path not in str(source.make)]
+    convs = [
+        path for path in source.paths if path.rsplit(".", 1)[-1].startswith("conv") and path not in str(source.make)
+    ]
     source.make.append(f"torch.nn.utils.parametrizations.weight_norm(model.{source.rng.choice(convs)})")
 
 

@@ -64,7 +64,9 @@ def unbind(s: Scope) -> None:
 @feature("statement")
 def written_view(s: Scope) -> None:
     v, a, b = s.fresh(), s.local(), s.local()
-    take = s.rng.choice((f"{v.name}.chunk(2, 1)", f"{v.name}[:, :2], {v.name}[:, 2:]", f"{v.name}.split({v.channels // 2}, 1)"))
+    take = s.rng.choice(
+        (f"{v.name}.chunk(2, 1)", f"{v.name}[:, :2], {v.name}[:, 2:]", f"{v.name}.split({v.channels // 2}, 1)")
+    )
     s.do(f"{a}, {b} = {take}", f"{a}.{s.rng.choice(('mul_(0.5)', 'relu_()', 'add_(1.0)'))}")
 
 
