@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
+import json
 import os
+import subprocess
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -32,18 +33,21 @@ def main() -> int:
         "--shrink",
         type=float,
         default=20,
-        help="seconds of processor time for a kind's first failure; 0: none is shrunk",
+        help="processor seconds for a kind's first failure; 0: not shrunk",
     )
     parser.add_argument("--show", type=int, metavar="SEED", help="print the module of a seed, and what fails")
     parser.add_argument("--script", type=Path, help="try this script, drawn as for --seed")
     parser.add_argument("--plant", choices=plants.PLANTS, help="with a defect planted on purpose")
     parser.add_argument("--planted", action="store_true", help="each planted defect in turn: must be found")
     parser.add_argument("--work", nargs=2, type=int, metavar=("SEED", "STEP"), help=argparse.SUPPRESS)
+    parser.add_argument("--keep", nargs=2, metavar=("SEED", "FAILURE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with plants.planted(given.plant) if given.plant else contextlib.nullcontext():
         if given.work:
             work(*given.work)
+        if given.keep:
+            return _keep(given, int(given.keep[0]), Failure(**json.loads(given.keep[1])))
         if given.show is not None:
             return _show(write(given.show).text, given.show)
         if given.script:
@@ -70,35 +74,39 @@ def _fuzz(given: argparse.Namespace) -> int:
     options = ["--plant", given.plant] if given.plant else []
     given.findings.mkdir(parents=True, exist_ok=True)
     print(f"modules from seed {given.seed} on, {given.jobs} processes, {given.seconds:.0f} s", flush=True)
-    files: dict[str, Future[Path]] = {}
-    with ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as shrinking:
+    files: dict[str, Future[str]] = {}
+    with ThreadPoolExecutor(given.jobs) as shrinking:
         for line in pool.lines(given.seed, given.jobs, given.seconds, options):
             tally.add(line)
             for failure in [Failure(**each) for each in line.get("failures", ())]:
                 if failure.kind not in files:
                     print(f"seed {line['seed']}: {_words(failure)}", flush=True)
-                    files[failure.kind] = shrinking.submit(_kept, given, line["seed"], failure)
+                    files[failure.kind] = shrinking.submit(_kept_apart, given, options, line["seed"], failure)
         print(tally.text(time.monotonic() - begin), flush=True)
-        for kind, file in files.items():
-            try:
-                print(f"==> {file.result()}\n{file.result().read_text()}", flush=True)
-            except Exception as error:  # the process died
-                print(f"==> {kind}: not shrunk: {type(error).__name__}: {error}", flush=True)
+        for file in files.values():
+            print(f"==> {file.result()}", flush=True)
     return bool(files)
 
 
-def _kept(given: argparse.Namespace, seed: int, failure: Failure) -> Path:
-    """In a process of its own: the failure's script, shrunk, in the folder."""
-    torch.set_num_threads(1)
-    text: str = write(seed).text
+def _kept_apart(given: argparse.Namespace, options: list[str], seed: int, failure: Failure) -> str:
+    """The failure's script, shrunk by a process of its own, which it may end."""
+    command = [sys.executable, "-W", "ignore", "-m", str(__package__), "--keep", str(seed), json.dumps(vars(failure))]
+    command += ["--findings", str(given.findings), "--shrink", str(given.shrink), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else f"{failure.kind}: not shrunk: {done.stderr[-500:]}"
+
+
+def _keep(given: argparse.Namespace, seed: int, failure: Failure) -> int:
+    text = write(seed).text
     if failure.kind.partition(":")[0] not in CALLS:  # the process died: it is not tried in this one
-        path: Path = given.findings / f"seed_{seed}.py"
+        path = given.findings / f"seed_{seed}.py"
         path.write_text(text)
-        return path
-    with plants.planted(given.plant) if given.plant else contextlib.nullcontext():
+    else:
         if given.shrink:
             text = shrunk(text, seed, failure, given.shrink)
-        return write_finding(given.findings, text, seed, failure)
+        path = write_finding(given.findings, text, seed, failure)
+    print(f"{path}\n{path.read_text()}")
+    return 0
 
 
 #: How long each planted defect has.

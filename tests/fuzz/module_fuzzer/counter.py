@@ -52,7 +52,8 @@ class Tally:
             + ", ".join(f"{name} {self.features[name]}" for name in rarest),
             f"pairs of features: {len(self.pairs)} of {possible}, "
             f"{sum(n >= 10 for n in self.pairs.values())} of them ten times or more",
-            f"refused: {_percent(refused, called)} of the calls, {_percent(self.refused_modules, self.modules)} of the modules",
+            f"refused: {_percent(refused, called)} of the calls, "
+            f"{_percent(self.refused_modules, self.modules)} of the modules",
             f"wholly in torch: {_percent(self.wholly_torch, self.calls['compile'])} of the compiled ones",
         ]
         lines += [f"  {n:6d}  refused: {why[:150]}" for why, n in self.reasons.most_common(8)]

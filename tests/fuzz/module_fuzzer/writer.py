@@ -112,7 +112,8 @@ def _script(source: Source, texts: list[str], seed: int) -> str:
     ]
     given = [
         "def inputs(n, h, w):",
-        f"    images = torch.randn(n, {IMAGE_CHANNELS}, h, w, generator=torch.Generator().manual_seed(n * 100 + h * 10 + w))",
+        "    numbers = torch.Generator().manual_seed(n * 100 + h * 10 + w)",
+        f"    images = torch.randn(n, {IMAGE_CHANNELS}, h, w, generator=numbers)",
         f"    return ({inputs})",
     ]
     imports = [*IMPORTS, *sorted(source.imports)]

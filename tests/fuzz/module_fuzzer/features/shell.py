@@ -14,7 +14,8 @@ def observing_hook(source: Source) -> None:
     for path in source.rng.sample(source.paths, min(2, len(source.paths))):
         source.make.append(f"model.{path}.register_forward_hook(observe)")
     source.define(
-        "def observe(module, args, out):\n    SEEN.append(out.clone() if isinstance(out, torch.Tensor) else type(out).__name__)"
+        "def observe(module, args, out):\n"
+        "    SEEN.append(out.clone() if isinstance(out, torch.Tensor) else type(out).__name__)"
     )
 
 
@@ -29,7 +30,8 @@ def holding_hook(source: Source) -> None:
 def pre_hook(source: Source) -> None:
     source.define(SEEN)
     source.define(
-        "def before(module, args):\n    SEEN.append(args[0].clone() if isinstance(args[0], torch.Tensor) else len(args[0]))"
+        "def before(module, args):\n"
+        "    SEEN.append(args[0].clone() if isinstance(args[0], torch.Tensor) else len(args[0]))"
     )
     source.make.append(f"model.{source.rng.choice(source.paths)}.register_forward_pre_hook(before)")
 
@@ -43,7 +45,8 @@ def changing_hook(source: Source) -> None:
 @feature("make")
 def changing_pre_hook(source: Source) -> None:
     source.define(
-        "def shift(module, args):\n    return (args[0] + 0.25, *args[1:]) if isinstance(args[0], torch.Tensor) else None"
+        "def shift(module, args):\n"
+        "    return (args[0] + 0.25, *args[1:]) if isinstance(args[0], torch.Tensor) else None"
     )
     source.make.append(f"model.{source.rng.choice(source.paths)}.register_forward_pre_hook(shift)")
 
