@@ -24,6 +24,7 @@ class Call:
     one_tensor: bool = True  # its batches are tensors
     integer: bool = False
     evaluates: bool = False  # the result is for evaluation only
+    trains: bool = False  # the result can be trained
 
     def takes(self, example: tuple[Any, ...]) -> bool:
         return not self.one_tensor or (len(example) == 1 and isinstance(example[0], Tensor))
@@ -56,8 +57,8 @@ CALLS = {
         Call("compile", _compile, one_tensor=False, evaluates=True),
         Call("convert", _convert, one_tensor=False),
         Call("quantize", _quantize, integer=True, evaluates=True),
-        Call("prepare_qat", _prepare_qat, integer=True),
-        Call("prune_activations", _prune_activations),
+        Call("prepare_qat", _prepare_qat, integer=True, trains=True),
+        Call("prune_activations", _prune_activations, trains=True),
     )
 }
 

@@ -32,7 +32,7 @@ OTHERS: tuple[Size, ...] = ((1, 8, 8), (3, 10, 12), (2, 7, 9), (1, 6, 6), (5, 8,
 EMPTY: Size = (0, 8, 8)
 #: Of processor time; one call and its inputs take a tenth of a second.
 LONGEST_S = 6.0
-EXTRAS = ("deepcopy", "pickle", "save", "refresh")
+EXTRAS = ("deepcopy", "pickle", "save", "refresh", "gradients")
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
             pair = _Pair(trial, call, reference, other)
             for size in trial.sizes[-2:]:
                 pair.step(size, f"{trial.extra} ")
+    if trial.extra == "gradients" and call.trains:
+        pair.gradients(trial.sizes[0])
 
 
 def _report_of(result: nn.Module) -> Any:
@@ -222,6 +224,43 @@ class _Pair:
         self._same(want_seen, got_seen, size, f"{tag}hook sees ", "SEEN")
         self._kept(size, tag)
 
+    def gradients(self, size: Size) -> None:
+        """With gradients on: what has one has one, kept values too, and a step's gradients are the model's."""
+        program = self.trial.program
+        try:
+            want = self._tracked(program, self.reference, size)
+            _backward(want)
+        except RuntimeError:
+            return  # torch itself has no gradient here
+        try:
+            got = self._tracked(program, self.result, size)
+            _backward(got)
+        except Exception as error:
+            name = f"{self.call.name}: backward raises {_named(error)}"
+            raise _Found(name, f"inputs{size}: {str(error)[:300]}") from error
+        for name, t in want.items():
+            if name in got and t.requires_grad != got[name].requires_grad:
+                said = [f"requires_grad={x.requires_grad}" for x in (t, got[name])]
+                raise _Found(f"{self.call.name}: gradient lost", f"{name} of inputs{size}", *said)
+        if self.call.integer:
+            return  # its gradients are those of rounded weights
+        ours = dict(self.result.named_parameters())
+        for name, p in self.reference.named_parameters():
+            if p.grad is not None and name in ours:
+                self._same(p.grad, ours[name].grad, size, "gradient ", name)
+
+    def _tracked(self, program: Program, model: nn.Module, size: Size) -> dict[str, torch.Tensor]:
+        """Results and kept values by name."""
+        out = model(*program.inputs(size))
+        found = dict(_tensors(out, "output"))
+        for path, module in self.reference.named_modules():
+            if not trees.is_foreign(module) and not isinstance(module, torch.jit.ScriptModule):
+                for name in set(vars(module)) - {"training"}:
+                    if not name.startswith("_"):
+                        value = getattr(model.get_submodule(path), name, None)
+                        found |= dict(_tensors(value, f"{path}.{name}"))
+        return found
+
     def _same(self, want: Any, got: Any, size: Size, kind: str, where: str) -> None:
         found = trees.difference(want, got, self.near)
         if found is not None:
@@ -273,6 +312,19 @@ def _run(program: Program, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any
     seen = list(program.seen)
     program.seen.clear()
     return out, seen
+
+
+def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and not isinstance(value, nn.Parameter):
+        yield where, value
+    for name, part in trees.children(value) or []:
+        yield from _tensors(part, where + name)
+
+
+def _backward(found: dict[str, torch.Tensor]) -> None:
+    parts = [t.double().sum() for _, t in sorted(found.items()) if t.requires_grad]
+    if parts:
+        torch.stack(parts).sum().backward()  # type: ignore[no-untyped-call]
 
 
 # ---- copies ----
