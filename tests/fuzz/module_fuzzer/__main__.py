@@ -122,8 +122,10 @@ def _planted(given: argparse.Namespace) -> int:
         for line in pool.lines(given.seed, given.jobs, FOUND_WITHIN_S, ["--plant", name]):
             for failure in line.get("failures", ()):
                 call = failure["kind"].partition(":")[0]
-                own = failures_of(write(line["seed"]).text, line["seed"], call) if call in CALLS else []
-                if failure["kind"] not in {each.kind for each in own}:
+                if call not in plants.PLANTS[name][0].split():
+                    continue
+                own = {each.kind for each in failures_of(write(line["seed"]).text, line["seed"], call)}
+                if failure["kind"] not in own:
                     found = line["seed"], failure["kind"]
             if found:
                 break

@@ -55,7 +55,7 @@ def _edits(tree: ast.Module) -> Iterator[Edit]:
             if not isinstance(block, list):
                 continue
             for i in reversed(range(len(block))):
-                yield from _statement_edits(block, i, name == "orelse")
+                yield from _statement_edits(tree, block, i, name == "orelse")
     for node in ast.walk(tree):
         for name, value in ast.iter_fields(node):
             if isinstance(value, ast.expr) and not isinstance(node, ast.Attribute):
@@ -68,12 +68,23 @@ def _edits(tree: ast.Module) -> Iterator[Edit]:
                         yield lambda value=value, i=i, part=part: value.__setitem__(i, part)  # type: ignore[misc]
 
 
-def _statement_edits(block: list[ast.stmt], i: int, may_be_empty: bool) -> Iterator[Edit]:
+def _statement_edits(tree: ast.Module, block: list[ast.stmt], i: int, may_be_empty: bool) -> Iterator[Edit]:
     if len(block) > 1 or may_be_empty:
         yield lambda: block.__delitem__(i)
     inner = block[i]
+    if len(block) > 1 and isinstance(inner, ast.Assign) and isinstance(inner.value, ast.Name):
+        target = inner.targets[0]
+        if isinstance(target, ast.Name):  # a second name of the same
+            yield lambda: _renamed(tree, block, i, target.id, inner.value.id)  # type: ignore[attr-defined]
     if isinstance(inner, ast.If | ast.For | ast.With):  # its body in its place
         yield lambda: block.__setitem__(slice(i, i + 1), inner.body)
+
+
+def _renamed(tree: ast.Module, block: list[ast.stmt], i: int, old: str, new: str) -> None:
+    del block[i]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == old:
+            node.id = new
 
 
 def _parts(value: ast.expr) -> Iterator[ast.expr]:

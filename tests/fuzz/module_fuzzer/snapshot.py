@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,14 +69,18 @@ def _seen(model: nn.Module, example: Any) -> Iterator[tuple[Key, Any]]:
     yield from _module(model, "model", set())
     for where, tensor in _tensors(example, "example"):
         yield ("example", where), _tensor(tensor)
-    yield ("random state", "torch"), torch.get_rng_state().numpy().tobytes()
-    yield ("random state", "random"), random.getstate()
+    yield ("random state", "torch"), _digest(torch.get_rng_state().numpy().tobytes())
+    yield ("random state", "random"), _digest(repr(random.getstate()).encode())
     name, keys, *rest = np.random.get_state()  # noqa: NPY002  (what a careless call would draw from)
-    yield ("random state", "numpy"), (name, np.asarray(keys).tobytes(), *rest)
+    yield ("random state", "numpy"), (name, _digest(np.asarray(keys).tobytes()), *rest)
     yield ("process", "gradients"), torch.is_grad_enabled()
     yield ("process", "dtype"), torch.get_default_dtype()
     yield ("process", "threads"), torch.get_num_threads()
     yield ("process", "autocast"), torch.is_autocast_enabled("cpu")
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha1(raw).hexdigest()[:12]
 
 
 def _module(module: nn.Module, where: str, visited: set[int]) -> Iterator[tuple[Key, Any]]:
