@@ -42,9 +42,9 @@ def test_a_seed_is_always_the_same_module() -> None:
 
 
 def test_every_feature_is_written_often_enough() -> None:
-    """A hundred times in 3,000 modules."""
-    counts = collections.Counter(name for seed in range(3000) for name in write(seed).features)
-    assert {name: counts[name] for name in FEATURES if counts[name] < 100} == {}
+    """A hundred times in 3,000 modules; here 1,000 are counted."""
+    counts = collections.Counter(name for seed in range(1000) for name in write(seed).features)
+    assert {name: counts[name] for name in FEATURES if counts[name] < 30} == {}
 
 
 # ---- the contract ----
@@ -182,7 +182,7 @@ def test_a_script_shrinks_to_what_fails() -> None:
     def fails(candidate: str) -> bool:
         return "F.relu(x, inplace=True)" in candidate and "class Net" in candidate
 
-    short = shrink.shrink(text, fails, 30)
+    short = shrink.shrink(text, fails, 10)
     assert fails(short)
     assert len(short.splitlines()) <= 4
     ast.parse(short)
