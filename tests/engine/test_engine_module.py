@@ -265,8 +265,9 @@ def test_modes() -> None:
     assert fast.eval() is fast
     assert fast.train(False) is fast
     nn.Sequential(fast).eval()
-    with pytest.raises(Error, match="train: a compiled model is for inference"):
+    with pytest.warns(UserWarning, match="train: a compiled model stays in evaluation mode"):
         fast.train()
+    assert nn.Sequential(fast, nn.Linear(2, 2)).train()[0].training is False  # said once
     with pytest.raises(Error, match="input must not require grad"):
         fast(X.clone().requires_grad_())
 

@@ -11,6 +11,7 @@ import pytest
 import secateur
 import torch
 from secateur.engine.packed import PackedParameters
+from secateur.engine.watched import Watch
 from torch import Tensor, nn
 
 
@@ -117,6 +118,11 @@ def test_what_is_written_after_a_look_lasts(case: Any) -> None:
         torch.testing.assert_close(fast.double()(x.double()), model(x.double()))
 
 
+class Told:
+    def hooked(self) -> None:
+        raise AssertionError("no hook was registered")
+
+
 def test_the_table_is_a_dict_in_every_way() -> None:
     weight = nn.Parameter((torch.rand(80, 80) > 0.9).float() * torch.randn(80, 80), requires_grad=False)
     expected = weight.detach().clone()
@@ -128,7 +134,9 @@ def test_the_table_is_a_dict_in_every_way() -> None:
         "pickle": lambda t: pickle.loads(pickle.dumps(t))["weight"], "|": lambda t: ({} | t)["weight"],
     }  # fmt: skip
     for name, look in looks.items():
-        table = PackedParameters({"weight": nn.Parameter(expected.clone(), requires_grad=False), "bias": None})
+        held = {"weight": nn.Parameter(expected.clone(), requires_grad=False), "bias": None}
+        table = PackedParameters(held, Watch(Told().hooked))
+        del held
         table.pack("weight")
         table.pack("bias")
         table.pack("absent")
@@ -140,7 +148,9 @@ def test_the_table_is_a_dict_in_every_way() -> None:
         assert isinstance(found, nn.Parameter), name
         assert torch.equal(found, expected), name
         assert found.requires_grad is False, name
-    table = PackedParameters({"weight": nn.Parameter(expected.clone(), requires_grad=False)})
+    held = {"weight": nn.Parameter(expected.clone(), requires_grad=False)}
+    table = PackedParameters(held, Watch(Told().hooked))
+    del held
     table.pack("weight")
     table["weight"] = None
     assert table["weight"] is None
@@ -149,6 +159,7 @@ def test_the_table_is_a_dict_in_every_way() -> None:
     table.pack("weight")  # somebody holds it
     assert table["weight"] is held
     for wrong in (torch.randn(80, 80), expected.double(), expected[:40].T):
-        table = PackedParameters({"weight": nn.Parameter(wrong, requires_grad=False)})
+        held = {"weight": nn.Parameter(wrong, requires_grad=False)}
+        table = PackedParameters(held, Watch(Told().hooked))
         table.pack("weight")  # gains nothing, or is not what the operators take
         assert not table._packed

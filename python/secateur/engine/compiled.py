@@ -6,18 +6,21 @@ import copy
 import inspect
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from .._base import fork
+from .._base.copies import evaluating, own_copy, unwrapped
 from .._base.errors import Error
-from .._base.modules import pruning_hooks, version_of
+from .._base.modules import hooks_of, pruning_hooks
 from .._base.signals import keeps_grad_mode
+from .._base.state import MODE, in_torch, others_write, state_kept
 from .._base.tensors import clones
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
@@ -25,14 +28,19 @@ from .architecture import check_alike, words
 from .backends.program import ENGINE, Backend
 from .backends.reference import REFERENCE
 from .lowering.segment import Decision
-from .packed import Loan, borrow, own
+from .packed import pack_parameters
 from .reporting import compile_report
-from .unit import CompiledForward, CompileSession, Key, hooks_of, input_key, module_with_forward
+from .unit import CompiledForward, CompileSession, Key, input_key, is_empty, undressed
+from .watched import Watch
 
 C = TypeVar("C", bound="CompiledModel")
 
 BUDGET_S = 40.0
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_MOST_KINDS = 256  # of inputs that are remembered as taken
+
+_autocast = torch._C._is_any_autocast_enabled
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 @keeps_grad_mode
@@ -62,6 +70,7 @@ def compile(model: nn.Module, example_input: Any, *, budget: float = BUDGET_S) -
         Error: model is no module, is TorchScript (its parts may be) or has uninitialized parameters, it does not run
             on the example, or budget is not positive.
     """
+    model = unwrapped(model)
     if isinstance(model, CompiledModel):
         model = model.source
     if not isinstance(model, nn.Module):
@@ -89,33 +98,26 @@ def _compile(model: nn.Module, example_input: Any, budget: float, backend: Backe
     for t in args:
         if isinstance(t, Tensor) and t.dim() >= 2 and t.numel() == 0:
             raise Error(f"compile: example_input must hold at least one image, got {list(t.shape)}")
-    source, loan = _copy_of(model, "compile")
-    fast = CompiledModel(source, budget, backend)
+    fast = CompiledModel(_copy_of(model, "compile"), budget, backend)
     fast._build(args)
-    own(source, loan, pack=True)
-    fast._take(source, fast.__dict__["_built"])
+    fast._pack()
     return fast
 
 
-def _copy_of(model: nn.Module, caller: str) -> tuple[nn.Module, Loan]:
-    """A copy in evaluation mode, whose parameters need no gradients, and still share their memory."""
+def _copy_of(model: nn.Module, caller: str) -> nn.Module:
+    """A copy in evaluation mode, whose parameters need no gradients."""
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(t):
-            raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
-    memo: dict[int, Any] = {}
-    for module in model.modules():  # deepcopy refuses tensors computed with gradients: torch.nn.utils.prune's weights
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    loan = borrow(model, memo)
-    with torch.no_grad():  # TorchScript clones its parameters
-        source = copy.deepcopy(model, memo).eval()
+        if t.is_nested or t.layout != torch.strided:
+            kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+            raise Error(f"{caller}: parameters must be dense tensors, but {name} is {kind}")
+    source = evaluating(own_copy(model, caller))
+    undressed(source)
     for p in source.parameters():  # not the module's own method, which TorchScript refuses
         p.requires_grad_(False)
     for module in source.modules():
         for pruner in pruning_hooks(module):
             pruner(module, ())
-    return source, loan
+    return source
 
 
 class CompiledModel(nn.Module):
@@ -127,6 +129,11 @@ class CompiledModel(nn.Module):
     call it, also while another calls ``refresh``: each call runs on one version of the weights (``load_state_dict``
     writes in place, so what is left to torch may see some of both meanwhile).
 
+    It has the model's attributes, methods and children. Children are called through, so hooks that hang on them fire,
+    and hooks that are registered later fire from the next call on. Calls that the engine does not serve run in torch,
+    and the report's notes name them: under autocast, with parameters that were replaced (``torch.func.functional_call``
+    among others), inside ``torch.vmap``, with global module hooks, with no image at all.
+
     Attributes:
         report: one row a layer: what runs it, and why.
     """
@@ -135,19 +142,58 @@ class CompiledModel(nn.Module):
 
     def __init__(self, source: nn.Module, budget: float, backend: Backend) -> None:
         super().__init__()
-        self.__dict__["_backend"] = backend
-        self._budget = budget
-        self._decisions: dict[str, Decision] = {}
-        self.report = Report("compiled", (), [])
-        self.__dict__["_lock"] = fork.Lock()
+        held = self.__dict__
+        held["_backend"] = backend
+        held["_budget"] = budget
+        held["_decisions"] = {}
+        held["report"] = Report("compiled", (), [])
+        held["_lock"] = fork.Lock()
+        held["_generation"] = 0  # of the weights
+        held["_told"] = set()  # what was said once
+        held["_watch"] = Watch(self._stale)
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call,unused-ignore]
         self._take(source, None)
 
     def _take(self, source: nn.Module, built: _Built | None) -> None:
-        self.__dict__["_source"] = source
+        held = self.__dict__
+        held["_source"] = source
+        held["_watch"].install(source)
         for table in _TABLES:  # the model's own, so that its parameters, buffers and children are this module's too
-            self.__dict__[table] = source.__dict__[table]
-        self.__dict__["training"] = False
-        self.__dict__["_built"] = built  # one object, so that a call sees all of it or nothing
+            held[table] = source.__dict__[table]
+        held["training"] = False
+        held["_built"] = built  # one object, so that a call sees all of it or nothing
+
+    # ---- attributes ----
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            source = self.__dict__.get("_source")
+            if source is None or (name.startswith("__") and name.endswith("__")):
+                raise
+            return getattr(source, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        source = self.__dict__.get("_source")
+        if source is None or name in self.__dict__ or hasattr(type(self), name):
+            super().__setattr__(name, value)
+            return
+        setattr(source, name, value)
+        if name not in source._parameters and name not in source._buffers and name not in source._modules:
+            self._stale()  # the forward may read it
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(self.source, name)
+
+    def __getitem__(self, which: Any) -> Any:
+        return cast(Any, self.source)[which]
+
+    def __setitem__(self, which: Any, module: nn.Module) -> None:
+        cast(Any, self.source)[which] = module
 
     # ---- running ----
 
@@ -159,69 +205,136 @@ class CompiledModel(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs:
-            args = self._positional(args, kwargs)
+            args, kwargs = self._positional(args, kwargs)
         if torch.is_grad_enabled():
             _check_gradients(args)
         if fork.forked:
             fork.limit_threads()
-        built: _Built | None = self.__dict__["_built"]
-        if built is None:
+        held = self.__dict__
+        if (
+            kwargs or held["_watch"].altered or _autocast() or forward_ad._current_level >= 0
+            or _transforms() is not None or _global_forward_hooks or _global_forward_pre_hooks
+        ):  # fmt: skip
+            return self._in_torch(args, kwargs, self._why_in_torch(args, kwargs))
+        built: _Built | None = held["_built"]
+        if built is None or built.generation != held["_generation"]:
+            if is_empty(args):
+                return self._in_torch(args, kwargs, "calls without an image")
             built = self._build(args)
-        key = tuple([input_key(a, False) for a in args])
-        if key != built.expected:
-            self._refuse(args, built.expected)
-        if not torch.is_grad_enabled():
-            return built.call(args, key)
-        with torch.no_grad():
-            return built.call(args, key)
-
-    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Keyword arguments in their places."""
         try:
-            bound = inspect.signature(self.source.forward).bind(*args, **kwargs)
+            key = tuple([input_key(a) for a in args])
+        except RuntimeError as error:  # nested tensors have no shape
+            raise Error(f"compile: inputs must be plain tensors: {error}") from error
+        if key != built.expected and key not in built.taken:
+            return self._take_on(built, args, key)
+        if not torch.is_grad_enabled():
+            return built.call(args)
+        with torch.no_grad():
+            return built.call(args)
+
+    def _why_in_torch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Why the engine does not serve a call. Raises where gradients are wanted of the input."""
+        if _differentiated(args):
+            raise Error(
+                "compile: a compiled model has no derivatives, and forward-mode differentiation of its input was asked "
+                "for (jvp, jacfwd, dual numbers): use the model that was compiled"
+            )
+        altered = [name for _, name in self.__dict__["_watch"].altered]
+        if altered:
+            return (
+                f"calls with other parameters than were compiled ({', '.join(altered[:3])}"
+                f"{', ...' if len(altered) > 3 else ''} replaced; refresh() takes them)"
+            )
+        if _autocast():
+            return "calls under autocast"
+        if kwargs:
+            return f"calls with keyword-only arguments ({', '.join(kwargs)})"
+        if _transforms() is not None or forward_ad._current_level >= 0:
+            return "calls inside torch.func's transforms"
+        return "calls while global module hooks are registered"
+
+    def _in_torch(self, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) -> Any:
+        note = f"{why} run in torch"
+        if note not in self.report.notes:
+            self.report.notes.append(note)
+        with in_torch():
+            return self.source(*args, **kwargs)
+
+    def _take_on(self, built: _Built, args: tuple[Any, ...], key: Key) -> Any:
+        """Inputs of another kind than the example's: planned for, if the model takes them."""
+        if is_empty(args):
+            return self._in_torch(args, {}, "calls without an image")
+        try:
+            with torch.no_grad():
+                result = built.call(args)
+        except Error:
+            raise
+        except Exception as error:
+            raise Error(
+                f"{self._refusal(args, built.expected)}; the model says {type(error).__name__}: {error}"
+            ) from error
+        built.unit.forget_weights()
+        if len(built.taken) < _MOST_KINDS:
+            built.taken.add(key)
+        return result
+
+    def _refusal(self, args: tuple[Any, ...], expected: Key) -> str:
+        """What is wrong with inputs that the model refuses: where they differ from the example's."""
+        if len(args) != len(expected):
+            return f"compile: inputs must be {len(expected)}, as in the example, got {len(args)}"
+        for i, (value, want) in enumerate(zip(args, expected, strict=True)):
+            got = input_key(value)
+            if got != want:
+                return f"compile: input {i} must be {words(want)}, as the example was, got {words(got)}"
+        return "compile: inputs must be what the model takes"
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Keyword arguments in their places; those that have none stay."""
+        try:
+            bound = inspect.signature(type(self.source).forward).bind(self.source, *args, **kwargs)
         except TypeError as error:
             raise Error(f"compile: {error}") from None
         if bound.kwargs:
             bound.apply_defaults()
         if bound.kwargs:
-            raise Error(f"compile: arguments must have a position, got {', '.join(bound.kwargs)} by keyword only")
-        return bound.args
-
-    def _refuse(self, args: tuple[Any, ...], expected: Key) -> None:
-        if len(args) != len(expected):
-            raise Error(f"compile: inputs must be {len(expected)}, as in the example, got {len(args)}")
-        for i, (value, want) in enumerate(zip(args, expected, strict=True)):
-            got = input_key(value, False)
-            if got != want:
-                raise Error(
-                    f"compile: input {i} must be {words(want)}, as the example was, got {words(got)} (compile again "
-                    "for other inputs)"
-                )
+            return args, kwargs
+        return bound.args[1:], {}
 
     def _build(self, args: tuple[Any, ...]) -> _Built:
-        with self.__dict__["_lock"]:
-            built: _Built | None = self.__dict__["_built"]
-            if built is None:
-                built = self._made(self.source, args)
-                self.__dict__["_built"] = built
+        held = self.__dict__
+        with held["_lock"]:
+            built: _Built | None = held["_built"]
+            while built is None or built.generation != held["_generation"]:  # weights may be loaded meanwhile
+                held["_watch"].install(self.source)
+                held["_built"] = built = self._made(self.source, args)
             return built
 
     def _made(self, source: nn.Module, args: tuple[Any, ...]) -> _Built:
+        generation = self.__dict__["_generation"]  # before the first look at the weights
         settings = CompileSession(self.__dict__["_backend"], self._budget, self._decisions)
         settings.deadline = time.perf_counter() + self._budget
+        undressed(source)
         unit = CompiledForward(source, "", settings)
         try:
-            with _buffers_kept(source):
+            with state_kept(source):
                 unit.state(args)
         except Exception as error:
             _blame_example(source, args, error)
             raise
         settings.sealed = True
         unit.forget_weights()
-        entry = module_with_forward(unit) if hooks_of(source) else unit
-        self.report = compile_report(unit)
+        entry: Any = unit
+        if hooks_of(source) or type(source).__call__ is not nn.Module.__call__:
+            source.__dict__["forward"] = unit
+            entry = source
+        self.__dict__["report"] = compile_report(unit)
         example = tuple(clones(args))
-        return _Built(entry, unit, tuple(input_key(a, False) for a in args), example)
+        return _Built(entry, unit, tuple(input_key(a) for a in args), example, generation)
+
+    def _pack(self) -> None:
+        """Keep weights with zeros as bits and nonzeros, now that the programs have their own."""
+        pack_parameters(self.source, self.__dict__["_watch"])
+        self.__dict__["_parameters"] = self.source.__dict__["_parameters"]
 
     # ---- weights ----
 
@@ -241,16 +354,20 @@ class CompiledModel(nn.Module):
         Raises:
             Error: another architecture; the first difference is named. Nothing has changed then.
         """
+        model = unwrapped(model)
         if isinstance(model, CompiledModel):
             model = model.source
         if model is not None and not isinstance(model, nn.Module):
             raise Error(f"refresh: model must be a torch.nn.Module, got {type(model).__name__}")
-        source, loan = _copy_of(self.source if model is None else _integers(model), "refresh")
+        source = _copy_of(self.source if model is None else _integers(model), "refresh")
         check_alike(self.source, source)
-        with self.__dict__["_lock"]:
-            built: _Built | None = self.__dict__["_built"]
+        held = self.__dict__
+        with held["_lock"]:
+            built: _Built | None = held["_built"]
+            held["_watch"].prepare(source)
             made = None if built is None else self._made(source, built.example)
-            own(source, loan, pack=made is not None)  # before any other thread sees it
+            if made is not None:  # before any other thread sees it
+                pack_parameters(source, held["_watch"])
             self._take(source, made)
         return self
 
@@ -258,9 +375,10 @@ class CompiledModel(nn.Module):
         return self.source.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        more = {"assign": True} if assign else {}  # a model's own load_state_dict may know no assign
         with self.__dict__["_lock"]:
             try:
-                return self.source.load_state_dict(state_dict, strict, assign)
+                return self.source.load_state_dict(state_dict, strict, **more)
             finally:
                 self._stale()
 
@@ -273,22 +391,33 @@ class CompiledModel(nn.Module):
         self._stale()
         return self
 
+    def _weights_changed(self) -> None:
+        """Called by what writes weights in place: ``prune``, ``strip``, ``masks.apply``."""
+        self._stale()
+
     def _stale(self) -> None:
         """Drop the built programs, which do not match the weights any more: the next call builds again."""
-        self.__dict__["_built"] = None
+        others_write()
+        self.__dict__["_generation"] += 1
 
     def train(self: C, mode: bool = True) -> C:
-        if mode:
-            raise Error(
-                "train: a compiled model is for inference; train the model that was compiled, then call "
-                "refresh(model) on this one"
+        """Stays in evaluation mode, and says so once: as the frozen part of a larger model it may be told to train."""
+        if mode and "train" not in self.__dict__["_told"]:
+            self.__dict__["_told"].add("train")
+            warnings.warn(
+                "train: a compiled model stays in evaluation mode and learns nothing: train the model that it was made "
+                "of, then call refresh(model) on this one",
+                UserWarning,
+                stacklevel=2,
             )
         return self
 
     # ---- copies ----
 
     def __deepcopy__(self: C, memo: dict[int, Any]) -> C:
-        return cast(C, _restored(type(self), copy.deepcopy(self.source, memo), *copy.deepcopy(self._form(), memo)))
+        made = _restored(type(self), copy.deepcopy(self.source, memo), *copy.deepcopy(self._form(), memo))
+        memo[id(self)] = made
+        return cast(C, made)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.source, *self._form())
@@ -306,36 +435,52 @@ class _Built:
     unit: CompiledForward
     expected: Key
     example: tuple[Any, ...]
+    generation: int  # of the weights: it is for no other
+    taken: set[Key] = field(default_factory=set)  # other kinds of inputs that the model took
 
-    def call(self, args: tuple[Any, ...], key: Key) -> Any:
+    def call(self, args: tuple[Any, ...]) -> Any:
         unit = self.unit
-        if self.entry is unit and not unit.size_bound and unit.settings.recorder is None:
-            return unit.run(args, key)
-        return self.entry(*args)
-
-
-@contextmanager
-def _buffers_kept(source: nn.Module) -> Iterator[None]:
-    """Restores the buffers: a forward may count its calls, and the example's do not count."""
-    kept = [
-        (module, name, buffer, version_of(buffer), buffer.clone())
-        for module in source.modules() for name, buffer in module._buffers.items() if buffer is not None
-    ]  # fmt: skip
-    yield
-    for module, name, buffer, version, value in kept:
-        module._buffers[name] = buffer
-        if version_of(buffer) != version:
-            buffer.copy_(value)
+        if self.entry is unit:
+            last = unit.last
+            if last is not None and last[1].assembled is not None:  # a graph, which nothing of Python's can change
+                return unit.run(args, unit.key(args)) if unit.settings.recorder is None else unit(*args)
+        MODE.running += 1
+        try:
+            return self.entry(*args)
+        finally:
+            MODE.running -= 1
 
 
 def _restored(
     kind: type[CompiledModel], source: nn.Module, backend: str, budget: float, decisions: dict[str, Decision],
     report: Report,
 ) -> CompiledModel:  # fmt: skip
+    undressed(source)
     made = kind(source, budget, BACKENDS[backend])
     made._decisions.update(decisions)
-    made.report = report
+    made.__dict__["report"] = report
     return made
+
+
+def _loaded(module: nn.Module, _: Any) -> None:
+    """After the children of a compiled part of a larger model are loaded, too."""
+    assert isinstance(module, CompiledModel)
+    module._stale()
+
+
+def _differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether forward-mode derivatives, or those of torch.func's transforms, are wanted of an input."""
+    for x in args:
+        if not isinstance(x, Tensor):
+            continue
+        inner = x
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            if torch._C._functorch.is_gradtrackingtensor(inner):
+                return True
+            inner = torch._C._functorch.get_unwrapped(inner)
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            return True
+    return False
 
 
 def _check_gradients(args: tuple[Any, ...]) -> None:
@@ -350,7 +495,7 @@ def _check_gradients(args: tuple[Any, ...]) -> None:
 def _blame_example(source: nn.Module, args: tuple[Any, ...], error: Exception) -> None:
     """An Error, if the model itself does not run on the example."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_torch(), state_kept(source):
             source(*clones(args))
     except Exception as own:
         raise Error(f"compile: example_input must be what the model takes: {type(own).__name__}: {own}") from error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._base.fork import Lock
+from .watched import Watch, WatchedTable
 
 _LEAST = 4096  # weights: smaller ones are not worth it
 _ZEROS = 0.25  # share from which it is smaller packed, by a good deal
@@ -24,12 +25,12 @@ _OURS_ALONE = 2  # references to a table: a name here, and the argument of getre
 _Packed = tuple[Tensor, Tensor, torch.Size]  # mask, values, shape
 
 
-class PackedParameters(dict[str, Any]):
+class PackedParameters(WatchedTable):
     """A module's table of parameters. A packed one becomes an ordinary parameter at the first access, and stays one, so
     that writes to it last. Copies and pickles are ordinary tables; making them unpacks nothing here."""
 
-    def __init__(self, table: dict[str, Any]) -> None:
-        super().__init__(table)
+    def __init__(self, table: dict[str, Any], watch: Watch) -> None:
+        super().__init__(table, watch)
         self._packed: dict[str, _Packed] = {}
         self._lock = Lock()
 
@@ -44,9 +45,9 @@ class PackedParameters(dict[str, Any]):
             packed = (ops.mask_pack(keep.flatten(1)), rows[keep], weight.shape)
         holder = weakref.ref(weight)
         del weight, rows, keep
-        super().__setitem__(name, None)
+        self.swap(name, None)
         if (held := holder()) is not None:
-            super().__setitem__(name, held)
+            self.swap(name, held)
         else:
             self._packed[name] = packed
 
@@ -58,7 +59,7 @@ class PackedParameters(dict[str, Any]):
         with self._lock:
             for name in names or list(self._packed):
                 if name in self._packed:
-                    super().__setitem__(name, self._dense(name))
+                    self.swap(name, self._dense(name))
                     del self._packed[name]
 
     def _plain(self) -> dict[str, Any]:
@@ -107,14 +108,6 @@ class PackedParameters(dict[str, Any]):
         self._look()
         return super().popitem()
 
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        self._look(name)
-        return super().setdefault(name, default)
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
-
     def copy(self) -> dict[str, Any]:
         self._look()
         return dict(super().items())
@@ -123,7 +116,7 @@ class PackedParameters(dict[str, Any]):
         self._look()
         return dict(super().items()) == other
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
         return copy.deepcopy(self._plain(), memo)
@@ -142,27 +135,13 @@ def _is_worth_it(weight: Tensor) -> bool:
     return int(torch.count_nonzero(weight)) <= (1 - _ZEROS) * weight.numel()
 
 
-Loan = list[tuple["weakref.ref[nn.Parameter]", Tensor]]  # a copy's parameter, and the memory that it shares
-
-
-def borrow(model: nn.Module, memo: dict[int, Any]) -> Loan:
-    """Put parameters that alias those of ``model`` into a deepcopy's memo. Neither may be written before :func:`own`
-    is called."""
-    loan: Loan = []
-    for p in model.parameters():
-        if type(p) is nn.Parameter and p.is_leaf and p.layout == torch.strided and not p.is_quantized and not vars(p):
-            memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
-            loan.append((weakref.ref(memo[id(p)]), p.detach()))
-    return loan
-
-
-def own(source: nn.Module, loan: Loan, pack: bool) -> None:
-    """End the aliasing: ``pack`` the parameters that gain by it, and give all others memory of their own."""
-    for module in source.modules() if pack else ():
+def pack_parameters(source: nn.Module, watch: Watch) -> None:
+    """Pack the parameters of a model that gain by it."""
+    for module in source.modules():
         plain = module.__dict__.get("_parameters")
-        if isinstance(module, torch.jit.ScriptModule) or type(plain) is not dict:
+        if isinstance(module, torch.jit.ScriptModule) or type(plain) is not WatchedTable:
             continue
-        table = PackedParameters(plain)
+        table = PackedParameters(plain, watch)
         module.__dict__["_parameters"] = table
         # Another holder of the table (a shallow copy of the module that torch runs) needs its parameters.
         if sys.getrefcount(plain) <= _OURS_ALONE:
@@ -170,13 +149,9 @@ def own(source: nn.Module, loan: Loan, pack: bool) -> None:
             del plain
             for name in names:
                 table.pack(name)
-            plain = dict(table.unpacked())
+            plain = WatchedTable(dict(table.unpacked()), watch)
         if not table._packed:
             module.__dict__["_parameters"] = plain
-    for reference, memory in loan:
-        p = reference()
-        if p is not None and p.data_ptr() == memory.data_ptr():
-            p.data = p.data.clone()
 
 
-__all__ = ["Loan", "PackedParameters", "borrow", "own"]
+__all__ = ["PackedParameters", "pack_parameters"]

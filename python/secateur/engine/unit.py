@@ -1,12 +1,16 @@
 """A module's forward in its fastest form (a unit), made at its first call and again for inputs of another kind.
 
-A forward that torch.fx cannot trace runs as it is, and the children that it calls are replaced by units. An untraceable
-module inside a graph is one call in it, and a unit of its own.
+A forward that torch.fx cannot trace, or that writes what outlives the call, runs as it is, and the children that it
+calls get units for their forwards: the modules stay the same objects, so what the forward keeps on them, and the hooks
+that hang on them, are where everybody looks for them. An untraceable module inside a graph is one call in it, and a
+unit of its own.
 """
 
 from __future__ import annotations
 
+import copy
 import time
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from .._base.errors import Error
 from .._base.fork import Lock
-from .._base.modules import hooks_of
+from .._base.modules import StandIn, forward_replaced
+from .._base.state import MODE, in_torch, state_kept
 from .._base.tensors import clones
-from ..graph.tracing import Untraceable, trace
+from ..graph.tracing import Traced, Untraceable, trace
 from ..graph.value_order import make_functional
 from .backends.program import Backend
 from .lowering.assemble import Assembled, assemble
@@ -28,7 +35,8 @@ from .lowering.segment import Decision
 from .recognise.nodes import recognise
 from .recognise.steps import Context
 
-_MOST_STATES = 8  # image sizes kept at a time, where the graph depends on them
+_MOST_STATES = 8  # kinds of inputs kept at a time
+_MOST_MADE = 64  # kinds of inputs that are planned for at all: after that, new ones run in torch
 
 
 @dataclass
@@ -62,7 +70,7 @@ class Specialization:
 Key = tuple[Any, ...]
 
 
-class CompiledForward:
+class CompiledForward(StandIn):
     """A unit: called like the module; see the text above."""
 
     def __init__(self, module: nn.Module, path: str, settings: CompileSession) -> None:
@@ -70,12 +78,15 @@ class CompiledForward:
         self.path = path
         self.settings = settings
         self.size_bound = False
+        self.batch_bound = False
         self.states: OrderedDict[Key, Specialization] = OrderedDict()
+        self.made = 0
         self.last: tuple[Key, Specialization] | None = None
+        self._replaced = vars(module)["forward"] if forward_replaced(module) else None
         settings.units.setdefault(id(module), self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs:
+        if kwargs or MODE.plain or torch._C._is_any_autocast_enabled():
             return self._own(*args, **kwargs)
         if self.settings.recorder is not None:
             self.settings.recorder.append((self, args))
@@ -88,12 +99,21 @@ class CompiledForward:
             return last[1].forward(*args)
         return self.state(args, key).forward(*args)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of a module runs as its class does."""
+        return _class_forward(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _class_forward, (self.module,)
+
     def _own(self, *args: Any, **kwargs: Any) -> Any:
+        if self._replaced is not None:
+            return self._replaced(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def key(self, args: Sequence[Any]) -> Key:
-        """The key of a specialization: dtypes, devices, ranks, channels; image sizes only where the graph does."""
-        return tuple(input_key(a, self.size_bound) for a in args)
+        """The key of a specialization: dtypes, devices, ranks, channels; sizes only where the graph depends on them."""
+        return tuple([input_key(a, self.size_bound, self.batch_bound) for a in args])
 
     def state(self, args: Sequence[Any], key: Key | None = None) -> Specialization:
         key = self.key(args) if key is None else key
@@ -102,8 +122,11 @@ class CompiledForward:
             with self.settings.lock:
                 found = self.states.get(self.key(args))
                 if found is None:
-                    if self.settings.sealed and not self._may_follow(key):
+                    if (self.settings.sealed and not self.states) or self.made >= _MOST_MADE:
                         return Specialization(self._own, self.path, why="not what the example gave it")
+                    if is_empty(args):
+                        return Specialization(self._in_torch, self.path, why="it is given nothing to compute with")
+                    self.made += 1
                     found = self._make(args)
                     key = self.key(args)  # it may have turned out to depend on the size
                     self.states[key] = found
@@ -112,9 +135,9 @@ class CompiledForward:
         self.last = (key, found)
         return found
 
-    def _may_follow(self, key: Key) -> bool:
-        """Whether only the image size differs from inputs that it was made for."""
-        return self.size_bound and any(_without_size(key) == _without_size(known) for known in self.states)
+    def _in_torch(self, *args: Any) -> Any:
+        with in_torch():
+            return self._own(*args)
 
     def _make(self, args: Sequence[Any]) -> Specialization:
         try:
@@ -131,19 +154,42 @@ class CompiledForward:
         children: list[CompiledForward] = []
 
         def opaque(target: str) -> nn.Module:
-            unit = self._unit_of(self.module.get_submodule(target), target)
+            module = self.module.get_submodule(target)
+            if isinstance(module, torch.jit.ScriptModule) or forward_replaced(module):
+                return module
+            unit = self._unit_of(module, target)
             children.append(unit)
-            return module_with_forward(unit)
+            module.__dict__["forward"] = unit
+            return module
 
         assembled = assemble(ctx, parts, settings.backend, self.path, opaque)
         state = Specialization(assembled.module.forward, self.path, ctx, assembled, reasons, children=children)
         state.held = assembled.module
-        self.size_bound |= ctx.size_bound
-        self._decide(state, args)
+        self.size_bound |= ctx.size_bound or traced.size_bound
+        self.batch_bound |= traced.batch_bound
+        self._decide(state, args, traced.expected)
+        self._probe(state, traced)
         state.forward = _only_segment(assembled) or state.forward
         return state
 
-    def _decide(self, state: Specialization, args: Sequence[Any]) -> None:
+    def _probe(self, state: Specialization, traced: Traced) -> None:
+        """Where the engine's form does not hold for another batch or image size, it is made for this one alone."""
+        for others, expected in traced.probes:
+            bound = (self.batch_bound or not others.batch) and (self.size_bound or not others.size)
+            if bound:
+                continue
+            with torch.no_grad(), state_kept(self.module):
+                try:
+                    alike = _agree(state.forward(*clones(others.args)), expected)
+                except Error:
+                    raise
+                except Exception:
+                    alike = False
+            if not alike:
+                self.batch_bound |= others.batch
+                self.size_bound |= others.size
+
+    def _decide(self, state: Specialization, args: Sequence[Any], expected: Any) -> None:
         """Run the example through; each segment chooses its form on the inputs that reach it."""
         assembled = state.assembled
         assert assembled is not None
@@ -157,11 +203,20 @@ class CompiledForward:
 
             handles.append(segment.register_forward_pre_hook(hook))
         try:
-            with torch.no_grad():
-                state.forward(*clones(args))
+            with torch.no_grad(), state_kept(self.module):
+                made = state.forward(*clones(args))
         finally:
             for handle in handles:
                 handle.remove()
+        if _agree(made, expected):
+            return
+        for segment in assembled.segments.values():  # no step may be wrong; that one is must not be silent either
+            if segment.engine:
+                segment.engine, segment.decision = False, Decision(False, "the network's result differs with it")
+        with torch.no_grad(), state_kept(self.module):
+            made = state.forward(*clones(args))
+        if not _agree(made, expected):
+            raise Untraceable("its graph, cut into segments, computes something else")
 
     def forget_weights(self) -> None:
         """Drop the dense weights: the programs have their own."""
@@ -184,39 +239,50 @@ class CompiledForward:
 
     def _python_state(self, args: Sequence[Any], why: str) -> Specialization:
         module = self.module
+        state = Specialization(self._own, self.path, why=why)
+        if self._replaced is not None or isinstance(module, torch.jit.ScriptModule):
+            if isinstance(module, torch.jit.ScriptModule):
+                state.forward = module.forward
+            return state
         called: set[int] = set()
-        if not isinstance(module, torch.jit.ScriptModule):
-            with _calls(module, called), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _calls(module, called), torch.no_grad(), in_torch(), state_kept(module):
+            self._own(*clones(args))
+        for name, child in module.named_modules():
+            if id(child) in called and not isinstance(child, torch.jit.ScriptModule) and not forward_replaced(child):
+                unit = self._unit_of(child, name)
+                state.children.append(unit)
+                child.__dict__["forward"] = unit
+        if state.children:  # each is made when the example reaches it
+            with torch.no_grad(), state_kept(module):
                 self._own(*clones(args))
-        children: list[CompiledForward] = []
-        clone = self._clone(module, "", called, children)
-        forward = type(module).forward
-        state = Specialization(lambda *a: forward(clone, *a), self.path, why=why, children=children, held=clone)
-        if isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module):
-            state.forward = module.forward
-        if children:  # each is made when the example reaches it
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                state.forward(*clones(args))
         return state
 
-    def _clone(self, module: nn.Module, name: str, called: set[int], children: list[CompiledForward]) -> nn.Module:
-        """The module with the same tensors, whose children run as units where its forward calls them."""
-        if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
-            return module
-        clone = shallow_copy(module)
-        for key, child in module._modules.items():
-            if child is None:
-                continue
-            path = f"{name}.{key}" if name else key
-            twin = self._clone(child, path, called, children)
-            if id(child) in called and not isinstance(child, torch.jit.ScriptModule) and "forward" not in vars(child):
-                unit = self._unit_of(child, path)
-                children.append(unit)
-                if twin is child:
-                    twin = shallow_copy(child)
-                twin.__dict__["forward"] = unit
-            clone._modules[key] = twin
-        return clone
+
+def _class_forward(module: nn.Module) -> Any:
+    return types.MethodType(type(module).forward, module)
+
+
+def is_empty(args: Sequence[Any]) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.numel() == 0 for leaf in pytree.tree_leaves(list(args)))
+
+
+def _agree(got: Any, expected: Any) -> bool:
+    """Whether the structure and shapes are the same, and the values but for rounding (of bytes too)."""
+    ours, our_form = pytree.tree_flatten(got)
+    theirs, their_form = pytree.tree_flatten(expected)
+    if len(ours) != len(theirs) or str(our_form) != str(their_form):
+        return False
+    return all(
+        _agree_one(a, b) if isinstance(a, Tensor) else type(a) is type(b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _agree_one(a: Any, b: Any) -> bool:
+    if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point() or not bool(torch.isfinite(b).all()):
+        return True
+    return float((a - b).norm()) <= 0.05 * float(b.norm()) + 1e-6
 
 
 def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
@@ -227,21 +293,11 @@ def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
     return None
 
 
-def module_with_forward(unit: CompiledForward) -> nn.Module:
-    """The unit's module with its hooks, and the unit as its forward."""
-    if isinstance(unit.module, torch.jit.ScriptModule):
-        return unit.module
-    twin = shallow_copy(unit.module)
-    twin.__dict__["forward"] = unit
-    return twin
-
-
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """Another object with the same attributes, and a table of children of its own."""
-    twin: nn.Module = object.__new__(type(module))
-    twin.__dict__.update(vars(module))
-    twin.__dict__["_modules"] = dict(module._modules)
-    return twin
+def undressed(module: nn.Module) -> None:
+    """Take the units off a model."""
+    for each in module.modules():
+        if "forward" in vars(each) and not forward_replaced(each):
+            del each.__dict__["forward"]
 
 
 @contextmanager
@@ -272,25 +328,24 @@ def _calls(module: nn.Module, called: set[int]) -> Iterator[None]:
             handle.remove()
 
 
-def input_key(value: Any, with_size: bool) -> Any:
+def input_key(value: Any, with_size: bool = False, with_batch: bool = False) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
         rank = len(shape)
         fixed = shape[1] if rank == 4 else shape[-1] if rank == 2 and value.is_floating_point() else None
-        return value.dtype, value.device.type, value.layout, rank, fixed, shape[2:] if with_size else None
+        size = None
+        if with_size:
+            size = shape if with_batch else shape[1:] if rank != 4 else shape[2:]
+        elif with_batch:
+            size = shape[:1]
+        return value.dtype, value.device.type, value.layout, rank, fixed, size
     if isinstance(value, bool | int | float | str | None):
         return type(value).__name__, value
     if isinstance(value, tuple | list):
-        return type(value).__name__, tuple(input_key(v, with_size) for v in value)
+        return type(value).__name__, tuple([input_key(v, with_size, with_batch) for v in value])
     if isinstance(value, dict):
-        return "dict", tuple((k, input_key(v, with_size)) for k, v in value.items())
+        return "dict", tuple([(k, input_key(v, with_size, with_batch)) for k, v in value.items()])
     return type(value)
 
 
-def _without_size(key: Any) -> Any:
-    if isinstance(key, tuple) and len(key) == 6 and isinstance(key[0], torch.dtype):
-        return key[:5]
-    return tuple(_without_size(k) for k in key) if isinstance(key, tuple) else key
-
-
-__all__ = ["CompileSession", "CompiledForward", "Specialization", "hooks_of", "module_with_forward"]
+__all__ = ["CompileSession", "CompiledForward", "Specialization", "input_key", "is_empty", "undressed"]

@@ -7,9 +7,11 @@ wrong branch taken while tracing raises nothing.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +21,9 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from .._base.modules import has_stock_forward, hooks_of
+from .._base.modules import forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
+from .._base.state import in_torch, state_kept, was_written
 from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
@@ -33,6 +36,8 @@ from ..nn import (
     ThresholdReLU,
 )
 from . import operators
+from .other_inputs import Others, other_inputs
+from .writes import statically_writing
 
 _QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
 _OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
@@ -70,6 +75,10 @@ class Traced:
     meta: dict[fx.Node, Meta]
     opaque: dict[str, str]  # target of a call_module node that is a graph of its own -> why
     names: dict[fx.Node, str]
+    expected: Any = None  # what the module makes of the example
+    batch_bound: bool = False  # it holds for this batch size alone
+    size_bound: bool = False  # it holds for this image size alone
+    probes: list[tuple[Others, Any]] = field(default_factory=list)  # other inputs that it was tried on, and the results
 
 
 def _is_torch(module: nn.Module) -> bool:
@@ -111,7 +120,8 @@ class _Tracer(fx.Tracer):
 def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
     """The values that the forward's graph has fixed: arguments left to their defaults, numbers, strings."""
     fixed: dict[str, Any] = {}
-    for i, p in enumerate(inspect.signature(module.forward).parameters.values()):
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    for i, p in enumerate(parameters):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise Untraceable("its forward takes any number of arguments")
         if i >= len(args):
@@ -122,32 +132,46 @@ def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
 
 
 def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
-    """The graph of ``module(*args)``. Raises :class:`Untraceable`; what the module itself raises goes through."""
+    """The graph of ``module(*args)``. Raises :class:`Untraceable`; what the module itself raises goes through.
+
+    The module is run, on copies of the arguments, and is afterwards as it was: attributes, tensors, random numbers. It
+    must be nobody else's all the same, since other threads would see what it does meanwhile. A module inside it whose
+    own forward writes what outlives the call (an attribute, a buffer, a list) is left as one operation.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         raise Untraceable("it is TorchScript")
+    if forward_replaced(module):
+        raise Untraceable("its forward was replaced")
+    fixed = absent_arguments(module, args)
     opaque = {m: "it has forward hooks" for m in module.modules() if m is not module and hooks_of(m)}
     opaque = {m: why for m, why in opaque.items() if not isinstance(m, torch.jit.ScriptModule)}
-    fixed = absent_arguments(module, args)
-    before = set(vars(module))
-    try:
-        with _lock, held_signals():
-            graph = _trace(module, opaque, fixed)
+    writers = statically_writing(module)
+    theirs = clones(args)  # writes into them are compared too
+    with torch.no_grad(), in_torch(), state_kept(module) as state:
+        expected = _own_forward(module)(*theirs)
+        changed = state.changes()
+    if changed:
+        writers.update(_writers(module, args))
+        if not writers:
+            raise Untraceable(f"its forward writes {', '.join(changed)}, which outlives the call")
+    if module in writers:
+        raise Untraceable(f"its forward writes {writers[module]}, which outlives the call")
+    opaque.update({m: f"its forward writes {what}, which outlives the call" for m, what in writers.items()})
+    for m in module.modules():
+        if not isinstance(m, torch.jit.ScriptModule) and any(map(was_written, _own_tensors(m))):
+            if m is module:
+                raise Untraceable("its parameters or buffers are written while the model runs")
+            opaque.setdefault(m, "its parameters or buffers are written while the model runs")
+    with torch.no_grad(), in_torch(), _lock, held_signals(), state_kept(module):
+        graph = _trace(module, opaque, fixed)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 _drop_asserts(graph, node)
-        traced = fx.GraphModule(module, graph)
-    finally:
-        for name in set(vars(module)) - before:  # fx keeps tensors made in the forward there
-            delattr(module, name)
+        _refuse_proxies(graph)
+        traced = fx.GraphModule(module, graph)  # now, for fx keeps tensors made in the forward on the module
     examiner = _Examiner(traced)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        state = torch.random.get_rng_state()
-        theirs, ours = clones(args), clones(args)  # writes into them are compared too
-        before_run = _versions(module)
-        expected = _own_forward(module)(*theirs)
-        if _versions(module) != before_run:
-            raise Untraceable("its forward writes into its own parameters or buffers")
-        torch.random.set_rng_state(state)
+    ours = clones(args)
+    with torch.no_grad(), in_torch(), state_kept(module):
         try:
             got = _plain(examiner.run(*ours))
         except Exception as error:
@@ -156,7 +180,95 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     if not same(got, expected) or not same(ours, theirs):
         raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
     targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
-    return Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes})
+    made = Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes}, expected)
+    _verify(made, module, args)
+    return made
+
+
+def _verify(made: Traced, module: nn.Module, args: Sequence[Any]) -> None:
+    """Hold the graph against the forward on other values, another batch and another image size, where it takes them."""
+    for others in other_inputs(args):
+        expected = run_own(module, others)
+        if expected is None:
+            continue
+        with torch.no_grad(), in_torch(), state_kept(module):
+            ours = clones(others.args)
+            try:
+                alike = same((_plain(made.module(*ours)), ours), expected)
+            except Exception:
+                alike = False
+        if alike:
+            made.probes.append((others, expected[0]))
+            if others.batch and others.size:
+                return  # nothing else has to be tried
+        elif others.size:
+            made.size_bound = True
+        elif others.batch:
+            made.batch_bound = True
+        else:
+            raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
+
+
+def run_own(module: nn.Module, others: Others) -> tuple[Any, list[Any]] | None:
+    """What the module makes of other inputs, and what it leaves in them; None where it does not take them."""
+    theirs = clones(others.args)
+    with torch.no_grad(), in_torch(), state_kept(module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _own_forward(module)(*theirs), theirs
+        except Exception:
+            return None
+
+
+def _writers(module: nn.Module, args: Sequence[Any]) -> dict[nn.Module, str]:
+    """The modules in whose own forward, between the calls of others, the state changes; and what they write."""
+    found: dict[nn.Module, str] = {}
+    running = [module]
+    with torch.no_grad(), in_torch(), state_kept(module) as state:
+        before, known = state.signature(), set(state.changes())
+
+        def look() -> None:
+            nonlocal before, known
+            now = state.signature()
+            if now != before:
+                changes = state.changes()
+                new = [name for name in changes if name not in known] or changes or ["its state"]
+                found.setdefault(running[-1], ", ".join(new))
+                before, known = now, set(changes)
+
+        def enter(child: nn.Module, *_: Any) -> None:
+            look()
+            running.append(child)
+
+        def leave(*_: Any) -> None:
+            look()
+            running.pop()
+
+        handles = []
+        for child in module.modules():
+            if child is not module and not isinstance(child, torch.jit.ScriptModule):
+                handles.append(child.register_forward_pre_hook(enter, prepend=True))
+                handles.append(child.register_forward_hook(leave, always_call=True))
+        try:
+            before = state.signature()  # the hooks themselves are no change
+            _own_forward(module)(*clones(args))
+            look()
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [t for table in (module._parameters, module._buffers) for t in dict.values(table) if t is not None]
+
+
+def _refuse_proxies(graph: fx.Graph) -> None:
+    """A tracer's object among a node's arguments would stand for a value that no run computes."""
+    for node in graph.nodes:
+        for leaf in pytree.tree_leaves((node.args, node.kwargs)):
+            if isinstance(leaf, fx.Proxy):
+                raise Untraceable("torch.fx cannot trace it: a value of the tracer is left in its graph")
 
 
 def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
@@ -188,13 +300,7 @@ def _drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
 
 def _own_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward without the module's own hooks, which stay outside of its graph."""
-    forward: Callable[..., Any] = module.forward
-    return forward
-
-
-def _versions(module: nn.Module) -> list[tuple[int, int]]:
-    tensors = [*module.parameters(), *module.buffers()]
-    return [(id(t), -1 if t.is_inference() else t._version) for t in tensors]
+    return functools.partial(type(module).forward, module)
 
 
 def _plain(value: Any) -> Any:
@@ -239,6 +345,8 @@ class _Examiner(fx.Interpreter):
         called = operators.of(n)
         folds = called is not None and called.folds and not operators.in_place(n)
         known = any(self.meta[node].constant is not None for node in inputs)
+        if isinstance(result, Tensor) and n.op == "get_attr" and was_written(result):
+            return result
         if isinstance(result, Tensor) and (n.op == "get_attr" or (folds and known and all(constants))):
             meta.constant = result.detach()
         return result

@@ -1,7 +1,7 @@
 """Chains of view, transpose, chunk, slice and the like that select channels, or flatten.
 
-There are too many ways to write a channel shuffle to match them all. So a chain is run on numbered pixels, for two
-batch sizes, and its output shows what it does.
+There are too many ways to write a channel shuffle to match them all. So a chain is run on numbered pixels, for three
+batch sizes (one image is a case of its own: ``squeeze()``), and its output shows what it does.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def movement(ctx: Context, node: fx.Node) -> Step:
     layout = ctx.layout(root)
     if layout == BATCHED_ROWS:
         raise Unsupported("it moves values that are no image")
-    made = [_probe(ctx, node, root, layout, chain, batch) for batch in (2, 3)]
-    if made[0][:2] != made[1][:2] or made[0][2] != made[1][2]:
+    made = [_probe(ctx, node, root, layout, chain, batch) for batch in (2, 3, 1)]
+    if any(each != made[0] for each in made):
         raise Unsupported("what it moves depends on the batch size")
     kind, out, index = made[0]
     attributes: dict[str, Any] = {"index": index} if kind == "select_channels" else {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..._base.modules import forward_replaced
 from ...graph import operators
 from ...graph.operators import Operator
 from ...graph.tracing import Traced
@@ -95,7 +96,7 @@ def _title(node: fx.Node) -> str:
 
 
 def _module_step(ctx: Context, node: fx.Node, module: Any) -> Step:
-    if "forward" in vars(module):
+    if forward_replaced(module):
         raise Unsupported("its forward was replaced")
     if type(module) in quantized.MODULES:
         return quantized.MODULES[type(module)](ctx, node, module)  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""Copies of a model that share nothing with it: a forward may write parameters, buffers and attributes, so a model that
+belongs to somebody else is never run. Its copy is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import Error
+from .modules import M
+from .state import remember_original
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel, DataParallel and what torch.compile returns; any other as it is."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def own_copy(model: M, caller: str, memo: dict[int, Any] | None = None) -> M:
+    """A copy with memory and attributes of its own.
+
+    Values that the forward kept (computed with gradients) are copied without their graph. Forward hooks that are
+    objects or methods from outside of the model are shared, so that they go on reporting to their owner. What cannot be
+    copied (locks, generators, open files) is shared as well.
+
+    Args:
+        model: any module.
+        caller: the public function that errors name.
+        memo: replacements that are made already, as for ``copy.deepcopy``.
+
+    Raises:
+        Error: a parameter or buffer is not initialized yet.
+    """
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(t):
+            raise Error(f"{caller}: model must be initialized, but {name} is not: run it once on real data")
+    memo = {} if memo is None else memo
+    inside = {id(module) for module in model.modules()}
+    for module in model.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not is_torchs(hook) and id(getattr(hook, "__self__", hook)) not in inside:
+                memo[id(hook)] = hook
+    try:
+        return _copied(model, dict(memo))  # one that fails leaves half a copy in its memo
+    except (TypeError, RuntimeError, NotImplementedError):
+        _share_uncopyable(model, memo)
+        return _copied(model, memo)
+
+
+class _WithoutGraphs(TorchFunctionMode):
+    """Lets tensors that were computed with gradients be copied: torch's own __deepcopy__ refuses them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def _copied(model: M, memo: dict[int, Any]) -> M:
+    with torch.no_grad(), _WithoutGraphs():  # TorchScript clones its parameters
+        made = copy.deepcopy(model, memo)
+    for p in model.parameters() if isinstance(model, nn.Module) else ():
+        twin = memo.get(id(p))
+        if isinstance(twin, nn.Parameter) and twin is not p:
+            remember_original(twin, p)
+    return made
+
+
+def _share_uncopyable(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Put plain attributes that cannot be copied into the memo as themselves."""
+    themselves: dict[int, Any] = {id(module): module for module in model.modules()}
+    themselves.update({id(t): t for t in (*model.parameters(), *model.buffers())})
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                _copied(value, {**memo, **themselves})
+            except Exception:
+                memo[id(value)] = value
+
+
+def evaluating(model: M) -> M:
+    """The model after ``model.eval()``, whatever that returns: people forget to return self from ``train``."""
+    model.eval()
+    return model
+
+
+def is_torchs(hook: Any) -> bool:
+    """Whether a forward hook is torch's own and a part of the computation: spectral_norm, weight_norm, pruning."""
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(home).startswith("torch.")
+
+
+def drop_hooks(model: M) -> M:
+    """Take the caller's forward hooks off a copy that is only run on trial; torch's own, which compute, stay."""
+    for module in model.modules():
+        for table in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in table.items() if not is_torchs(hook)]:
+                del table[key]
+    return model
+
+
+__all__ = ["drop_hooks", "evaluating", "is_torchs", "own_copy", "unwrapped"]
