@@ -42,9 +42,9 @@ def test_a_seed_is_always_the_same_module() -> None:
 
 
 def test_every_feature_is_written_often_enough() -> None:
-    """A hundred times in 3,000 modules; here 1,000 are counted."""
-    counts = collections.Counter(name for seed in range(1000) for name in write(seed).features)
-    assert {name: counts[name] for name in FEATURES if counts[name] < 30} == {}
+    """A hundred times in 3,000 modules, and more than that: some modules say nothing."""
+    counts = collections.Counter(name for seed in range(3000) for name in write(seed).features)
+    assert {name: counts[name] for name in FEATURES if counts[name] < 115} == {}
 
 
 # ---- the contract ----

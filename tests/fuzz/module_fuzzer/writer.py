@@ -31,7 +31,7 @@ def write(seed: int) -> Written:
         used.add(name)
 
     channels = rng.choice((4, 4, 6, 8))
-    statements = rng.sample(of("statement"), rng.randint(3, 7))
+    statements = rng.sample(of("statement"), rng.randint(4, 8))
     classes = rng.sample(of("class"), rng.choice((0, 1, 1, 2)))
     inputs = rng.choice(of("inputs")) if rng.random() < 0.7 else "one_input"
     net = Scope(source, Value("x", IMAGE_CHANNELS))
