@@ -121,9 +121,7 @@ def attributes(source: Source) -> None:
 @feature("make")
 def weight_norm(source: Source) -> None:
     source.imports.add("import torch.nn.utils.parametrizations")
-    convs = [
-        path for path in source.paths if path.rsplit(".", 1)[-1].startswith("conv") and path not in str(source.make)
-    ]
+    convs = [path for path in source.paths if path.rsplit(".", 1)[-1].startswith("conv")]
     source.make.append(f"torch.nn.utils.parametrizations.weight_norm(model.{source.rng.choice(convs)})")
 
 
