@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import secateur
@@ -82,9 +83,10 @@ def prepare(program: Program, seed: int) -> Trial:
         if failed == 0 or len(sizes) == 2:
             raise Dull(example)
         del sizes[failed]
-    once, again = (_first_result(program, sizes[0]) for _ in range(2))
-    if trees.difference(once, again, trees.Tolerance(0.0)) is not None:
-        raise Dull("not the same twice")
+    for twice in (program.inputs, partial(_first_result, program)):
+        once, again = twice(sizes[0]), twice(sizes[0])
+        if trees.difference(once, again, trees.Tolerance(0.0)) is not None:
+            raise Dull("not the same twice")
     return Trial(program, sizes, rng.choice(EXTRAS), trees.LOW_PRECISION if program.low_precision else trees.EXACT)
 
 
@@ -108,10 +110,10 @@ def _first_that_fails(program: Program, sizes: Sequence[Size]) -> tuple[int | No
 
 
 def _first_result(program: Program, size: Size) -> Any:
-    model, args = program.make(), program.inputs(size)
+    model = program.make()
     model.eval()
     with torch.no_grad():
-        return args, model(*args)
+        return model(*program.inputs(size))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
