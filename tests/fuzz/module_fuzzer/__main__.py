@@ -38,12 +38,14 @@ def main() -> int:
     parser.add_argument("--show", type=int, metavar="SEED", help="print the module of a seed, and what fails")
     parser.add_argument("--script", type=Path, help="try this script, drawn as for --seed")
     parser.add_argument("--plant", choices=plants.PLANTS, help="with a defect planted on purpose")
-    parser.add_argument("--planted", action="store_true", help="each planted defect in turn: must be found")
+    parser.add_argument(
+        "--planted", action="store_true", help="each planted defect in turn, or that of --plant: must be found"
+    )
     parser.add_argument("--work", nargs=2, type=int, metavar=("SEED", "STEP"), help=argparse.SUPPRESS)
     parser.add_argument("--keep", nargs=2, metavar=("SEED", "FAILURE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with plants.planted(given.plant) if given.plant else contextlib.nullcontext():
+    with plants.planted(given.plant) if given.plant and not given.planted else contextlib.nullcontext():
         if given.work:
             work(*given.work)
         if given.keep:
@@ -116,7 +118,7 @@ FOUND_WITHIN_S = 300.0
 def _planted(given: argparse.Namespace) -> int:
     """Compared with the package as it is: what fails without the defect does not count as finding it."""
     missed = []
-    for name in plants.PLANTS:
+    for name in [given.plant] if given.plant else plants.PLANTS:
         begin = time.monotonic()
         found: tuple[int, str] | None = None
         for line in pool.lines(given.seed, given.jobs, FOUND_WITHIN_S, ["--plant", name]):

@@ -14,6 +14,8 @@ from secateur import MeanStd
 from secateur._base import timing
 from torch import Tensor, nn
 
+from . import trees
+
 BUDGET_S = 0.05
 
 
@@ -47,8 +49,13 @@ def _prepare_qat(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
 
 
 def _prune_activations(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    """Every threshold is clamped at 0, so that the result computes what the model computes."""
-    return secateur.prune_activations(model, [example[0]], MeanStd(k=1000.0), progress=False)
+    """With every threshold at 0, so that the result computes what the model computes: it is clamped there, but of a
+    channel that has one value alone in the example."""
+    result = secateur.prune_activations(model, [example[0]], MeanStd(k=1000.0), progress=False)
+    for module in trees.modules_of(result):
+        if isinstance(module, secateur.nn.ThresholdReLU):
+            module.theta.data.zero_()
+    return result
 
 
 CALLS = {

@@ -91,12 +91,16 @@ def parameters_shared(run: Run) -> Run:
     return wrapped
 
 
-@_plant("quantize", "prepare_qat")
+@_plant("quantize", "prepare_qat", "compile")
 def inplace_switched_off(run: Run) -> Run:
     """Every ``inplace`` is off, whoever reads the value behind it."""
 
     def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        return _out_of_place(run(model, example))
+        model = copy.deepcopy(model)
+        for module in _shared(model):
+            if getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]
+        return run(model, example)
 
     return wrapped
 
@@ -233,24 +237,3 @@ def masks_averaged(run: Run) -> Run:
         return result
 
     return wrapped
-
-
-def _out_of_place(model: nn.Module) -> nn.Module:
-    for module in _shared(model):
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    if isinstance(model, fx.GraphModule):
-        for node in model.graph.nodes:
-            if "inplace" in node.kwargs:
-                node.kwargs = {**node.kwargs, "inplace": False}
-            if node.op == "call_method" and str(node.target) in (
-                "relu_",
-                "mul_",
-                "add_",
-                "clamp_",
-                "tanh_",
-                "sigmoid_",
-            ):
-                node.target = str(node.target)[:-1]
-        model.recompile()
-    return model

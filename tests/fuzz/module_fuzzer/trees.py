@@ -138,6 +138,25 @@ def traced_objects(value: Any, where: str = "", depth: int = 6) -> Iterator[str]
             yield from traced_objects(part, where + name, depth - 1)
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules, those in plain lists and dicts too."""
+    found: dict[int, nn.Module] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, nn.Module):
+            if id(value) not in found:
+                found[id(value)] = value
+                if not isinstance(value, torch.jit.ScriptModule):
+                    visit(dict(value._modules))
+                    visit({name: part for name, part in vars(value).items() if not name.startswith("_")})
+            return
+        for _, part in children(value) or []:
+            visit(part)
+
+    visit(model)
+    return list(found.values())
+
+
 def is_foreign(module: nn.Module) -> bool:
     """Whether a module is of torch itself."""
     return type(module).__module__.startswith("torch.")
