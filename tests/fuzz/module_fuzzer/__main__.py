@@ -38,9 +38,7 @@ def main() -> int:
     parser.add_argument("--show", type=int, metavar="SEED", help="print the module of a seed, and what fails")
     parser.add_argument("--script", type=Path, help="try this script, drawn as for --seed")
     parser.add_argument("--plant", choices=plants.PLANTS, help="with a defect planted on purpose")
-    parser.add_argument(
-        "--planted", action="store_true", help="each planted defect in turn, or that of --plant: must be found"
-    )
+    parser.add_argument("--planted", action="store_true", help="each planted defect, or that of --plant: must be found")
     parser.add_argument("--work", nargs=2, type=int, metavar=("SEED", "STEP"), help=argparse.SUPPRESS)
     parser.add_argument("--keep", nargs=2, metavar=("SEED", "FAILURE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
