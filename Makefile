@@ -22,10 +22,18 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 1 2
 
 py := $(VENV)/bin/python
-# Test files side by side (tests/conftest.py says how many). Their threads must not spin for one another.
+# Test files side by side (tests/conftest.py says how many). Their threads must not spin for one another; nor must those
+# of the demo, beside whatever else runs: it would train 6 to 15 times slower.
 PYTEST = OMP_WAIT_POLICY=PASSIVE $(py) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 say = @printf '\n==> %s\n'
+
+# Said before anything is done. Times of two cores that have nothing else to do.
+ifneq (,$(filter setup demo test,$(MAKECMDGOALS)))
+ifeq (,$(wildcard $(VENV)/.made-package))
+$(info ==> the first time: downloads 1 to 2 minutes, compiling 2 to 5; then make demo takes about 7 minutes, make test about 7)
+endif
+endif
 
 # The first interpreter that is 3.10-3.13 and can make a virtual environment.
 find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python3.10; do \
@@ -49,20 +57,20 @@ $(VENV)/.made-venv:
 	@touch $@
 
 $(VENV)/.made-torch: $(VENV)/.made-venv
-	$(say) "$(TORCH) (the largest download: a CUDA build of torch takes some GB; TORCH=... chooses another)"
+	$(say) "$(TORCH) (1 to 2 minutes, the largest download: a CUDA build of torch takes some GB; TORCH=... chooses another)"
 	@$(py) -m pip install $(TORCH)
 	@touch $@
 
 # The package is built inside .venv, against its torch: a build environment of its own would fetch torch again.
 $(VENV)/.made-tools: $(VENV)/.made-torch
-	$(say) "build tools"
+	$(say) "build tools (some seconds)"
 	@$(py) -m pip install -q 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
 	@touch $@
 
 $(VENV)/.made-package: $(VENV)/.made-tools pyproject.toml $(build_sources)
-	$(say) "secateur: compile and install (editable)"
+	$(say) "secateur: compile and install, editable (2 to 5 minutes on 2 cores; everything in build/install.log)"
 	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler was found: install one that knows C++20 (Debian: g++) or name it, CXX=clang++" >&2; exit 1; }
-	@$(py) -m pip install --no-build-isolation -e '.[demo,test]' | { grep -v '^Requirement already satisfied' || true; }
+	@$(py) -m pip install -v --no-build-isolation -e '.[demo,test]' 2>&1 | $(py) cmake/progress.py build/install.log
 	@$(py) -c 'import secateur.cpu as c; print("secateur runs on", *c.available_isas())'
 	@touch $@
 
@@ -77,9 +85,11 @@ setup: $(VENV)/.made-package ## everything that demo and test need
 # ---- the two commands of the README ---------------------------------------------------------------------------------
 
 demo: setup ## prune the tutorial's CNN on real digits and run it faster (ARGS="--data mnist")
-	$(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
+	$(say) "secateur demo (about 7 minutes on 2 cores)"
+	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/secateur demo --out $(OUT) $(ARGS)
 
 test: setup ## the Python tests (ARGS="tests/pruning/test_prune.py -k name")
+	$(say) "tests (all of them: about 7 minutes on 2 cores)"
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 slow-test: setup ## the Python tests that compile C++ or start a benchmark's processes

@@ -1,6 +1,9 @@
 """Prune a trained PyTorch network, and have it run faster."""
 
+from typing import TYPE_CHECKING
+
 from ._base.errors import Error
+from ._base.version import installed_version as _installed_version
 from .activations.prune import prune_activations
 from .activations.sensitivity import activation_sensitivity
 from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
@@ -46,3 +49,13 @@ __all__ = [
     "to_dense_state_dict",
     "train_thresholds",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """``__version__`` is looked up when it is asked for: to read the metadata takes time that an import has not."""
+        if name == "__version__":
+            return _installed_version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -68,6 +68,8 @@ def test_times_every_engine_at_every_batch(run):
         assert row["ms_min"] <= row["ms"] <= row["ms_p75"]
         eager = next(r for r in found["rows"] if r["batch"] == row["batch"])
         assert row["ratio"] == pytest.approx(eager["ms"] / row["ms"])
+        assert row["ms_p25"] <= row["ms"]
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["difference"] < 1e-5  # a hundred terms of float32
     assert found["rows"][0]["difference"] == 0
     assert found["sparsity"] == pytest.approx(0.9, abs=0.01)
@@ -76,6 +78,42 @@ def test_times_every_engine_at_every_batch(run):
     assert [layers["total"]["ms"] > 0 for layers in found["layers"]] == [True, True]
     assert all(engine in text for engine in ENGINES)
     assert "secateur.compile, batch 2, layer by layer" in text
+
+
+def test_a_ratio_that_is_not_sure_is_never_printed_as_if_it_were(run, monkeypatch):
+    """Eager waited for a core in half of the rounds, the last form in none."""
+    waited = [[0.08, 0.0022, 0.079, 0.081, 0.0023], [0.002] * 5, [0.0022, 0.0021, 0.0021, 0.0022, 0.002], [0.001] * 5]
+    monkeypatch.setattr(bench.timing, "interleave", lambda calls, **_: waited[: len(calls)])
+    monkeypatch.setattr(bench, "compile", lambda model, x: model)
+    monkeypatch.setattr(bench, "convert", lambda model, x: model)
+    found, text = run("test_bench:network")
+    last = found["rows"][-1]
+    assert last["ratio"] == pytest.approx(79)
+    assert (last["sure"], last["times_eager"]) == (False, "2.20 to 80.00")
+    assert "79.0" not in text.replace("79.000", "")  # the median in ms is no ratio
+    assert "2.20 to 80.00" in text
+    assert any(note.startswith("a range alone: ") for note in found["notes"])
+    monkeypatch.setattr(bench.timing, "interleave", lambda calls, **_: [[0.008] * 5, *waited[1:]][: len(calls)])
+    found, text = run("test_bench:network")
+    assert found["rows"][-1]["times_eager"] == "8.00 (8.00 to 8.00)"
+    assert "8.00 (8.00 to 8.00)" in text
+    assert not any(note.startswith("a range alone: ") for note in found["notes"])
+
+
+def test_a_busy_machine_is_warned_of(run, monkeypatch):
+    class Busy:
+        warning = "WARNING: the machine was busy (9.0 threads wanted to run on 2 cores)"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(bench, "watched", Busy)
+    found, text = run("test_bench:network", "--batch", "1", "2")
+    assert [note for note in found["notes"] if "WARNING" in note] == [f"batch {b}: {Busy.warning}" for b in (1, 2)]
+    assert f"batch 2: {Busy.warning}" in text
 
 
 def test_a_model_with_zeros_is_left_as_it_is(run, zeroed, tmp_path):

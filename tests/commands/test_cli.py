@@ -1,6 +1,8 @@
 """The command line: what it prints, and one line with exit code 2 for what the caller got wrong."""
 
+import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import pytest
 import secateur
 import torch
 from safetensors.torch import save_file
-from secateur.commands import cli, demo
+from secateur.commands import cli, demo, waiting
 from torch import nn
 
 
@@ -84,6 +86,102 @@ def test_usage_errors_exit_with_2(argv, capsys):
         cli.main(argv)
     assert left.value.code == 2
     assert "usage: secateur" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["report", "a\0b"], ["bench", "a\0b"], ["demo", "--out", "a\0b"]])
+def test_a_name_that_no_file_can_have_is_one_line(argv, capsys):
+    assert "must be a name without a NUL character, got 'a\\x00b'" in refused(capsys, *argv)
+
+
+def test_names_that_do_not_open_are_one_line(capsys, tmp_path):
+    for name in ("", str(tmp_path), "x" * 5000, str(tmp_path / "none\udcff")):
+        refused(capsys, "report", name)
+
+
+def test_a_name_that_the_terminal_cannot_write_is_printed_all_the_same(tmp_path):
+    name = os.fsencode(tmp_path) + b"/odd\xff.pt"
+    torch.save({"a": torch.zeros(2, 2)}, os.fsdecode(name))
+    done = subprocess.run([sys.executable, "-m", "secateur", "report", name], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"odd\\udcff.pt" in done.stdout
+
+
+def test_a_reader_that_is_gone_is_no_traceback(tmp_path):
+    torch.save({"a": torch.zeros(2, 2)}, tmp_path / "a.pt")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "secateur", "report", str(tmp_path / "a.pt")]
+    with os.fdopen(write, "wb") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"secateur {secateur.__version__}\n"
+    assert secateur.__version__ == importlib.metadata.version("secateur")
+    with pytest.raises(AttributeError, match="has no attribute 'nosuch'"):
+        secateur.nosuch  # noqa: B018
+
+
+def test_without_metadata_the_version_is_unknown(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert secateur.__version__ == "unknown"
+
+
+# ---- threads that wait ----
+
+
+def test_the_demo_starts_again_with_threads_that_sleep(monkeypatch):
+    """Once: the second time the variable is there."""
+    monkeypatch.setattr(demo, "run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sys, "argv", ["secateur", "demo"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/secateur", "demo"])
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *args: started.append(args))
+    assert cli.main() == 0
+    path, argv, environment = started.pop()
+    assert (path, argv) == (sys.executable, [sys.executable, "-X", "dev", "/bin/secateur", "demo"])
+    assert environment == {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert cli.main() == 0
+    assert started == []
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_whoever_has_chosen_how_threads_wait_is_obeyed(name):
+    assert waiting.with_passive_threads({"HOME": "/", name: "1"}) is None
+
+
+def test_neither_an_import_nor_a_call_from_a_program_starts_anything(monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("started again"))
+    assert cli.main(["demo"]) == 0
+    code = "import os; before = dict(os.environ); import secateur.commands.cli; assert before == dict(os.environ)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_nothing_can_be_started_the_demo_runs_and_says_so(monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(demo, "run", lambda *args, **kwargs: ran.append(args))
+    monkeypatch.setattr(sys, "argv", ["secateur", "demo"])
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fails(*args):
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "execve", fails)
+    assert cli.main() == 0
+    assert len(ran) == 1
+    assert "OMP_WAIT_POLICY=PASSIVE could not be set" in capsys.readouterr().err
 
 
 def test_runs_as_a_module():

@@ -1,15 +1,18 @@
 """The demo on few digits and few epochs: the report's keys, and that each figure means what its name says."""
 
+import contextlib
 import copy
+import io
 import json
 import math
+import re
 
 import pytest
 import secateur
 import torch
 from secateur import Error
 from secateur.commands import demo
-from secateur.commands.demo import contest, data, measuring, pipeline, tables, training
+from secateur.commands.demo import contest, data, measuring, picture, pipeline, tables, telling, training
 from secateur.commands.demo.network import TutorialCNN
 
 KEYS = [
@@ -56,11 +59,13 @@ def ran(digits, tmp_path_factory):
     threads = torch.get_num_threads()
     try:
         budget = demo.Budget(dense=6, weights=4, activations=1, rules=1)
-        report = demo.run(out=out, seed=3, budget=budget, digits=digits, timing_seconds=0.05, progress=False)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            report = demo.run(out=out, seed=3, budget=budget, digits=digits, timing_seconds=0.05)
     finally:
         patch.undo()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+    kept["result"].said = said.getvalue()
     return report, out, kept["result"]
 
 
@@ -73,7 +78,10 @@ def test_the_report_has_the_keys_and_is_what_was_returned(ran):
         assert math.isfinite(written[key]), key
     for key in ("dense_accuracy", "pruned_accuracy", "weight_sparsity", "activation_sparsity"):
         assert 0 <= written[key] <= 1, key
-    for key in (*KEYS[4:8], *(f"{form}compiled_ms_b{batch}" for form in ("", "weights_") for batch in (1, 64))):
+    for key in (
+        *KEYS[4:8],
+        *(f"{form}compiled_ms_b{batch}" for form in ("", "weights_", "dense_") for batch in (1, 64)),
+    ):
         assert written[key] > 0, key
 
 
@@ -196,6 +204,108 @@ def test_the_tables_print(ran, capsys, monkeypatch, rich):
     ):
         assert words in text
     assert "…" not in text
+
+
+def test_results_are_said_as_they_come(ran):
+    report, _, result = ran
+    lines = [line for line in result.said.splitlines() if re.match(r"\[ *\d+ s\] ", line)]
+    expected = [
+        r"train, prune, quantize, measure; accuracies on the 64 validation digits",
+        r"dense: accuracy [\d.]+ %; at this pace about \d+ (seconds|minutes) to go",
+        r"weights pruned: 9\d\.\d % zeros, accuracy [\d.]+ %",
+        *[rf"k = {k:g} tried: " for k in pipeline.KS],
+        rf"thresholds, k = {result.k:g}: [\d.]+ % of the activations are zero, accuracy",
+        r"in 1x4 blocks, k = .* zeros, accuracy",
+        r"int8: 4 of 4 layers, calibration .*, accuracy",
+        r"convert and compile: ",
+        rf"files: dense {report['dense_bytes']:,} bytes, pruned {report['pruned_bytes']:,}, int8 [\d,]+",
+        r"batch 1: dense .* ms, converted .*, compiled .*, int8 ",
+        r"batch 64: dense ",
+        r"the pruning rules against each other",
+        r"test digits, looked at now: dense ",
+    ]
+    lines = [line for line in lines if "WARNING" not in line]  # of a busy machine
+    assert len(lines) == len(expected), lines
+    for line, words in zip(lines, expected, strict=True):
+        assert re.search(words, line), (line, words)
+
+
+def test_nothing_is_said_where_nobody_listens(capsys):
+    telling.teller(False)("a line")
+    assert capsys.readouterr().out == ""
+    assert [telling.minutes(s) for s in (3, 84, 95, 400)] == ["10 seconds", "80 seconds", "2 minutes", "7 minutes"]
+
+
+def played(ran):
+    """The report with times that are given: of the rest nothing is changed."""
+    report = copy.deepcopy(ran[0])
+    gains = {"dense": 1.0, "dense_compiled": 1.5, "pruned": 1.0, "compiled": 4.4, "weights_compiled": 4.5, "int8": 6.0}
+    for times in report["latency"].values():
+        for name, row in times.items():
+            row.update(ratio=gains[name], ratio_low=0.95 * gains[name], ratio_high=1.05 * gains[name])
+    report["busy"] = []
+    return report
+
+
+def test_the_headline_is_that_of_compile(ran):
+    report = played(ran)
+    report["latency"]["b64"]["compiled"].update(ratio=3.7, ratio_low=3.6, ratio_high=3.8)
+    _, below = picture._headline(report)
+    assert below.startswith("compiled 4.4x as fast at batch 1, 3.7x at batch 64, the file ")
+    assert "in int8 6.0x and 6.0x, " in below
+    report["latency"]["b1"]["compiled"].update(ratio=35.8, ratio_low=0.9)
+    _, below = picture._headline(report)
+    assert below.startswith("compiled 0.9x to 4.6x as fast at batch 1")
+    assert "35.8" not in below
+
+
+def test_a_gain_that_is_not_sure_is_no_single_figure_in_the_tables(ran):
+    report = played(ran)
+    report["latency"]["b1"]["compiled"].update(ratio=35.8, ratio_low=1.2, ratio_high=60.0)
+    report["busy"] = ["batch 1: WARNING: the machine was busy"]
+    table = tables.summary(report)
+    gains = {row["what"]: row.get("gain") for row in table}
+    assert gains["ms, batch 1, compiled"] == "1.2x to 60.0x, unsure"
+    assert gains["ms, batch 64, compiled"] == "4.40x faster"
+    assert gains["ms, batch 64, converted"] == "0.9x to 1.1x, unsure"
+    assert table.notes[-1] == "batch 1: WARNING: the machine was busy"
+    assert "busy" in picture._where(report)
+
+
+def test_the_picture_shows_the_whole_call_and_hides_no_kept_weight(ran):
+    figure = pytest.importorskip("matplotlib.figure", reason="the picture needs matplotlib").Figure()
+    from matplotlib import colors
+
+    _, _, result = ran
+    report = played(ran)
+    for batch in (1, 64):
+        axes = figure.add_subplot()
+        picture._calls(axes, report, batch)
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            "dense, torch", "dense, compiled", "pruned, converted", "pruned, compiled", "int8, compiled",
+        ]  # fmt: skip
+        assert "4.4x" in " ".join(text.get_text() for text in axes.texts)
+    axes = figure.add_subplot()
+    picture._weights(axes, result, report["weights"][2], True)
+    kept = [bar for bar in axes.patches if bar.get_facecolor() == colors.to_rgba(picture._PRUNED)]
+    before = [bar for bar in axes.patches if bar.get_facecolor() == colors.to_rgba(picture._DENSE)]
+    assert len(kept) == len(before) == len(axes.patches) / 2 > 0, "no band lies over the panel"
+    front = min(bar.get_zorder() for bar in kept)
+    assert front > max(bar.get_zorder() for bar in before)
+    for line in axes.lines:  # what lies before the bars stays above them
+        assert line.get_zorder() < front or min(line.get_ydata()) >= 0.95
+
+
+def test_a_folder_that_cannot_be_written_fails_before_the_training(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    monkeypatch.setattr(pipeline, "_stages", lambda *args: pytest.fail("it trained"))
+
+    def full(**kwargs):
+        raise OSError(28, "No space left on device", str(kwargs["dir"]))
+
+    monkeypatch.setattr(pipeline.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        demo.run(out=tmp_path, digits=data.Digits("none", *[data.Split(torch.zeros(1), torch.zeros(1))] * 3))
 
 
 def test_the_choice_of_k_looks_at_validation_digits_only(ran, digits):

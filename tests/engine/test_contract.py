@@ -80,6 +80,33 @@ class Noisy(nn.Module):
         return self.conv(x) + 0 * torch.rand(1)
 
 
+class Draws(nn.Module):
+    """Noise in evaluation mode, part of it no operation on the input."""
+
+    def __init__(self, outside: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.outside = conv(3, 4), conv(4, 4), outside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.a(x), 0.3, training=True)
+        if self.outside:
+            y = y + torch.randn(1) + random.random()
+        return F.dropout(self.b(y), 0.3, training=True) + F.dropout(y, 0.5, training=True)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_random_numbers_are_drawn_alike(outside: bool) -> None:
+    model = Draws(outside).eval()
+    fast = compiled(model)
+    for seed in (1, 2):
+        made = []
+        for net in (fast, model):
+            torch.manual_seed(seed), random.seed(seed)
+            with torch.no_grad():
+                made.append(net(X))
+        near(*made)
+
+
 class Raises(Keeps):
     def forward(self, x: Tensor) -> Tensor:
         super().forward(x)
@@ -427,6 +454,26 @@ def test_hooks_fire_as_in_torch() -> None:
         assert [name for name, _ in fired] == ["before"]
         fast[0].register_forward_hook(lambda m, a, out: out * 0)
         near(fast(X), model[3](model[2](model[1](0 * model[0](X)))))
+
+
+def test_hooks_of_what_nobody_reads() -> None:
+    class Side(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 4), nn.Identity(), conv(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            self.c(self.b(y))
+            return y
+
+    model = Side().eval()
+    fired: list[str] = []
+    for name in "bc":
+        model.get_submodule(name).register_forward_hook(lambda *a, name=name: fired.append(name))
+    fast = compiled(model)
+    fast(X)
+    assert fired == ["b", "c"]
 
 
 def test_attributes_and_methods() -> None:

@@ -83,3 +83,43 @@ def test_stub_names_what_the_host_module_has() -> None:
 
     stub = set(re.findall(r"^(?:def|class) (\w+)", (ROOT / "python/secateur/_host.pyi").read_text(), re.M))
     assert stub == {name for name in vars(_host) if not name.startswith("_")}
+
+
+def test_the_two_commands_have_threads_that_sleep_and_say_how_long_they_take() -> None:
+    def recipe(target: str) -> str:
+        found = re.search(rf"^{target}: .*\n((?:\t.*\n)+)", makefile, re.M)
+        assert found
+        return found[1]
+
+    makefile = (ROOT / "Makefile").read_text()
+    tests = re.search(r"^PYTEST = (.*)", makefile, re.M)
+    assert tests
+    for text in (recipe("demo"), tests[1]):
+        assert "OMP_WAIT_POLICY=PASSIVE" in text
+    for target in ("demo", "test"):
+        assert re.search(r"about \d+ minutes on 2 cores", recipe(target))
+
+
+def progress(said: str, tmp_path: Path) -> str:
+    log = tmp_path / "build" / "install.log"
+    command = [sys.executable, str(ROOT / "cmake/progress.py"), str(log)]
+    run = subprocess.run(command, input=said, check=True, capture_output=True, text=True)
+    assert log.read_text() == said
+    return run.stdout
+
+
+def test_a_build_says_how_far_it_is(tmp_path: Path) -> None:
+    files = "".join(f"  [{i}/80] Building CXX object csrc/{i}.cpp.o\n" for i in range(1, 81))
+    text = progress(f"Running command cmake\n{files}Successfully installed secateur-0\n", tmp_path)
+    counts = [int(count) for count in re.findall(r"(\d+) of 80 files compiled", text)]
+    assert counts == [1, *range(8, 81, 8)]
+    assert "Successfully installed secateur-0" in text
+    assert "cmake" not in text
+
+
+def test_a_build_that_fails_shows_its_end(tmp_path: Path) -> None:
+    said = "".join(f"line {i}\n" for i in range(100)) + "csrc/a.cpp:3:1: error: no such thing\nninja: build stopped\n"
+    text = progress(said, tmp_path)
+    assert "csrc/a.cpp:3:1: error: no such thing" in text
+    assert "line 99" in text
+    assert "line 3\n" not in text

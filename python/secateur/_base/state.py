@@ -53,6 +53,17 @@ def random_state_kept() -> Iterator[None]:
             numpy.set_state(array)
 
 
+def random_state() -> tuple[Any, ...]:
+    """Where the sequences of random numbers stand: torch's on the CPU, Python's, NumPy's."""
+    numpy = sys.modules.get("numpy.random")
+    return torch.random.get_rng_state(), random.getstate(), numpy.get_state() if numpy is not None else None
+
+
+def same_random_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether nothing was drawn between the two."""
+    return torch.equal(a[0], b[0]) and a[1] == b[1] and str(a[2]) == str(b[2])
+
+
 _INTERNAL = (frozenset(vars(nn.Module())) | {"forward"}) - {"training"}
 _STANDARD = frozenset(sys.stdlib_module_names) - {"collections"}
 
@@ -296,8 +307,10 @@ __all__ = [
     "in_torch",
     "original_of",
     "others_write",
+    "random_state",
     "random_state_kept",
     "remember_original",
+    "same_random_state",
     "state_kept",
     "was_written",
 ]

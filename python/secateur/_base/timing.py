@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 #: A measurement shorter than this is repeated within its turn, or the clock's own cost would show.
 SHORTEST_TURN_S = 2e-4
@@ -73,3 +74,56 @@ def interleave(
 def medians(contenders: Sequence[Callable[[], object]], rounds: int = 7, budget_s: float | None = None) -> list[float]:
     """The median seconds of each contender, see :func:`interleave`."""
     return [statistics.median(each) for each in interleave(contenders, rounds, budget_s)]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The runs of one contender, in seconds: the median, the shortest, and where the middle half of them lies."""
+
+    median: float
+    least: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        """Of one run or more."""
+        ends = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
+        return cls(statistics.median(seconds), min(seconds), ends[0], ends[2], len(seconds))
+
+    @property
+    def share(self) -> float:
+        """How wide the middle half is, relative to the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as another a contender is."""
+
+    ratio: float  # of the medians
+    low: float  # what the rounds leave possible
+    high: float
+
+    @classmethod
+    def of(cls, base: Sequence[float], other: Sequence[float]) -> Gain:
+        """``other`` against ``base``, the seconds of the same rounds.
+
+        The range holds the ratios of the middle half of the rounds, each with what ran beside it, and the ratio of the
+        shortest runs, which a load touches least.
+        """
+        ratio = statistics.median(base) / statistics.median(other)
+        rounds = Spread.of([a / b for a, b in zip(base, other, strict=True)])
+        every = (ratio, rounds.low, rounds.high, min(base) / min(other))
+        return cls(ratio, min(every), max(every))
+
+    @property
+    def sure(self) -> bool:
+        """The rounds differ by less than what is gained or lost, and by less than a factor of two."""
+        return self.high - self.low < abs(self.ratio - 1) and self.high < 2 * self.low
+
+    def __str__(self) -> str:
+        """The ratio with its range; the range alone where no single figure can be trusted."""
+        between = f"{self.low:.2f} to {self.high:.2f}"
+        return f"{self.ratio:.2f} ({between})" if self.sure else between

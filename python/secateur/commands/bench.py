@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import statistics
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .._base import timing
 from .._base.errors import Error
+from .._base.load import watched
 from ..checkpoint import load as load_packed
 from ..checkpoint.foreign import plain
 from ..checkpoint.tensor_files import kind_of, tensors_of
@@ -33,13 +33,17 @@ from ..report import Column, Report
 _OWN_ZEROS = 0.01
 _DEFAULT_SPARSITY = 0.9
 
+#: What all others are held against.
+_EAGER = "torch eager"
+
 _COLUMNS = (
     Column("batch", "batch", "count"),
     Column("engine", "engine", "text"),
     Column("ms", "ms", "ms"),
+    Column("ms_min", "at best", "ms"),
     Column("ms_p25", "25 %", "ms"),
     Column("ms_p75", "75 %", "ms"),
-    Column("ratio", "times eager", "number"),
+    Column("times_eager", "times eager", "text"),
     Column("ready_s", "made in s", "number"),
     Column("difference", "off by", "number"),
 )
@@ -196,25 +200,34 @@ def run(
             warnings.simplefilter("ignore", UserWarning)  # tied weights and the like do not matter here
             own = prune(model, Magnitude(zeros)).sparsity
     rows: list[dict[str, Any]] = []
+    warned: list[str] = []
     reports: list[Report] = []
     for batch, x in examples.items():
         forms = _forms(model, x, inductor, notes, say)
         say(f"batch {batch}: timing")
         contenders = list(forms.values())
-        taken = timing.interleave([form.call for form in contenders], rounds=100_000, budget_s=seconds)
-        eager = statistics.median(taken[0])
+        with watched() as machine:
+            taken = timing.interleave([form.call for form in contenders], rounds=100_000, budget_s=seconds)
         for (name, form), each in zip(forms.items(), taken, strict=True):
-            low, _, high = statistics.quantiles(each, n=4)
+            spread, gain = timing.Spread.of(each), timing.Gain.of(taken[0], each)
             rows.append({
-                "batch": batch, "engine": name, "ms": 1e3 * statistics.median(each), "ms_p25": 1e3 * low,
-                "ms_p75": 1e3 * high, "ms_min": 1e3 * min(each), "runs": len(each),
-                "ratio": eager / statistics.median(each), "ready_s": form.ready_s, "difference": form.difference,
+                "batch": batch, "engine": name, "ms": 1e3 * spread.median, "ms_min": 1e3 * spread.least,
+                "ms_p25": 1e3 * spread.low, "ms_p75": 1e3 * spread.high, "runs": spread.runs,
+                "ratio": gain.ratio, "ratio_low": gain.low, "ratio_high": gain.high,
+                "sure": name == _EAGER or gain.sure, "times_eager": "1" if name == _EAGER else str(gain),
+                "ready_s": form.ready_s, "difference": form.difference,
             })  # fmt: skip
+        if machine.warning is not None:
+            warned.append(f"batch {batch}: {machine.warning}")
         if layers:
             reports.append(profile(forms["secateur.compile"].module, x))
             reports[-1].title = f"secateur.compile, batch {batch}, layer by layer"
     say("")
     notes.append("medians of calls in turn; the same weights on all sides; off by: relative to the largest output")
+    notes.append("times eager: by the medians, and what the rounds leave possible")
+    if not all(row["sure"] for row in rows):
+        notes.append("a range alone: the rounds differ by more than what is gained, and no single ratio can be trusted")
+    notes += warned
     notes.append(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     return Bench(Report(f"{title}, {100 * own:.1f} % zeros", _COLUMNS, rows, notes), own, reports)
 
@@ -263,7 +276,7 @@ def _forms(
     model: nn.Module, x: Tensor, inductor: bool, notes: list[str], say: Callable[[str], None]
 ) -> dict[str, _Form]:
     """Eager first. Every form is checked against it before anything is timed."""
-    makers = {"torch eager": _Maker(lambda: (model, x))}
+    makers = {_EAGER: _Maker(lambda: (model, x))}
     if x.dim() == 4:
         last = torch.channels_last
         makers["torch eager, channels_last"] = _Maker(

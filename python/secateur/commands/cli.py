@@ -7,27 +7,48 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .._base.errors import Error
+from .._base.version import installed_version
 from ..checkpoint.report import checkpoint_report
+from .waiting import start_again_with_passive_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
+        _check_names(arguments)
+        if argv is None and arguments.run is _demo:  # argv: called from somebody's program, which goes on afterwards
+            start_again_with_passive_threads()
         arguments.run(arguments)
-    except (Error, OSError) as error:
-        print(f"secateur: {str(error).strip().splitlines()[0]}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()  # whoever reads it may be gone: here that has an exit code, at the end only a complaint
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # pragma: no cover - `secateur report file | head`
+    except BrokenPipeError:  # `secateur report file | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left over is written once more at exit
         return 141
+    except (Error, OSError) as error:
+        print(f"secateur: {(str(error).strip().splitlines() or [type(error).__name__])[0]}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _check_names(arguments: argparse.Namespace) -> None:
+    """No system has a file with a NUL in its name; Python's own error for it names neither file nor argument."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, str | Path) and "\0" in str(value):
+            raise Error(f"{name} must be a name without a NUL character, got {str(value)!r}")
+
+
+def _print(text: object) -> None:
+    """Print what may hold a file's name: not every name can be written in the encoding of every terminal."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(str(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _positive(text: str) -> int:
@@ -48,6 +69,7 @@ def _share(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="secateur", description="Prune trained CNNs, and have them run faster.")
+    parser.add_argument("--version", action="version", version=f"secateur {installed_version()}")
     commands = parser.add_subparsers(required=True, metavar="demo | bench | report")
 
     demo = commands.add_parser("demo", help="prune the tutorial's CNN on real digits, end to end")
@@ -103,7 +125,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     report = checkpoint_report(arguments.file)
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    _print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
 
 
 # ---- bench ----------------------------------------------------------------------------------------------------------
@@ -122,9 +144,9 @@ def _bench(arguments: argparse.Namespace) -> None:
             model, arguments.model, shape, arguments.batch, arguments.sparsity, arguments.seconds,
             inductor=arguments.inductor, layers=arguments.layers, say=_progress,
         )  # fmt: skip
-        print(done.report)
+        _print(done.report)
         for layers in done.layers:
-            print(f"\n{layers}")
+            _print(f"\n{layers}")
         if arguments.json is not None:
             arguments.json.write_text(json.dumps(done.to_dict() | {"machine": measuring.machine()}, indent=2) + "\n")
 

@@ -30,7 +30,7 @@ from .backends.reference import REFERENCE
 from .lowering.segment import Decision
 from .packed import pack_parameters
 from .reporting import compile_report
-from .unit import CompiledForward, CompileSession, Key, input_key, is_empty, undressed
+from .unit import MOST_MADE, CompiledForward, CompileSession, Key, input_key, is_empty, undressed
 from .watched import Watch
 
 C = TypeVar("C", bound="CompiledModel")
@@ -254,11 +254,14 @@ class CompiledModel(nn.Module):
         return "calls while global module hooks are registered"
 
     def _in_torch(self, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) -> Any:
+        self._note(why)
+        with in_torch():
+            return self.source(*args, **kwargs)
+
+    def _note(self, why: str) -> None:
         note = f"{why} run in torch"
         if note not in self.report.notes:
             self.report.notes.append(note)
-        with in_torch():
-            return self.source(*args, **kwargs)
 
     def _take_on(self, built: _Built, args: tuple[Any, ...], key: Key) -> Any:
         """Inputs of another kind than the example's: planned for, if the model takes them."""
@@ -274,6 +277,8 @@ class CompiledModel(nn.Module):
                 f"{self._refusal(args, built.expected)}; the model says {type(error).__name__}: {error}"
             ) from error
         built.unit.forget_weights()
+        if built.unit.made >= MOST_MADE:
+            self._note(f"calls with inputs of another kind than the first {MOST_MADE}")
         if len(built.taken) < _MOST_KINDS:
             built.taken.add(key)
         return result

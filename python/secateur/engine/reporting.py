@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .._base.library import host
+from .._base.timing import Spread
 from ..pt2e import FP32
 from ..report import Column, Report
 from .lowering.assemble import Assembled
@@ -50,10 +51,19 @@ def compile_report(unit: CompiledForward) -> Report:
     return Report("compiled", COLUMNS, rows, notes)
 
 
-def report_row(name: str, kind: str, ms: float | None = None, why: str = "", **more: Any) -> Row:
+def report_row(name: str, kind: str, taken: Spread | None = None, why: str = "", **more: Any) -> Row:
     return {
         "layer": name, "kind": kind, "shape": None, "zeros": None, "input_zeros": None, "kernel": "torch",
-        "tile": None, "ms": ms, "dense_ms": None, "roofline": None, "why": why, "segment": None, **more,
+        "tile": None, **milliseconds(taken), "dense_ms": None, "roofline": None, "why": why, "segment": None, **more,
+    }  # fmt: skip
+
+
+def milliseconds(taken: Spread | None) -> dict[str, float | None]:
+    """What a row says of its times; None: it was not timed."""
+    if taken is None:
+        return dict.fromkeys(("ms", "ms_min", "ms_p25", "ms_p75"))
+    return {
+        "ms": 1e3 * taken.median, "ms_min": 1e3 * taken.least, "ms_p25": 1e3 * taken.low, "ms_p75": 1e3 * taken.high,
     }  # fmt: skip
 
 
@@ -84,7 +94,7 @@ def child_unit(state: Specialization, node: fx.Node) -> CompiledForward | None:
 
 
 def segment_rows(
-    state: Specialization, name: str, ms: float | None = None, inputs: Sequence[Tensor] | None = None
+    state: Specialization, name: str, taken: Spread | None = None, inputs: Sequence[Tensor] | None = None
 ) -> Iterator[Row]:
     """``inputs``: time the steps on them, on the threads that run them. None: the times are those of the choice."""
     assert state.assembled is not None
@@ -100,6 +110,7 @@ def segment_rows(
             row = report_row(made["name"], made["kind"], segment=label)
             row.update({key: made[key] for key in ("shape", "zeros", "kernel", "why")})
             row.update({key: made[key] or None for key in ("ms", "dense_ms", "roofline")})  # 0: it was not timed
+            row.update({key: made[key] for key in ("ms_min", "ms_p25", "ms_p75", "images") if key in made})
             row["tile"] = _text(made.get("tile"))
             known = made.get("input_zeros", -1.0)
             row["input_zeros"] = known if known >= 0 else None
@@ -112,10 +123,10 @@ def segment_rows(
         yield report_row(
             f"{state.path}.{step.name}" if state.path else step.name, step.kind, why=why, segment=label,
             shape=shape, zeros=zeros,
-            ms=ms if i == 0 and len(heavy) == 1 else None,
+            taken=taken if i == 0 and len(heavy) == 1 else None,
         )  # fmt: skip
-    if ms is not None and len(heavy) != 1:
-        yield report_row(label, "segment", ms, f"{len(heavy)} layers in torch's form: {why}", segment=label)
+    if taken is not None and len(heavy) != 1:
+        yield report_row(label, "segment", taken, f"{len(heavy)} layers in torch's form: {why}", segment=label)
 
 
 def _timed_steps(program: Any, steps: list[Row], inputs: Sequence[Tensor]) -> list[Row]:
@@ -124,21 +135,23 @@ def _timed_steps(program: Any, steps: list[Row], inputs: Sequence[Tensor]) -> li
     first = [x[:1].contiguous() for x in inputs]
     if first[0].shape[0] == 0:
         return steps
-    rounds = torch.stack([torch.ops.secateur.engine_step_times.default(first, program.id) for _ in range(ROUNDS)])
-    for i, (step, ms) in enumerate(zip(steps, rounds.median(0).values.tolist(), strict=True)):
-        step["ms"] = ms
+    rounds = [torch.ops.secateur.engine_step_times.default(first, program.id).tolist() for _ in range(ROUNDS)]
+    taken = [list(times) for times in zip(*rounds, strict=True)]  # [steps][rounds] of ms
+    for i, step in enumerate(steps):
         if step["kind"] == "halo" and i:
-            steps[i - 1]["ms"] += ms
+            taken[i - 1] = [ms + more for ms, more in zip(taken[i - 1], taken[i], strict=True)]
     for i, step in enumerate(steps):
         if step["kind"] == "nonzeros":
-            steps[i + 1]["ms"] += step["ms"]
+            taken[i + 1] = [ms + more for ms, more in zip(taken[i + 1], taken[i], strict=True)]
+    for step, times in zip(steps, taken, strict=True):
+        step.update(milliseconds(Spread.of([ms / 1e3 for ms in times])), images=inputs[0].shape[0])
     for step in steps:
         ms = step["ms"]
         step["roofline"] = step["floor_ms"] / torch.get_num_threads() / ms if step["floor_ms"] and ms else None
     return steps
 
 
-def torch_row(state: Specialization, node: fx.Node, ms: float | None = None) -> Row | None:
+def torch_row(state: Specialization, node: fx.Node, taken: Spread | None = None) -> Row | None:
     assert state.assembled is not None
     assert state.ctx is not None
     traced = state.assembled.torch_nodes.get(node.name)
@@ -148,7 +161,7 @@ def torch_row(state: Specialization, node: fx.Node, ms: float | None = None) -> 
     kind = str(getattr(traced.target, "__name__", traced.target))
     if traced.op == "call_module":
         kind = type(state.ctx.module(traced)).__name__
-    return report_row(f"{state.path}.{name}" if state.path else name, kind, ms, state.reasons[traced])
+    return report_row(f"{state.path}.{name}" if state.path else name, kind, taken, state.reasons[traced])
 
 
 def _text(tile: Any) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import time
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from .recognise.nodes import recognise
 from .recognise.steps import Context
 
 _MOST_STATES = 8  # kinds of inputs kept at a time
-_MOST_MADE = 64  # kinds of inputs that are planned for at all: after that, new ones run in torch
+MOST_MADE = 64  # kinds of inputs that are planned for at all: after that, new ones run in torch
 
 
 @dataclass
@@ -122,7 +123,7 @@ class CompiledForward(StandIn):
             with self.settings.lock:
                 found = self.states.get(self.key(args))
                 if found is None:
-                    if (self.settings.sealed and not self.states) or self.made >= _MOST_MADE:
+                    if (self.settings.sealed and not self.states) or self.made >= MOST_MADE:
                         return Specialization(self._own, self.path, why="not what the example gave it")
                     if is_empty(args):
                         return Specialization(self._in_torch, self.path, why="it is given nothing to compute with")
@@ -141,9 +142,27 @@ class CompiledForward(StandIn):
 
     def _make(self, args: Sequence[Any]) -> Specialization:
         try:
-            return self._graph_state(args)
-        except Untraceable as reason:
-            return self._python_state(args, str(reason))
+            try:
+                return self._graph_state(args)
+            except Untraceable as reason:
+                return self._python_state(args, str(reason))
+        except (Error, MemoryError):
+            raise
+        except Exception as error:
+            if "memory" in str(error) or not self._runs(args):
+                raise
+            where = self.path or type(self.module).__name__
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            warnings.warn(f"compile: {where} runs in torch, for planning it failed: {said}", UserWarning, stacklevel=2)
+            return Specialization(self._in_torch, self.path, why=f"planning it failed: {said}")
+
+    def _runs(self, args: Sequence[Any]) -> bool:
+        try:
+            with torch.no_grad(), in_torch(), state_kept(self.module):
+                self._own(*clones(args))
+        except Exception:
+            return False
+        return True
 
     def _graph_state(self, args: Sequence[Any]) -> Specialization:
         settings = self.settings
@@ -348,4 +367,4 @@ def input_key(value: Any, with_size: bool = False, with_batch: bool = False) -> 
     return type(value)
 
 
-__all__ = ["CompileSession", "CompiledForward", "Specialization", "input_key", "is_empty", "undressed"]
+__all__ = ["MOST_MADE", "CompileSession", "CompiledForward", "Specialization", "input_key", "is_empty", "undressed"]

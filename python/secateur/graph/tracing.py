@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .._base.modules import forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
-from .._base.state import in_torch, state_kept, was_written
+from .._base.state import in_torch, random_state, same_random_state, state_kept, was_written
 from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
@@ -62,6 +63,7 @@ class Meta:
     geometry: tuple[Any, ...] = ()  # where in its storage it lies
     shares: list[fx.Node] = field(default_factory=list)  # inputs with which it shares memory
     writes: list[fx.Node] = field(default_factory=list)  # inputs that it writes into
+    random: bool = False  # it draws random numbers
     constant: Tensor | None = None
     number: Any = None  # a value that is no tensor (sizes and numbers computed from them)
 
@@ -80,6 +82,10 @@ class Traced:
     size_bound: bool = False  # it holds for this image size alone
     probes: list[tuple[Others, Any]] = field(default_factory=list)  # other inputs that it was tried on, and the results
 
+    def has_effects(self, node: fx.Node) -> bool:
+        """Whether a node does what no argument shows: draws random numbers, or may write, or calls hooks."""
+        return self.meta[node].random or (node.op == "call_module" and str(node.target) in self.opaque)
+
 
 def _is_torch(module: nn.Module) -> bool:
     home = type(module).__module__
@@ -90,9 +96,10 @@ def _is_torch(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, opaque: set[nn.Module]) -> None:
+    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module]) -> None:
         super().__init__()
         self.opaque = opaque
+        self.inside = inside  # the model's modules: a forward may make others, such as a slice of a Sequential
         self.failed: nn.Module | None = None
         self._thread = threading.get_ident()
 
@@ -107,7 +114,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            if self.failed is None:
+            if self.failed is None and m in self.inside:
                 self.failed = m
             raise
 
@@ -149,7 +156,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     theirs = clones(args)  # writes into them are compared too
     with torch.no_grad(), in_torch(), state_kept(module) as state:
         expected = _own_forward(module)(*theirs)
-        changed = state.changes()
+        changed, drawn = state.changes(), random_state()
     if changed:
         writers.update(_writers(module, args))
         if not writers:
@@ -174,9 +181,12 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     with torch.no_grad(), in_torch(), state_kept(module):
         try:
             got = _plain(examiner.run(*ours))
+            alike = same_random_state(random_state(), drawn)
         except Exception as error:
             raise Untraceable(f"its graph does not run: {type(error).__name__}: {error}") from error
     # fx takes `x += y` for `x = x + y`, so a write into x can be lost.
+    if not alike:
+        raise Untraceable("its forward draws random numbers that are no part of its graph")
     if not same(got, expected) or not same(ours, theirs):
         raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
     targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
@@ -260,7 +270,8 @@ def _writers(module: nn.Module, args: Sequence[Any]) -> dict[nn.Module, str]:
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:
-    return [t for table in (module._parameters, module._buffers) for t in dict.values(table) if t is not None]
+    tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+    return [t for table in tables for t in dict.values(table) if isinstance(t, Tensor)]  # as they are: maybe packed
 
 
 def _refuse_proxies(graph: fx.Graph) -> None:
@@ -272,16 +283,27 @@ def _refuse_proxies(graph: fx.Graph) -> None:
 
 
 def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
+    inside = set(module.modules()) - {module}
     while True:
-        tracer = _Tracer(set(opaque))
+        tracer = _Tracer(set(opaque), inside)
         try:
             return tracer.trace(module, concrete_args=fixed or None)
         except Exception as error:
             said = (str(error).splitlines() or [""])[0]
-            reason = f"torch.fx cannot trace it: {type(error).__name__}: {said}"
+            reason = f"torch.fx cannot trace it: {type(error).__name__}: {said}{_place(error)}"
             if tracer.failed is None or tracer.failed in opaque:
                 raise Untraceable(reason) from error
             opaque[tracer.failed] = reason
+
+
+def _place(error: Exception) -> str:
+    """The line of the model's code that an error came from."""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        home = str(frame.f_globals.get("__name__", ""))
+        if home.partition(".")[0] not in ("torch", "secateur"):
+            place = f" ({os.path.basename(frame.f_code.co_filename)}, line {line}, in {frame.f_code.co_name})"
+    return place
 
 
 def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
@@ -331,10 +353,12 @@ class _Examiner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         inputs = {node: _tensors(self.env[node]) for node in n.all_input_nodes}
         versions = {node: [t._version for t in tensors] for node, tensors in inputs.items()}
+        random = torch.random.get_rng_state()
         result = super().run_node(n)
         if n.op == "output":
             return result
         meta = self.meta[n] = _describe(result)
+        meta.random = not torch.equal(random, torch.random.get_rng_state())
         memory = {t.untyped_storage()._cdata for t in _tensors(result)}
         for node, tensors in inputs.items():
             if memory & {t.untyped_storage()._cdata for t in tensors}:

@@ -1,7 +1,8 @@
 """Value semantics for graphs that write in place: every reader is given the right value, and none is overwritten.
 
 ``relu_(x)``, ``x += y`` and the like give a new value in the engine. So later readers of x must read the writer's
-result instead. A writer that stays in torch must come after all readers of the old x.
+result instead. A writer that stays in torch must come after all readers of the old x. Operations with effects besides
+their results (modules that write, hooks, random numbers) stay in the order of the program.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def make_functional(traced: Traced) -> Order:
     """Rewire the graph (in place) so that each value is read from where it was last written."""
     order = Order()
     nodes = list(traced.graph.nodes)
+    effects = [node for node in nodes if node.op != "output" and traced.has_effects(node)]
+    for first, second in itertools.pairwise(effects):  # what they write and draw is in no argument
+        order.add(first, second)
     place = {node: i for i, node in enumerate(nodes)}
     families = _families(traced, nodes)
     for node in nodes:

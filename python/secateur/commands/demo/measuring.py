@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ... import cpu
 from ..._base import timing
 from ..._base.errors import Error
+from ..._base.version import installed_version
 from ...checkpoint.tensor_files import write_plain
 from ...nn import ThresholdReLU
 from .data import Split
@@ -66,23 +67,42 @@ def check_same(reference: nn.Module, other: nn.Module, split: Split) -> float:
     return float(off.max())
 
 
-def _spread(seconds: list[float]) -> dict[str, float]:
+def _spread(seconds: list[float], base: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
     tenth = len(ordered) // 10
+    faster = timing.Gain.of(base, seconds)
     return {
         "ms": 1e3 * statistics.median(ordered),
+        "ms_min": 1e3 * ordered[0],
         "ms_p10": 1e3 * ordered[tenth],
         "ms_p90": 1e3 * ordered[-1 - tenth],
         "runs": len(ordered),
+        "ratio": faster.ratio,
+        "ratio_low": faster.low,
+        "ratio_high": faster.high,
     }
+
+
+def gained(taken: Mapping[str, float]) -> timing.Gain:
+    """How many times as fast as the first a row of :func:`side_by_side` is."""
+    return timing.Gain(taken["ratio"], taken["ratio_low"], taken["ratio_high"])
+
+
+def gain(taken: Mapping[str, float]) -> str:
+    """The same in words: one figure only where the rounds agree."""
+    faster = gained(taken)
+    if not faster.sure:
+        return f"{faster.low:.1f}x to {faster.high:.1f}x, unsure"
+    return f"{faster.ratio:.2f}x faster" if faster.ratio >= 1 else f"{1 / faster.ratio:.2f}x slower"
 
 
 @torch.inference_mode()
 def side_by_side(models: Mapping[str, nn.Module], x: Tensor, seconds: float = 3.0) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each model on ``x``, in turn, for so many seconds and 20 rounds at least."""
+    """Median milliseconds of each model on ``x``, in turn, for so many seconds and 20 rounds at least; the least, the
+    tenths, and how many times as fast as the first model (with what the rounds leave possible)."""
     calls = [partial(model, x) for model in models.values()]
     taken = timing.interleave(calls, rounds=100_000, budget_s=seconds, least=20)
-    return {name: _spread(t) for name, t in zip(models, taken, strict=True)}
+    return {name: _spread(t, taken[0]) for name, t in zip(models, taken, strict=True)}
 
 
 @torch.inference_mode()
@@ -128,8 +148,6 @@ def threads(number: int) -> Iterator[None]:
 
 def machine() -> dict[str, Any]:
     """Where a figure comes from."""
-    from ... import __name__ as package
-
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -140,20 +158,12 @@ def machine() -> dict[str, Any]:
         "cpu": name,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "instruction_set": cpu.current_isa(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        package: _version(package),
+        "secateur": installed_version(),
         "system": f"{platform.system()} {platform.release()}",
         "command": " ".join(sys.argv),
     }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:  # used from a source tree that is not installed
-        return "unknown"

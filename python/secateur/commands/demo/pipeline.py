@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from ... import DistillationLoss, compile, convert, prune_activations, save, sparsity
+from ..._base.load import watched
 from ...pruning.criteria import MeanStd
 from ...report import Report
 from ...training.gradual import CubicSchedule, GradualPruner
@@ -25,6 +27,7 @@ from .data import Digits, Split
 from .int8 import Int8
 from .network import TutorialCNN
 from .result import Budget, Result
+from .telling import Say, minutes, percent, quiet, teller
 from .training import Loss, accuracy, fit, labels_alone, mean_loss
 
 LAYERS = ["conv1", "conv2", "fc1", "fc2"]
@@ -35,6 +38,10 @@ SPARSITY = {"conv1": 0.6, "conv2": 0.8, "fc1": 0.92, "fc2": 0.8}
 
 #: k of the activations' thresholds, from the least zeros to the most. The validation digits choose one.
 KS = (1.0, 0.75, 0.5, 0.25, 0.0, -0.25, -0.5)
+
+#: For the forecast: compiling and timing, which take as long as they are given; how often all choices together look at
+#: the validation digits, nine copies a time; and what a look costs beside a step of training.
+_MEASURED_S, _LOOKS, _LOOK = 60.0, 220, 0.6
 
 #: Peak learning rates. A pruned network has further to go than fine-tuning usually does: 3e-3 gave 0.5 points more on
 #: shifted validation digits than 1e-3.
@@ -62,7 +69,7 @@ def run(
         digits: take these instead of loading ``dataset``.
         threads: of torch, while the demo runs.
         timing_seconds: for each batch size.
-        progress: show progress bars and print the tables.
+        progress: show progress bars, say each stage's result when it is there, and print the tables.
 
     Raises:
         Error: bad arguments, a package of the extra ``demo`` that is missing, a converted network that computes
@@ -74,13 +81,21 @@ def run(
         picture.require()  # before the minutes of training, not after
     digits = data.load(dataset) if digits is None else digits
     budget = Budget.of(dataset) if budget is None else budget
+    say = teller(progress)
+    usual = " (about 7 minutes on 2 cores that have nothing else to do)" if budget == Budget() else ""
+    say(f"train, prune, quantize, measure{usual}; accuracies on the {len(digits.validation)} validation digits")
     with measuring.threads(threads), torch.random.fork_rng(devices=[]), _folder(out) as folder:
         torch.manual_seed(seed)
-        result = _stages(digits, budget, torch.Generator().manual_seed(seed), progress)
+        result = _stages(digits, budget, torch.Generator().manual_seed(seed), progress, say)
         report = result.report
         report |= {"dataset": dataset, "seed": seed, "epochs": vars(budget), "machine": measuring.machine()}
         report |= _sizes(result, folder)
-        report |= _latencies(result, digits.validation.images, timing_seconds)
+        say(
+            f"files: dense {report['dense_bytes']:,} bytes, pruned {report['pruned_bytes']:,}, "
+            f"int8 {report['int8_bytes']:,}"
+        )
+        report |= _latencies(result, digits.validation.images, timing_seconds, say)
+        say("the pruning rules against each other")
         rules = contest.run(result.dense, digits, budget.rules, SPARSITY, seed, progress)
         # Everything is decided. Only now the test digits, once for each variant.
         report |= _accuracies(result, digits) | {"rules": contest.judge(rules, digits)}
@@ -89,6 +104,10 @@ def run(
         report["activations"] = _activation_rows(result.thin, zeros)
         in_blocks = measuring.activation_zeros(result.int8.thin, digits.test)
         report["int8"]["activation_sparsity"] = in_blocks["total"]["sparsity"]
+        say(
+            f"test digits, looked at now: dense {percent(report['dense_accuracy'])}, "
+            f"pruned {percent(report['pruned_accuracy'])}, int8 {percent(report['int8_accuracy'])}"
+        )
         report["seconds"] = time.perf_counter() - began
         if out is not None:
             (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -104,26 +123,43 @@ def run(
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass  # a folder that cannot be written fails here, before the minutes of training
         yield Path(out)
         return
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress: bool) -> Result:
+def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress: bool, say: Say = quiet) -> Result:
     dense = TutorialCNN()
+    began = time.perf_counter()
     fit(dense, digits.train, budget.dense, RATE_DENSE, generator, title="train dense", progress=progress)
+    # Both networks are pruned, the rules tried; a step with a teacher or a threshold takes somewhat longer.
+    left = 1.2 * 2 * (budget.weights + budget.activations) + 4 * budget.rules
+    left += _LOOK * _LOOKS * len(digits.validation) / len(digits.train)
+    pace = (time.perf_counter() - began) / budget.dense
+    say(
+        f"dense: accuracy {percent(accuracy(dense, digits.validation))}; at this pace about "
+        f"{minutes(pace * left + _MEASURED_S)} to go"
+    )
 
     pruned = copy.deepcopy(dense)
     thetas = _prune_weights(pruned, digits, budget, generator, progress)
+    zeros = sparsity(pruned).sparsity
+    say(f"weights pruned: {percent(zeros)} zeros, accuracy {percent(accuracy(pruned, digits.validation))}")
 
-    k, search = _choose_k(pruned, digits)
+    k, search = _choose_k(pruned, digits, say)
     thin, k, tuned = _prune_activations(pruned, digits, k, budget, generator, progress)
+    zeros = measuring.activation_zeros(thin, digits.validation)["total"]["sparsity"]
+    say(
+        f"thresholds, k = {k:g}: {percent(zeros)} of the activations are zero, accuracy "
+        f"{percent(accuracy(thin, digits.validation))}"
+    )
     x = digits.validation.images[:64]
-    second = _in_blocks(dense, digits, k, budget, generator, progress)
-    forms = convert(thin, x), compile(thin, x), compile(pruned, x)
+    second = _in_blocks(dense, digits, k, budget, generator, progress, say)
+    say("convert and compile: every layer is tried in several forms")
+    forms = convert(thin, x), compile(thin, x), compile(pruned, x), compile(dense, x)
     result = Result(dense, pruned, thin, *forms, thetas, k, second)
     result.report = {
         "k_activations": k,
@@ -132,20 +168,36 @@ def _stages(digits: Digits, budget: Budget, generator: torch.Generator, progress
         "converted_difference": measuring.check_same(thin, result.converted, digits.validation),
         "compiled_difference": measuring.check_same(thin, result.compiled, digits.validation),
         "weights_compiled_difference": measuring.check_same(pruned, result.weights_compiled, digits.validation),
+        "dense_compiled_difference": measuring.check_same(dense, result.dense_compiled, digits.validation),
         "int8": second.report,
     }
     return result
 
 
 def _in_blocks(
-    dense: nn.Module, digits: Digits, k: float, budget: Budget, generator: torch.Generator, progress: bool
+    dense: nn.Module,
+    digits: Digits,
+    k: float,
+    budget: Budget,
+    generator: torch.Generator,
+    progress: bool,
+    say: Say,
 ) -> Int8:
     """The same shares of zeros in blocks, learnt from the dense network; thresholds at ``k``; integers."""
     blocks = copy.deepcopy(dense)
     teacher = DistillationLoss(dense, int8.TEMPERATURE)
     _prune_weights(blocks, digits, budget, generator, progress, pattern=int8.PATTERN, loss=teacher)
     thin, k, _ = _prune_activations(blocks, digits, k, budget, generator, progress, loss=teacher)
-    return int8.quantized(thin, k, digits, _judge(digits), digits.validation.images[:64])
+    say(
+        f"in 1x4 blocks, k = {k:g}: {percent(sparsity(thin).sparsity)} zeros, accuracy "
+        f"{percent(accuracy(thin, digits.validation))}; int8: calibrations are compared"
+    )
+    second = int8.quantized(thin, k, digits, _judge(digits), digits.validation.images[:64])
+    say(
+        f"int8: {second.report['layers']} layers, calibration {second.report['calibration']}, accuracy "
+        f"{percent(accuracy(second.compiled, digits.validation))}"
+    )
+    return second
 
 
 def _prune_weights(
@@ -244,7 +296,7 @@ def _prune_activations(
     return thin, chosen, [{"k": each, "validation_accuracy": share} for share, each, _ in tried]
 
 
-def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, float]]]:
+def _choose_k(pruned: nn.Module, digits: Digits, say: Say = quiet) -> tuple[float, list[dict[str, float]]]:
     """The k with the most zeros among those that cost at most 0.3 points of validation accuracy before fine-tuning,
     which wins it back."""
     judge = _judge(digits)
@@ -257,6 +309,9 @@ def _choose_k(pruned: nn.Module, digits: Digits) -> tuple[float, list[dict[str, 
         zeros = cast(Report, thin.report).sparsity
         search.append({"k": k, "activation_sparsity": zeros, "validation_accuracy": right})
         search[-1]["validation_loss"] = mean_loss(thin, judge)
+        say(
+            f"  k = {k:g} tried: {percent(zeros)} of the activations zero, accuracy {percent(right)} before fine-tuning"
+        )
         if right >= floor - 1e-9:
             chosen = k
     return chosen, search
@@ -290,20 +345,29 @@ def _sizes(result: Result, folder: Path) -> dict[str, Any]:
     }
 
 
-def _latencies(result: Result, images: Tensor, seconds: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"latency": {}}
+def _latencies(result: Result, images: Tensor, seconds: float, say: Say) -> dict[str, Any]:
+    found: dict[str, Any] = {"latency": {}, "busy": []}
     models = {
-        "dense": result.dense, "pruned": result.converted, "compiled": result.compiled,
-        "weights_compiled": result.weights_compiled, "int8": result.int8.compiled,
+        "dense": result.dense, "dense_compiled": result.dense_compiled, "pruned": result.converted,
+        "compiled": result.compiled, "weights_compiled": result.weights_compiled, "int8": result.int8.compiled,
     }  # fmt: skip
-    whole = {"compiled", "weights_compiled", "int8"}  # one call from end to end: there is no layer to watch
+    layered = {"dense", "pruned"}  # the others are one call from end to end: there is no layer to watch
     for batch in (1, 64):
         x = images[:batch].contiguous()
-        taken = measuring.side_by_side(models, x, seconds)
+        with watched() as machine:
+            taken = measuring.side_by_side(models, x, seconds)
+        if machine.warning is not None:
+            found["busy"].append(f"batch {batch}: {machine.warning}")
+            say(found["busy"][-1])
+        say(
+            f"batch {batch}: dense {taken['dense']['ms']:.3f} ms, converted {taken['pruned']['ms']:.3f}, compiled "
+            f"{taken['compiled']['ms']:.3f} ({measuring.gain(taken['compiled'])}), int8 {taken['int8']['ms']:.3f} "
+            f"({measuring.gain(taken['int8'])})"
+        )
         found["latency"][f"b{batch}"] = taken
         for name in models:
             found[f"{name}_ms_b{batch}"] = taken[name]["ms"]
-            if name in whole:
+            if name not in layered:
                 continue
             with torch.inference_mode():
                 for row, ms in measuring.layer_times(models[name], x, LAYERS).items():

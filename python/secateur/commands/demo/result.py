@@ -43,6 +43,7 @@ class Result:
     converted: nn.Module
     compiled: nn.Module  # thin
     weights_compiled: nn.Module  # pruned: weights alone, to tell what the thresholds bring
+    dense_compiled: nn.Module  # dense: to tell what the zeros bring from what compiling brings
     thetas: dict[str, dict[str, float]]  # layer -> min, mean, max of the weights' last thresholds
     k: float  # of the activations
     int8: Int8  # the second network: 1x4 blocks, thresholds, integers

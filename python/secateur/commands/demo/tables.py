@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report import Column, Report
+from .measuring import gain
 
 
 def _percent(value: float) -> str:
@@ -22,6 +23,7 @@ def _ms(report: Mapping[str, Any], name: str, batch: int) -> str:
 
 
 _FORMS = (
+    ("dense_compiled", "dense, compiled"),
     ("pruned", "converted"),
     ("weights_compiled", "compiled, weights alone"),
     ("compiled", "compiled"),
@@ -34,7 +36,8 @@ def summary(report: Mapping[str, Any]) -> Report:
     machine = report["machine"]
     notes = [
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; {report['test_digits']:,} test "
-        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %"
+        f"digits, seed {report['seed']}; {report['seconds']:.0f} s in all; ms: median, 10 % to 90 %",
+        *report["busy"],
     ]
     return Report("the tutorial's CNN, pruned", _columns("pruned"), rows, notes)
 
@@ -79,13 +82,12 @@ def _outcome(
     ]
     for batch in (1, 64):
         for key, how in forms:
-            ratio = report[f"dense_ms_b{batch}"] / report[f"{key}_ms_b{batch}"]
             rows.append(
                 {
                     "what": f"ms, batch {batch}, {how}",
                     "dense": _ms(report, "dense", batch),
                     name: _ms(report, key, batch),
-                    "gain": f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower",
+                    "gain": gain(report["latency"][f"b{batch}"][key]),
                 }
             )
     return rows

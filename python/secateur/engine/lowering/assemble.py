@@ -73,11 +73,12 @@ def _attribute(module: nn.Module, target: str) -> Any:
 
 
 def _has_effect(ctx: Context, node: fx.Node) -> bool:
-    """Whether a node is needed for an effect: it writes in place, or nothing reads its result."""
+    """Whether a node is needed for an effect: it writes in place, draws random numbers, is a module that writes or that
+    has hooks, or nothing reads its result."""
     if node.op in ("placeholder", "get_attr", "output") or node in ctx.steps:
         return False
     meta = ctx.meta(node)
-    if meta.writes:
+    if meta.writes or ctx.traced.has_effects(node):
         return True
     return not node.users and meta.number is None and meta.constant is None and not is_movement(ctx, node)
 
