@@ -36,6 +36,8 @@ def write(seed: int) -> Written:
     inputs = rng.choice(of("inputs")) if rng.random() < 0.7 else "one_input"
     net = Scope(source, Value("x", IMAGE_CHANNELS))
     use(inputs, net)
+    if inputs != "written_input" and rng.random() < 0.15:
+        use("written_input", net)
     stem = net.put(f"{net.conv(IMAGE_CHANNELS, channels, 3)}({net.values[-1].name})", Value("x", channels))
     net.values = [stem]  # images have other channels
 
