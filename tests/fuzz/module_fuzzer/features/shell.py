@@ -91,7 +91,7 @@ def torch_pruned(source: Source) -> None:
     source.prunes = True
     source.imports.add("import torch.nn.utils.prune")
     name = "l1_unstructured" if source.rng.random() < 0.5 else "random_unstructured"
-    source.make += [
+    source.make[:0] = [  # before channels_last, which it does not take
         "for m in list(model.modules()):",
         "    if type(m) in (nn.Conv2d, nn.Linear):",
         f'        torch.nn.utils.prune.{name}(m, "weight", 0.5)',
