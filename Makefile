@@ -43,7 +43,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test slow-test random-planner bench peers engine-bench lint types format native-test sanitize tsan fuzz emulated neon werror cuda \
+.PHONY: help setup demo test slow-test random-planner bench peers engine-bench lint types format native-test sanitize tsan fuzz fuzz-modules emulated neon werror cuda \
   abi other-torch pythons sdist check clean distclean
 
 help: ## this list
@@ -156,6 +156,9 @@ fuzz: $(VENV)/.made-fuzz ## mutated layers, programs and files for FUZZ_SECONDS=
 	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER=clang++
 	cmake --build build/fuzz
 	PYTHON=$(abspath $(py)) tests/fuzz/run build/fuzz $(FUZZ_SECONDS)
+
+fuzz-modules: setup ## random modules through the five calls, against plain torch (SECONDS=60 SEED=1; ARGS=--planted)
+	PYTHONPATH=tests/fuzz $(py) -m module_fuzzer --seconds $(or $(SECONDS),$(FUZZ_SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 emulated: $(VENV)/.made-tools ## native-test with AVX-512 and VNNI emulated, for CPUs without (needs SIMDe)
 	cmake -S tests/native -B build/emulated -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DSECATEUR_EMULATE=ON
