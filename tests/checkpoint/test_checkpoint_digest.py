@@ -231,7 +231,9 @@ def test_unknown_words_in_the_metadata_are_refused(tmp_path: Path) -> None:
     secateur.save(nn.Linear(2, 2), path)
     path.write_bytes(edited(path.read_bytes(), lambda header: header["__metadata__"].update(digess="")))
     refused(
-        path, nn.Linear(2, 2), "must have no word in its metadata but format, version, secateur, digest, got 'digess'"
+        path,
+        nn.Linear(2, 2),
+        "must have no word in its metadata but format, version, secateur, graph, digest, got 'digess'",
     )
 
 

@@ -426,5 +426,5 @@ def test_the_tables_are_closed() -> None:
 
 
 def test_the_path_comes_first(tmp_path: Path) -> None:
-    with pytest.raises(Error, match=r"the path comes first: secateur.load\(path, model\)"):
+    with pytest.raises(Error, match=r"the path comes first, then the model: secateur.load\(path, model\)"):
         secateur.load(net(), tmp_path / "f")  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import masks, ops
 from .._base.errors import Error
 from ..engine.compiled import CompiledModel
+from ..engine.unit import undressed
 from ..masks import Theta, buffer_name
 from ..masks.weights import unwrapped
 from . import rules
@@ -70,7 +71,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: str | None =
     place = path_of(path, "save")
     model = unwrapped(model)
     if isinstance(model, CompiledModel):
-        model = unwrapped(copy.deepcopy(model.source))  # reading the original's packed weights unpacks them for good
+        # Reading the original's packed weights would unpack them for good.
+        model = unwrapped(undressed(copy.deepcopy(model.source)))
     tensors, description, graph = _packed(model, None if values is None else _NARROW[values], share)
     about = description.metadata()
     try:

@@ -332,7 +332,7 @@ class CompiledModel(nn.Module):
         settings.sealed = True
         unit.forget_weights()
         entry: Any = unit
-        if hooks_of(source) or type(source).__call__ is not nn.Module.__call__:
+        if hooks_of(source) or _has_own_call(type(source)):
             source.__dict__["forward"] = unit
             entry = source
         example = tuple(clones(args))
@@ -457,6 +457,15 @@ class _Built:
             return self.entry(*args)
         finally:
             MODE.running -= 1
+
+
+def _has_own_call(kind: type[nn.Module]) -> bool:
+    """Whether a class overrides ``__call__``, which the engine must then go through."""
+    return any(
+        "__call__" in vars(base)
+        for base in kind.__mro__
+        if not base.__module__.startswith("torch.") and not issubclass(base, fx.GraphModule)
+    )
 
 
 def _restored(

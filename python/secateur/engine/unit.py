@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import time
-import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -102,10 +101,10 @@ class CompiledForward(StandIn):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of a module runs as its class does."""
-        return _class_forward(copy.deepcopy(self.module, memo))
+        return ClassForward(copy.deepcopy(self.module, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _class_forward, (self.module,)
+        return ClassForward, (self.module,)
 
     def _own(self, *args: Any, **kwargs: Any) -> Any:
         if self._replaced is not None:
@@ -277,8 +276,14 @@ class CompiledForward(StandIn):
         return state
 
 
-def _class_forward(module: nn.Module) -> Any:
-    return types.MethodType(type(module).forward, module)
+class ClassForward(StandIn):
+    """What a copied module has in place of its unit: the forward of its class."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 def is_empty(args: Sequence[Any]) -> bool:
@@ -312,11 +317,12 @@ def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
     return None
 
 
-def undressed(module: nn.Module) -> None:
-    """Take the units off a model."""
+def undressed(module: nn.Module) -> nn.Module:
+    """The model, its units taken off."""
     for each in module.modules():
-        if "forward" in vars(each) and not forward_replaced(each):
+        if isinstance(vars(each).get("forward"), StandIn):
             del each.__dict__["forward"]
+    return module
 
 
 @contextmanager

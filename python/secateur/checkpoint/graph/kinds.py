@@ -477,7 +477,10 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 def why_not_alike(module: nn.Module, built: nn.Module) -> str:
     """The first difference between a module and what its description makes; empty: none."""
+    own_masks = {masks.buffer_name(name) for name in masks.masked_parameters(module)}  # they come with the weights
     for name, value in vars(built).items():
+        if name in own_masks:
+            continue
         derived = name == "_reversed_padding_repeated_twice" and vars(built).get("padding_mode") != "zeros"
         if derived or not (name.startswith("_") or name in _NOT_COMPARED or isinstance(value, Tensor | nn.Module)):
             own = getattr(module, name, _ABSENT)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..._base.modules import hooks_of, pruning_hooks
+from ..._base.modules import forward_replaced, hooks_of, pruning_hooks
 from ...engine.compiled import CompiledModel
 from . import kinds
 
@@ -98,7 +98,7 @@ def why_not(model: nn.Module) -> str:
             return f"{where} has forward hooks"
         if any(not _is_ours(hook) for table in _HOOKS for hook in (getattr(module, table, None) or {}).values()):
             return f"{where} has hooks of its state_dict"
-        if "forward" in vars(module) or any(part in vars(module) for part in _MACHINERY):
+        if forward_replaced(module) or any(part in vars(module) for part in _MACHINERY):
             return f"the forward of {where} was replaced"
         if kinds.kind_of(module) is None and (why := _why_not_class(type(module))):
             return f"{where}: {why}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..._base import timing
+from ..._base.state import MODE
 from ..._base.tensors import clones, close
 from ..backends.program import Backend, ProgramLike, Size, Unplannable
 from ..recognise.steps import BATCHED_ROWS, PLANES, POOLED, ROWS, Context, Step
@@ -71,7 +72,8 @@ class Segment(nn.Module):
         size is wrong, torch raises."""
         result = self.torch_form(*args)
         shapes = ", ".join(str(list(x.shape)) for x in args)
-        warnings.warn(f"compile: {self.steps[0].name}: torch computes {shapes}, for {refusal}", stacklevel=2)
+        if MODE.trials == 0:
+            warnings.warn(f"compile: {self.steps[0].name}: torch computes {shapes}, for {refusal}", stacklevel=2)
         return result
 
     def _inputs(self, args: Sequence[Tensor]) -> list[Tensor] | None:
