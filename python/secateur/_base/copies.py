@@ -52,7 +52,7 @@ def own_copy(model: M, caller: str, memo: dict[int, Any] | None = None) -> M:
     inside = {id(module) for module in model.modules()}
     for module in model.modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-            if not is_torchs(hook) and id(getattr(hook, "__self__", hook)) not in inside:
+            if not is_torchs(hook) and not is_ours(hook) and id(getattr(hook, "__self__", hook)) not in inside:
                 memo[id(hook)] = hook
     used = dict(memo)  # one that fails leaves half a copy in its memo
     try:
@@ -137,6 +137,12 @@ def is_torchs(hook: Any) -> bool:
     return str(home).startswith("torch.")
 
 
+def is_ours(hook: Any) -> bool:
+    """Whether a forward hook is this package's own: it decides itself what its copies do."""
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(home).startswith("secateur.")
+
+
 def drop_hooks(model: M) -> M:
     """Take the caller's forward hooks off a copy that is only run on trial; torch's own, which compute, stay."""
     for module in model.modules():
@@ -146,4 +152,4 @@ def drop_hooks(model: M) -> M:
     return model
 
 
-__all__ = ["drop_hooks", "evaluating", "is_torchs", "own_copy", "unwrapped"]
+__all__ = ["drop_hooks", "evaluating", "is_ours", "is_torchs", "own_copy", "unwrapped"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .copies import is_torchs
+from .copies import is_ours, is_torchs
 from .held import every_module
 from .state import State, state_kept
 
@@ -36,7 +36,7 @@ class _Hiding(OrderedDict[int, Any]):
 
 
 def _is_ours(hook: Any) -> bool:
-    return is_torchs(hook) or str(getattr(hook, "__module__", "")).startswith("secateur.")
+    return is_torchs(hook) or is_ours(hook)
 
 
 @contextmanager

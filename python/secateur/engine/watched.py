@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._base.copies import is_torchs
+from .._base.copies import is_ours, is_torchs
 from .._base.state import MODE
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -91,7 +91,7 @@ class HookTable(OrderedDict[int, Any]):
 
 
 def _is_ours(hook: Any) -> bool:
-    return is_torchs(hook) or str(getattr(hook, "__module__", "")).startswith("secateur.")
+    return is_torchs(hook) or is_ours(hook)
 
 
 class WatchedTable(dict[str, Any]):

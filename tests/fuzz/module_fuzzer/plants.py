@@ -230,10 +230,11 @@ def masks_averaged(run: Run) -> Run:
     def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
         result = run(model, example)
         with torch.no_grad():
-            for name, buffer in result.named_buffers():
-                if name.endswith("_mask") and buffer.dtype == torch.uint8:
-                    buffer.mul_(0.99)
-            secateur.masks.apply(result)
+            for module in result.modules():
+                for name in secateur.masks.masked_parameters(module):
+                    mask, weight = secateur.masks.get_mask(module, name), getattr(module, name)
+                    worn = (mask.float() * 0.99).to(torch.uint8)
+                    weight.mul_(secateur.ops.mask_unpack(worn, weight.shape))
         return result
 
     return wrapped
