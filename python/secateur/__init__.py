@@ -1,6 +1,8 @@
 """Prune a trained PyTorch network, and have it run faster."""
 
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 from ._base.errors import Error
 from ._base.version import installed_version as _installed_version
@@ -54,8 +56,10 @@ if TYPE_CHECKING:
     __version__: str
 else:
 
-    def __getattr__(name: str) -> str:
+    def __getattr__(name: str) -> _Any:
         """``__version__`` is looked up when it is asked for: to read the metadata takes time that an import has not."""
         if name == "__version__":
             return _installed_version()
+        if name == "cli":  # where the command line stood
+            return _import_module("secateur.commands.cli")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,11 +18,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Mode(threading.local):
-    """What this thread is in: so many trial runs, runs that must be torch's own, calls of a compiled model's Python."""
+    """What this thread is in: so many trial runs, runs that must be torch's own, calls of a compiled model's Python, trial
+    runs of a model that other threads may be loading weights into."""
 
     trials = 0
     plain = 0
     running = 0
+    live = 0
 
 
 MODE = _Mode()
@@ -36,6 +38,16 @@ def in_torch() -> Iterator[None]:
         yield
     finally:
         MODE.plain -= 1
+
+
+@contextmanager
+def live(condition: bool = True) -> Iterator[None]:
+    """Trial runs here undo writes into those tensors alone that forwards were seen to write: others may be loaded."""
+    MODE.live += condition
+    try:
+        yield
+    finally:
+        MODE.live -= condition
 
 
 @contextmanager
@@ -76,7 +88,6 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._writes_of_others = _WRITES_OF_OTHERS[0]
         self._modules: list[tuple[nn.Module, dict[str, Any] | None, list[tuple[Any, dict[str, Any]]]]] = []
         self._holders: list[tuple[Any, Any]] = []  # container, a shallow copy of its contents
         self._tensors: list[list[Any]] = []  # tensor, version, its values
@@ -207,12 +218,11 @@ class State:
         for holder, contents in self._holders:
             if _differs(holder, contents):
                 _refill(holder, contents)
-        written = [entry for entry in self._tensors if entry[1] >= 0 and entry[0]._version != entry[1]]
-        if self._writes_of_others != _WRITES_OF_OTHERS[0]:
-            return  # another thread loads weights: they are to stay
         with torch.no_grad():
-            for entry in written:
-                t, _, values = entry
+            for entry in self._tensors:
+                t, version, values = entry
+                if version < 0 or t._version == version or (MODE.live and not was_written(t)):
+                    continue
                 _WRITTEN[t] = True  # from now on a parameter's values are kept, too
                 if values is None:
                     values = original_of(t)
@@ -221,14 +231,6 @@ class State:
                         t.resize_(values.shape)
                     t.copy_(values)
                 entry[1] = t._version
-
-
-_WRITES_OF_OTHERS = [0]
-
-
-def others_write() -> None:
-    """Called before weights are written by anybody but a forward: trial runs in other threads must not undo it."""
-    _WRITES_OF_OTHERS[0] += 1
 
 
 # Parameters are large and hardly ever written by a forward, so their values are not kept beforehand: those of a copy
@@ -305,8 +307,8 @@ __all__ = [
     "MODE",
     "State",
     "in_torch",
+    "live",
     "original_of",
-    "others_write",
     "random_state",
     "random_state_kept",
     "remember_original",

@@ -20,7 +20,7 @@ from .._base.copies import evaluating, own_copy, unwrapped
 from .._base.errors import Error
 from .._base.modules import hooks_of, pruning_hooks
 from .._base.signals import keeps_grad_mode
-from .._base.state import MODE, in_torch, others_write, state_kept
+from .._base.state import MODE, in_torch, live, state_kept
 from .._base.tensors import clones
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
@@ -149,7 +149,7 @@ class CompiledModel(nn.Module):
         held["report"] = Report("compiled", (), [])
         held["_lock"] = fork.Lock()
         held["_generation"] = 0  # of the weights
-        held["_told"] = set()  # what was said once
+        held["_told"] = set()  # what was said and done once
         held["_watch"] = Watch(self._stale)
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call,unused-ignore]
         self._take(source, None)
@@ -313,7 +313,9 @@ class CompiledModel(nn.Module):
             built: _Built | None = held["_built"]
             while built is None or built.generation != held["_generation"]:  # weights may be loaded meanwhile
                 held["_watch"].install(self.source)
-                built = self._made(self.source, args)
+                with live(built is not None or "built" in held["_told"]):
+                    built = self._made(self.source, args)
+                held["_told"].add("built")
                 held["report"], held["_built"] = built.report, built
             return built
 
@@ -404,7 +406,6 @@ class CompiledModel(nn.Module):
 
     def _stale(self) -> None:
         """Drop the built programs, which do not match the weights any more: the next call builds again."""
-        others_write()
         self.__dict__["_generation"] += 1
 
     def train(self: C, mode: bool = True) -> C:

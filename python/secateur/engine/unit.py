@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from .._base.errors import Error
 from .._base.fork import Lock
 from .._base.modules import StandIn, forward_replaced
-from .._base.state import MODE, in_torch, state_kept
+from .._base.state import MODE, in_torch, live, state_kept
 from .._base.tensors import clones
 from ..graph.tracing import Traced, Untraceable, trace
 from ..graph.value_order import make_functional
@@ -127,7 +127,8 @@ class CompiledForward(StandIn):
                     if is_empty(args):
                         return Specialization(self._in_torch, self.path, why="it is given nothing to compute with")
                     self.made += 1
-                    found = self._make(args)
+                    with live(self.settings.sealed):
+                        found = self._make(args)
                     key = self.key(args)  # it may have turned out to depend on the size
                     self.states[key] = found
                     while len(self.states) > _MOST_STATES:
