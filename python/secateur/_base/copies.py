@@ -4,6 +4,7 @@ belongs to somebody else is never run. Its copy is."""
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,7 @@ def own_copy(model: M, caller: str, memo: dict[int, Any] | None = None) -> M:
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if not is_torchs(hook) and not is_ours(hook) and id(getattr(hook, "__self__", hook)) not in inside:
                 memo[id(hook)] = hook
+    _copy_tensors(model, memo)
     used = dict(memo)  # one that fails leaves half a copy in its memo
     try:
         result = _copied(model, used)
@@ -77,6 +79,23 @@ class _WithoutGraphs(TorchFunctionMode):
                 memo[id(tensor)] = tensor.detach().clone()
             return memo[id(tensor)]
         return func(*args, **(kwargs or {}))
+
+
+def _copy_tensors(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy what is an ordinary tensor in memory of its own, which deepcopy does slowly, into the memo."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in memo}
+    plain = [t for t in tensors.values() if type(t) in (nn.Parameter, Tensor) and t.layout == torch.strided]
+    held = Counter(t.untyped_storage()._cdata for t in plain if not t.is_meta)
+    for t in plain:
+        if vars(t) or not t.is_leaf or t.is_inference() or t.is_quantized or t.is_meta or not t.is_contiguous():
+            continue
+        storage = t.untyped_storage()
+        if t.grad is not None or held[storage._cdata] > 1 or storage.nbytes() != t.numel() * t.element_size():
+            continue
+        made = t.detach().clone()
+        memo[id(t)] = (
+            nn.Parameter(made, t.requires_grad) if type(t) is nn.Parameter else made.requires_grad_(t.requires_grad)
+        )
 
 
 def _copied(model: V, memo: dict[int, Any]) -> V:

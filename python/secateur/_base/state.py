@@ -18,8 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class _Mode(threading.local):
-    """What this thread is in: so many trial runs, runs that must be torch's own, calls of a compiled model's Python, trial
-    runs of a model that other threads may be loading weights into."""
+    """What this thread is in: trial runs (so many), runs that must be torch's own, calls of a compiled model's Python,
+    and trial runs of a model into which other threads may load weights."""
 
     trials = 0
     plain = 0
@@ -73,7 +73,13 @@ def random_state() -> tuple[Any, ...]:
 
 def same_random_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Whether nothing was drawn between the two."""
-    return torch.equal(a[0], b[0]) and a[1] == b[1] and str(a[2]) == str(b[2])
+    return torch.equal(a[0], b[0]) and a[1] == b[1] and _same_numpy(a[2], b[2])
+
+
+def _same_numpy(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(a[0] == b[0] and a[2:] == b[2:] and (a[1] == b[1]).all())
 
 
 _INTERNAL = (frozenset(vars(nn.Module())) | {"forward"}) - {"training"}
@@ -293,7 +299,13 @@ def _refill(holder: Any, kept: Any) -> None:
 @contextmanager
 def state_kept(model: nn.Module) -> Iterator[State]:
     """A trial run of a model that is ours: attributes, tensors and random numbers are afterwards as before."""
-    state = State(model)
+    with trial_from(State(model)) as state:
+        yield state
+
+
+@contextmanager
+def trial_from(state: State) -> Iterator[State]:
+    """A trial run from a state that was taken; it may be the first of several."""
     MODE.trials += 1
     try:
         with random_state_kept():
@@ -314,5 +326,6 @@ __all__ = [
     "remember_original",
     "same_random_state",
     "state_kept",
+    "trial_from",
     "was_written",
 ]

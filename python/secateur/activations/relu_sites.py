@@ -26,7 +26,7 @@ from .._base.state import state_kept
 from .._base.trial import flags_kept
 from ..graph import operators
 from ..graph.rewritten import RewrittenModule, as_graph_module, why_not_graph
-from ..graph.tracing import _lock as tracing_lock
+from ..graph.tracing import tracing_lock
 from ..masks import masked_parameters
 from ..nn.threshold_relu import ThresholdReLU
 from .calibration import Calibrator

@@ -17,7 +17,7 @@ from .._base.errors import Error
 from .._base.held import every_module, exchange, unregistered
 from .._base.tensors import same
 from .._base.trial import trial
-from ..graph.tracing import _writers as writers_of
+from ..graph.tracing import writers_of
 from ..graph.writes import statically_writing
 from ..nn.threshold_relu import ThresholdReLU
 from ..nn.trainable_threshold import freeze_thresholds

@@ -230,9 +230,9 @@ class CompiledModel(nn.Module):
         if key != built.expected and key not in built.taken:
             return self._take_on(built, args, key)
         if not torch.is_grad_enabled():
-            return built.call(args)
+            return built.call(args, key)
         with torch.no_grad():
-            return built.call(args)
+            return built.call(args, key)
 
     def _why_in_torch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Why the engine does not serve a call. Raises where gradients are wanted of the input."""
@@ -271,7 +271,7 @@ class CompiledModel(nn.Module):
             return self._in_torch(args, {}, "calls without an image")
         try:
             with torch.no_grad():
-                result = built.call(args)
+                result = built.call(args, key)
         except Error:
             raise
         except Exception as error:
@@ -326,8 +326,7 @@ class CompiledModel(nn.Module):
         undressed(source)
         unit = CompiledForward(source, "", settings)
         try:
-            with state_kept(source):
-                unit.state(args)
+            unit.state(args)
         except Exception as error:
             _blame_example(source, args, error)
             raise
@@ -447,12 +446,14 @@ class _Built:
     report: Report
     taken: set[Key] = field(default_factory=set)  # other kinds of inputs that the model took
 
-    def call(self, args: tuple[Any, ...]) -> Any:
+    def call(self, args: tuple[Any, ...], key: Key) -> Any:
         unit = self.unit
-        if self.entry is unit:
-            last = unit.last
-            if last is not None and last[1].assembled is not None:  # a graph, which nothing of Python's can change
-                return unit.run(args, unit.key(args)) if unit.settings.recorder is None else unit(*args)
+        last = unit.last
+        # A graph, which nothing of Python's can change while it runs.
+        if self.entry is unit and last is not None and last[1].assembled is not None and unit.settings.recorder is None:
+            if unit.size_bound or unit.batch_bound:
+                key = unit.key(args)
+            return last[1].forward(*args) if last[0] == key else unit.run(args, key)
         MODE.running += 1
         try:
             return self.entry(*args)

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from .._base.errors import Error
 from .._base.fork import Lock
 from .._base.modules import StandIn, forward_replaced
-from .._base.state import MODE, in_torch, live, state_kept
+from .._base.state import MODE, in_torch, live, state_kept, trial_from
 from .._base.tensors import clones
 from ..graph.tracing import Traced, Untraceable, trace
 from ..graph.value_order import make_functional
@@ -186,7 +186,7 @@ class CompiledForward(StandIn):
         state.held = assembled.module
         self.size_bound |= ctx.size_bound or traced.size_bound
         self.batch_bound |= traced.batch_bound
-        self._decide(state, args, traced.expected)
+        self._decide(state, args, traced)
         self._probe(state, traced)
         state.forward = _only_segment(assembled) or state.forward
         return state
@@ -197,7 +197,7 @@ class CompiledForward(StandIn):
             bound = (self.batch_bound or not others.batch) and (self.size_bound or not others.size)
             if bound:
                 continue
-            with torch.no_grad(), state_kept(self.module):
+            with torch.no_grad(), trial_from(traced.state):
                 try:
                     alike = _agree(state.forward(*clones(others.args)), expected)
                 except Error:
@@ -208,7 +208,7 @@ class CompiledForward(StandIn):
                 self.batch_bound |= others.batch
                 self.size_bound |= others.size
 
-    def _decide(self, state: Specialization, args: Sequence[Any], expected: Any) -> None:
+    def _decide(self, state: Specialization, args: Sequence[Any], traced: Traced) -> None:
         """Run the example through; each segment chooses its form on the inputs that reach it."""
         assembled = state.assembled
         assert assembled is not None
@@ -222,19 +222,19 @@ class CompiledForward(StandIn):
 
             handles.append(segment.register_forward_pre_hook(hook))
         try:
-            with torch.no_grad(), state_kept(self.module):
+            with torch.no_grad(), trial_from(traced.state):
                 made = state.forward(*clones(args))
         finally:
             for handle in handles:
                 handle.remove()
-        if _agree(made, expected):
+        if _agree(made, traced.expected):
             return
         for segment in assembled.segments.values():  # no step may be wrong; that one is must not be silent either
             if segment.engine:
                 segment.engine, segment.decision = False, Decision(False, "the network's result differs with it")
-        with torch.no_grad(), state_kept(self.module):
+        with torch.no_grad(), trial_from(traced.state):
             made = state.forward(*clones(args))
-        if not _agree(made, expected):
+        if not _agree(made, traced.expected):
             raise Untraceable("its graph, cut into segments, computes something else")
 
     def forget_weights(self) -> None:
@@ -359,11 +359,9 @@ def input_key(value: Any, with_size: bool = False, with_batch: bool = False) -> 
         shape = value.shape
         rank = len(shape)
         fixed = shape[1] if rank == 4 else shape[-1] if rank == 2 and value.is_floating_point() else None
-        size = None
-        if with_size:
-            size = shape if with_batch else shape[1:] if rank != 4 else shape[2:]
-        elif with_batch:
-            size = shape[:1]
+        if not with_size:
+            return value.dtype, value.device.type, value.layout, rank, fixed, shape[:1] if with_batch else None
+        size = shape if with_batch else shape[1:] if rank != 4 else shape[2:]
         return value.dtype, value.device.type, value.layout, rank, fixed, size
     if isinstance(value, bool | int | float | str | None):
         return type(value).__name__, value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_LEAST = 32  # pixels: smaller images grow in place of shrinking
+_LEAST = 8  # pixels: images that would become smaller grow in place of shrinking
 
 
 @dataclass(frozen=True)

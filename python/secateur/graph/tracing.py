@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .._base.modules import forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
-from .._base.state import in_torch, random_state, same_random_state, state_kept, was_written
+from .._base.state import State, in_torch, random_state, same_random_state, trial_from, was_written
 from .._base.tensors import BASES, clones, same
 from ..nn import (
     MaskedConv2d,
@@ -44,9 +44,11 @@ _QUANTIZED = (Quantize, QuantizedConv2d, QuantizedLinear)
 _OURS = (MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, ThresholdReLU, *_QUANTIZED)
 
 # While fx traces, nn.Module.__call__ and __getattr__ are replaced for the whole process.
-_lock = threading.RLock()
+tracing_lock = threading.RLock()
 # A fork waits for it: patches made by tracing would stay in the child.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+os.register_at_fork(
+    before=tracing_lock.acquire, after_in_parent=tracing_lock.release, after_in_child=tracing_lock.release
+)
 
 
 class Untraceable(Exception):
@@ -77,6 +79,7 @@ class Traced:
     meta: dict[fx.Node, Meta]
     opaque: dict[str, str]  # target of a call_module node that is a graph of its own -> why
     names: dict[fx.Node, str]
+    state: State  # the module's, before it was run
     expected: Any = None  # what the module makes of the example
     batch_bound: bool = False  # it holds for this batch size alone
     size_bound: bool = False  # it holds for this image size alone
@@ -154,11 +157,12 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     opaque = {m: why for m, why in opaque.items() if not isinstance(m, torch.jit.ScriptModule)}
     writers = statically_writing(module)
     theirs = clones(args)  # writes into them are compared too
-    with torch.no_grad(), in_torch(), state_kept(module) as state:
+    state = State(module)
+    with torch.no_grad(), in_torch(), trial_from(state):
         expected = _own_forward(module)(*theirs)
         changed, drawn = state.changes(), random_state()
     if changed:
-        writers.update(_writers(module, args))
+        writers.update(writers_of(module, args, state))
         if not writers:
             raise Untraceable(f"its forward writes {', '.join(changed)}, which outlives the call")
     if module in writers:
@@ -169,7 +173,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
             if m is module:
                 raise Untraceable("its parameters or buffers are written while the model runs")
             opaque.setdefault(m, "its parameters or buffers are written while the model runs")
-    with torch.no_grad(), in_torch(), _lock, held_signals(), state_kept(module):
+    with torch.no_grad(), in_torch(), tracing_lock, held_signals(), trial_from(state):
         graph = _trace(module, opaque, fixed)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
@@ -178,7 +182,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
         traced = fx.GraphModule(module, graph)  # now, for fx keeps tensors made in the forward on the module
     examiner = _Examiner(traced)
     ours = clones(args)
-    with torch.no_grad(), in_torch(), state_kept(module):
+    with torch.no_grad(), in_torch(), trial_from(state):
         try:
             got = _plain(examiner.run(*ours))
             alike = same_random_state(random_state(), drawn)
@@ -190,39 +194,47 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
     if not same(got, expected) or not same(ours, theirs):
         raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
     targets = {name: opaque[m] for name, m in module.named_modules(remove_duplicate=False) if m in opaque}
-    made = Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes}, expected)
+    made = Traced(graph, traced, examiner.meta, targets, {n: _name(n) for n in graph.nodes}, state, expected)
     _verify(made, module, args)
     return made
 
 
 def _verify(made: Traced, module: nn.Module, args: Sequence[Any]) -> None:
     """Hold the graph against the forward on other values, another batch and another image size, where it takes them."""
+    tried: dict[tuple[bool, bool], bool | None] = {}
     for others in other_inputs(args):
-        expected = run_own(module, others)
-        if expected is None:
-            continue
-        with torch.no_grad(), in_torch(), state_kept(module):
-            ours = clones(others.args)
-            try:
-                alike = same((_plain(made.module(*ours)), ours), expected)
-            except Exception:
-                alike = False
-        if alike:
-            made.probes.append((others, expected[0]))
-            if others.batch and others.size:
-                return  # nothing else has to be tried
-        elif others.size:
-            made.size_bound = True
-        elif others.batch:
-            made.batch_bound = True
-        else:
-            raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
+        alike = tried[others.batch, others.size] = _alike(made, module, others)
+        if alike and others.batch and (others.size or tried.get((True, True), False) is None):
+            return  # both hold, or it takes no other image size
+        if alike is False and not (others.batch and others.size):
+            if not others.batch and not others.size:
+                raise Untraceable("its graph computes something else: its forward depends on more than its inputs")
+            made.batch_bound |= others.batch
+            made.size_bound |= others.size
+    if tried.get((True, True)) is False and not (made.batch_bound or made.size_bound):
+        made.batch_bound = made.size_bound = True
 
 
-def run_own(module: nn.Module, others: Others) -> tuple[Any, list[Any]] | None:
+def _alike(made: Traced, module: nn.Module, others: Others) -> bool | None:
+    """Whether the graph does on other inputs what the forward does; None: the forward does not take them."""
+    expected = _own_on(module, others, made.state)
+    if expected is None:
+        return None
+    with torch.no_grad(), in_torch(), trial_from(made.state):
+        ours = clones(others.args)
+        try:
+            alike = same((_plain(made.module(*ours)), ours), expected)
+        except Exception:
+            alike = False
+    if alike:
+        made.probes.append((others, expected[0]))
+    return alike
+
+
+def _own_on(module: nn.Module, others: Others, state: State) -> tuple[Any, list[Any]] | None:
     """What the module makes of other inputs, and what it leaves in them; None where it does not take them."""
     theirs = clones(others.args)
-    with torch.no_grad(), in_torch(), state_kept(module), warnings.catch_warnings():
+    with torch.no_grad(), in_torch(), trial_from(state), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _own_forward(module)(*theirs), theirs
@@ -230,11 +242,12 @@ def run_own(module: nn.Module, others: Others) -> tuple[Any, list[Any]] | None:
             return None
 
 
-def _writers(module: nn.Module, args: Sequence[Any]) -> dict[nn.Module, str]:
+def writers_of(module: nn.Module, args: Sequence[Any], state: State | None = None) -> dict[nn.Module, str]:
     """The modules in whose own forward, between the calls of others, the state changes; and what they write."""
+    state = State(module) if state is None else state
     found: dict[nn.Module, str] = {}
     running = [module]
-    with torch.no_grad(), in_torch(), state_kept(module) as state:
+    with torch.no_grad(), in_torch(), trial_from(state):
         before, known = state.signature(), set(state.changes())
 
         def look() -> None:
@@ -396,4 +409,4 @@ def _describe(value: Any) -> Meta:
     return Meta(number=value if simple else None)
 
 
-__all__ = ["Meta", "Traced", "Untraceable", "trace"]
+__all__ = ["Meta", "Traced", "Untraceable", "trace", "tracing_lock", "writers_of"]
