@@ -325,11 +325,14 @@ class CompiledModel(nn.Module):
         settings.deadline = time.perf_counter() + self._budget
         undressed(source)
         unit = CompiledForward(source, "", settings)
+        MODE.trials += 1  # our own hooks are no news
         try:
             unit.state(args)
         except Exception as error:
             _blame_example(source, args, error)
             raise
+        finally:
+            MODE.trials -= 1
         settings.sealed = True
         unit.forget_weights()
         entry: Any = unit

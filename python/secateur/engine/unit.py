@@ -264,7 +264,7 @@ class CompiledForward(StandIn):
                 state.forward = module.forward
             return state
         called: set[int] = set()
-        with _calls(module, called), torch.no_grad(), in_torch(), state_kept(module):
+        with torch.no_grad(), in_torch(), state_kept(module), _calls(module, called):
             self._own(*clones(args))
         for name, child in module.named_modules():
             if id(child) in called and not isinstance(child, torch.jit.ScriptModule) and not forward_replaced(child):
