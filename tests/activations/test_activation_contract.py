@@ -137,3 +137,29 @@ def test_scripted_parts_go_on_training() -> None:
     thin = prune(nn.Sequential(scripted, nn.Conv2d(4, 4, 1), nn.ReLU()))
     thin(X).sum().backward()
     assert all(p.grad is not None for p in thin.parameters())
+
+
+class WritesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 0.25
+        y = self.conv(x)
+        z = y
+        z *= 2
+        z[:, :1] = 0.5
+        return F.relu(y) + y
+
+
+def test_augmented_assignments_are_in_place() -> None:
+    model = WritesItsInput().eval()
+    thin = secateur.prune_activations(model, [torch.rand(2, 3, 6, 6)], MeanStd(k=0.0), progress=False)
+    assert [row["layer"] for row in thin.report.rows] == ["relu"]
+    thin.relu.theta.zero_()
+    ours = torch.randn(2, 3, 6, 6)
+    theirs = ours.clone()
+    with torch.no_grad():
+        assert torch.equal(thin(ours), model(theirs))
+    assert torch.equal(ours, theirs)

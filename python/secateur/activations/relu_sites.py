@@ -25,6 +25,7 @@ from .._base.signals import held_signals
 from .._base.state import state_kept
 from .._base.trial import flags_kept
 from ..graph import operators
+from ..graph.in_place import InPlaceTracer
 from ..graph.rewritten import RewrittenModule, as_graph_module, why_not_graph
 from ..graph.tracing import tracing_lock
 from ..masks import masked_parameters
@@ -125,7 +126,7 @@ def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
     return not isinstance(module, nn.Sequential) and any(n > 1 for c in calls for n in c.modules.values())
 
 
-class _OwnForward(fx.Tracer):
+class _OwnForward(InPlaceTracer):
     """Traces a module's own forward: every child is a leaf."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

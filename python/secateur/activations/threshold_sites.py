@@ -104,7 +104,8 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
             if isinstance(module, ThresholdReLU):
                 module.theta = torch.zeros_like(module.theta)  # calibrate the network as it is without thresholds
         with trial(work) as state, watch(work) as seen:
-            expected = _first_run(work, first, caller)
+            theirs = first.clone()  # what is left in the input is compared too
+            expected = _first_run(work, theirs, caller)
             changed = state.changes()
         watched = _Watched(work, caller, _writers(work, first, changed), unmatched=set(exclude))
         if problem is not None:
@@ -112,9 +113,10 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
         _replace_all(watched, seen, exclude, trace)
         if watched.found == 0:
             _refuse(watched, caller)
+        ours = first.clone()
         with trial(watched.model):
-            got = watched.model(first.clone())
-        if same(got, expected):
+            got = watched.model(ours)
+        if same(got, expected) and same(ours, theirs):
             if watched.unmatched:
                 raise Error(f"{caller}: exclude must match a ReLU, got {sorted(watched.unmatched)}")
             return watched
@@ -135,7 +137,7 @@ def _writers(work: nn.Module, first: Tensor, changed: list[str]) -> dict[nn.Modu
 
 def _first_run(model: nn.Module, batch: Tensor, caller: str) -> Any:
     try:
-        return model(batch.clone())
+        return model(batch)
     except Error:
         raise
     except Exception as error:

