@@ -156,8 +156,8 @@ class WritesItsInput(nn.Module):
 def test_augmented_assignments_are_in_place() -> None:
     model = WritesItsInput().eval()
     thin = secateur.prune_activations(model, [torch.rand(2, 3, 6, 6)], MeanStd(k=0.0), progress=False)
-    assert [row["layer"] for row in thin.report.rows] == ["relu"]
-    thin.relu.theta.zero_()
+    assert [row["layer"] for row in thin.report.rows] == ["conv_relu"]
+    thin.conv_relu.theta.zero_()
     ours = torch.randn(2, 3, 6, 6)
     theirs = ours.clone()
     with torch.no_grad():
