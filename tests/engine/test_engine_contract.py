@@ -500,6 +500,7 @@ def test_attributes_and_methods() -> None:
         near(fast(X), model(X))
     assert copy.deepcopy(fast).names == ["a", "b"]
     assert copy.deepcopy(fast).more == 1
+    near(copy.copy(fast)(X), fast(X))
 
 
 def test_wrappers_and_what_overrides() -> None:

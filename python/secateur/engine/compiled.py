@@ -429,6 +429,10 @@ class CompiledModel(nn.Module):
         memo[id(self)] = made
         return cast(C, made)
 
+    def __copy__(self: C) -> C:
+        """A copy of its own all the same: two could not hold one source."""
+        return self.__deepcopy__({})
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.source, *self._form())
 
