@@ -188,6 +188,7 @@ class CompiledForward(StandIn):
         self.batch_bound |= traced.batch_bound
         self._decide(state, args, traced)
         self._probe(state, traced)
+        traced.forget()
         state.forward = _only_segment(assembled) or state.forward
         return state
 

@@ -85,6 +85,11 @@ class Traced:
     size_bound: bool = False  # it holds for this image size alone
     probes: list[tuple[Others, Any]] = field(default_factory=list)  # other inputs that it was tried on, and the results
 
+    def forget(self) -> None:
+        """Let go of the values that it was held against, and of the parameters."""
+        self.expected, self.state = None, State(nn.Module())
+        self.probes.clear()
+
     def has_effects(self, node: fx.Node) -> bool:
         """Whether a node does what no argument shows: draws random numbers, or may write, or calls hooks."""
         return self.meta[node].random or (node.op == "call_module" and str(node.target) in self.opaque)
