@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -158,8 +160,9 @@ def test_augmented_assignments_are_in_place() -> None:
     thin = secateur.prune_activations(model, [torch.rand(2, 3, 6, 6)], MeanStd(k=0.0), progress=False)
     assert [row["layer"] for row in thin.report.rows] == ["conv_relu"]
     thin.conv_relu.theta.zero_()
-    ours = torch.randn(2, 3, 6, 6)
-    theirs = ours.clone()
-    with torch.no_grad():
-        assert torch.equal(thin(ours), model(theirs))
-    assert torch.equal(ours, theirs)
+    for net in (thin, copy.deepcopy(thin), pickle.loads(pickle.dumps(thin))):
+        ours = torch.randn(2, 3, 6, 6)
+        theirs = ours.clone()
+        with torch.no_grad():
+            assert torch.equal(net(ours), model(theirs))
+        assert torch.equal(ours, theirs)

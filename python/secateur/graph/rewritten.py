@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from .in_place import InPlaceTracer
+
 #: A module's own tables, which a graph's module takes over as they are.
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
@@ -38,6 +40,7 @@ class RewrittenModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (body, imports) = super().__reduce__()
+        body = {**body, "_tracer_cls": InPlaceTracer}  # the code is traced again: what it does in place stays so
         kind = self.original if self.original is not None and _importable(self.original) else None
         return _unpickle, (body, imports, kind, self.stock)
 

@@ -135,9 +135,15 @@ def hold(trial: Trial, call: Call) -> Outcome | None:
             _hold(trial, call, example, outcome)
     except _Found as found:
         outcome.failures.append(found.failure)
+    except _Refused as why:
+        outcome.refused = str(why)
     except Hangs as why:
         outcome.failures.append(Failure(f"{call.name}: hangs", str(why)))
     return outcome
+
+
+class _Refused(Exception):
+    """A result refuses an input in an Error that says why."""
 
 
 class _Found(Exception):
@@ -226,6 +232,8 @@ class _Pair:
         try:
             got, got_seen = _run(program, self.result, ours)
         except Exception as error:
+            if isinstance(error, secateur.Error) and str(error).startswith("ThresholdReLU: x must have"):
+                raise _Refused(str(error)) from error  # channels that follow the image size: refused, in words
             name = f"{self.call.name}: {tag}call raises {_named(error)}"
             raise _Found(name, f"inputs{size}: {str(error)[:300]}") from error
         self._same(want, got, size, f"{tag}", "output")
