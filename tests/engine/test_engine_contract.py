@@ -456,6 +456,23 @@ def test_hooks_fire_as_in_torch() -> None:
         near(fast(X), model[3](model[2](model[1](0 * model[0](X)))))
 
 
+def test_what_a_hook_keeps_is_overwritten_as_in_torch() -> None:
+    model = nn.Sequential(conv(3, 4), nn.ReLU(inplace=True), conv(4, 4), nn.ReLU(inplace=True), conv(4, 2)).eval()
+    kept: list[Tensor] = []
+    model[0].register_forward_hook(lambda m, a, out: kept.append(out))
+    model[4].register_forward_pre_hook(lambda m, a: kept.append(a[0]))
+    fast = compiled(model)
+    with torch.no_grad():
+        for x in (X, torch.randn(1, 3, 9, 9)):
+            kept.clear()
+            want = model(x)
+            theirs = list(kept)
+            kept.clear()
+            near(fast(x), want)
+            for a, b in zip(kept, theirs, strict=True):
+                near(a, b)
+
+
 def test_hooks_of_what_nobody_reads() -> None:
     class Side(nn.Module):
         def __init__(self) -> None:

@@ -92,7 +92,11 @@ class Traced:
 
     def has_effects(self, node: fx.Node) -> bool:
         """Whether a node does what no argument shows: draws random numbers, or may write, or calls hooks."""
-        return self.meta[node].random or (node.op == "call_module" and str(node.target) in self.opaque)
+        return self.meta[node].random or self.is_opaque(node)
+
+    def is_opaque(self, node: fx.Node) -> bool:
+        """Whether a node calls a module that is one operation here: it, or its hooks, may keep what they are given."""
+        return node.op == "call_module" and str(node.target) in self.opaque
 
 
 def _is_torch(module: nn.Module) -> bool:

@@ -73,6 +73,8 @@ def _redirect(
             return False  # memory held elsewhere: it has to be written
         if traced.meta[member].constant is not None:
             return False
+        if any(traced.is_opaque(n) and place[n] < place[writer] for n in (member, *member.users)):
+            return False  # a hook, or a forward that keeps values, may hold it
         late = any(place[user] > place[writer] for user in member.users)
         if late and traced.meta[member].geometry != where:
             return False  # a view of it shows the write too
