@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import secateur
@@ -166,3 +167,42 @@ def test_augmented_assignments_are_in_place() -> None:
         with torch.no_grad():
             assert torch.equal(net(ours), model(theirs))
         assert torch.equal(ours, theirs)
+
+
+@dataclass
+class Result:
+    logits: Tensor
+
+
+class EditsItsList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+
+    def forward(self, x: list[Tensor]) -> None:
+        for i, conv in enumerate(self.convs):
+            x[i] = conv(x[i])
+
+
+class GivesADataclass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.edit = nn.Conv2d(3, 4, 3), EditsItsList()
+
+    def forward(self, x: Tensor) -> Result:
+        y = self.conv(x)
+        both = [y, y]
+        self.edit(both)
+        return Result(torch.relu(both[0]))
+
+
+def test_results_in_dataclasses_are_compared() -> None:
+    model, x = GivesADataclass().eval(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        try:
+            thin = secateur.prune_activations(model, [x], MeanStd(k=1000.0), progress=False)
+        except secateur.Error as error:
+            assert "tracing" in str(error)  # noqa: PT017
+        else:
+            torch.testing.assert_close(thin(x).logits, model(x).logits)
+        torch.testing.assert_close(secateur.compile(model, x, budget=0.05)(x).logits, model(x).logits)

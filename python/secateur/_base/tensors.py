@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 #: The types, other than tensors, that are compared by value.
@@ -42,10 +43,24 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
     try:
-        return type(a) is type(b) and (not isinstance(a, BASES) or a == b)
+        if (held := held_by(a)) is not None:
+            return same(held, held_by(b))
+        return not isinstance(a, BASES) or bool(a == b)
     except Exception:
         return False
+
+
+def held_by(value: Any) -> dict[str, Any] | None:
+    """What an object of the model's own (a dataclass, a plain class) holds, by name; None of any other value."""
+    if isinstance(value, (type, nn.Module, Tensor, *BASES)) or callable(value):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    held = getattr(value, "__dict__", None)
+    return dict(held) if isinstance(held, dict) else None
 
 
 def unusual_form(t: Tensor) -> str:

@@ -25,7 +25,7 @@ from .._base.errors import Error
 from .._base.fork import Lock
 from .._base.modules import StandIn, forward_replaced
 from .._base.state import MODE, in_torch, live, state_kept, trial_from
-from .._base.tensors import clones
+from .._base.tensors import clones, held_by
 from ..graph.tracing import Traced, Untraceable, trace
 from ..graph.value_order import make_functional
 from .backends.program import Backend
@@ -304,6 +304,9 @@ def _agree(got: Any, expected: Any) -> bool:
 
 
 def _agree_one(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        held = held_by(a) if type(a) is type(b) else None
+        return type(a) is type(b) and (held is None or _agree(held, held_by(b)))
     if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point() or not bool(torch.isfinite(b).all()):
