@@ -17,19 +17,6 @@ from .state import remember_original
 
 V = TypeVar("V")
 
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside DistributedDataParallel, DataParallel and what torch.compile returns; any other as it is."""
-    while True:
-        if isinstance(model, _WRAPPERS):
-            model = model.module
-        elif type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
-            return model
-
 
 def own_copy(model: M, caller: str, memo: dict[int, Any] | None = None) -> M:
     """A copy with memory and attributes of its own.
@@ -171,4 +158,4 @@ def drop_hooks(model: M) -> M:
     return model
 
 
-__all__ = ["drop_hooks", "evaluating", "is_ours", "is_torchs", "own_copy", "unwrapped"]
+__all__ = ["drop_hooks", "evaluating", "is_ours", "is_torchs", "own_copy"]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .copies import own_copy, unwrapped
+from .copies import own_copy
 from .errors import Error
 from .state import State
 from .trial import flags_kept, hooks_off
+from .wrappers import unwrapped
 
 log = logging.getLogger("secateur")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -51,6 +54,24 @@ def hooks_of(module: nn.Module) -> bool:
     tables = (module._forward_hooks, module._forward_pre_hooks)
     # Not len(table): in trial runs a table may hide hooks.
     return sum(dict.__len__(table) for table in tables) > len(pruning_hooks(module))
+
+
+@contextmanager
+def calls_watched(
+    modules: Iterable[nn.Module], enter: Callable[..., None], leave: Callable[..., None]
+) -> Iterator[None]:
+    """While open, ``enter(module, args)`` and ``leave(module, args, output)`` are called around each module's forward,
+    in calls that raise too. TorchScript takes no hooks."""
+    handles = []
+    try:
+        for module in modules:
+            if not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(enter, prepend=True))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def has_stock_forward(module: nn.Module, kind: type[nn.Module]) -> bool:

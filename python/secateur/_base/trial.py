@@ -12,43 +12,38 @@ from torch import nn
 
 from .copies import is_ours, is_torchs
 from .held import every_module
-from .state import State, state_kept
+from .state import MODE, State, state_kept
 
 
-class _Hiding(OrderedDict[int, Any]):
-    """A table of hooks in which the caller's are held (``dict.__len__`` counts them) but not seen."""
+class TrialHooks(OrderedDict[int, Any]):
+    """A module's forward hooks, of which trial runs see those alone that compute (torch's) or watch (this package's).
 
-    def __init__(self, table: Any) -> None:
-        super().__init__(dict.items(table))
-        self.hidden = {key for key, hook in dict.items(table) if not _is_ours(hook)}
+    ``dict.__len__`` counts the others all the same.
+    """
 
     def _seen(self) -> dict[int, Any]:
-        return {key: hook for key, hook in super().items() if key not in self.hidden}
+        return {key: hook for key, hook in super().items() if MODE.trials == 0 or is_torchs(hook) or is_ours(hook)}
 
     def __len__(self) -> int:
-        return super().__len__() - len(self.hidden)
+        return super().__len__() if MODE.trials == 0 else len(self._seen())
 
     def items(self) -> Any:
-        return self._seen().items()
+        return super().items() if MODE.trials == 0 else self._seen().items()
 
     def values(self) -> Any:
-        return self._seen().values()
-
-
-def _is_ours(hook: Any) -> bool:
-    return is_torchs(hook) or is_ours(hook)
+        return super().values() if MODE.trials == 0 else self._seen().values()
 
 
 @contextmanager
 def hooks_off(model: nn.Module) -> Iterator[None]:
-    """The caller's forward hooks, which belong to the result, do not fire."""
+    """The caller's forward hooks, which belong to the result, do not fire in trial runs."""
     kept: list[tuple[nn.Module, str, Any]] = []
     for module in every_module(model).values():
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             table = vars(module).get(name)
-            if isinstance(table, dict) and any(not _is_ours(hook) for hook in dict.values(table)):
+            if isinstance(table, dict) and table:
                 kept.append((module, name, table))
-                module.__dict__[name] = _Hiding(table)
+                module.__dict__[name] = TrialHooks(dict.items(table))
     try:
         yield
     finally:
@@ -84,4 +79,4 @@ def trial(model: nn.Module) -> Iterator[State]:
         yield stack.enter_context(state_kept(model))
 
 
-__all__ = ["flags_kept", "hooks_off", "trial"]
+__all__ = ["TrialHooks", "flags_kept", "hooks_off", "trial"]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, checked_budget
+from .._base.wrappers import unwrapped
 from ..pruning.criteria import Criterion
 from ..report import Column, Report
 from .search import search

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.batches import inputs_of
-from .._base.copies import own_copy, unwrapped
+from .._base.copies import own_copy
 from .._base.errors import Error
 from .._base.held import every_module, exchange, unregistered
 from .._base.tensors import same
 from .._base.trial import trial
+from .._base.wrappers import unwrapped
 from ..graph.tracing import writers_of
 from ..graph.writes import statically_writing
 from ..nn.threshold_relu import ThresholdReLU

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._base.errors import Error
-from ..masks.weights import unwrapped
+from .._base.wrappers import unwrapped
 from ..ops.packing import mask_shape
 from .filling import Filling
 from .format.description import FLOATS, INTEGERS

@@ -8,8 +8,8 @@ import os
 from torch import nn
 
 from .._base.errors import Error
+from .._base.wrappers import unwrapped
 from ..engine.compiled import CompiledModel
-from ..masks.weights import unwrapped
 from .content import Content, opened_content
 from .filling import Filling
 from .graph.restoring import quantized_form, restored

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
+from .._base.wrappers import unwrapped
 from ..engine.compiled import CompiledModel
 from ..engine.unit import undressed
 from ..masks import Theta, buffer_name
-from ..masks.weights import unwrapped
 from . import rules
 from .format import encode
 from .format.container import WORDS, write

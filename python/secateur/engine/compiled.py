@@ -16,12 +16,13 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from .._base import fork
-from .._base.copies import evaluating, own_copy, unwrapped
+from .._base.copies import evaluating, own_copy
 from .._base.errors import Error
 from .._base.modules import hooks_of, pruning_hooks
 from .._base.signals import keeps_grad_mode
 from .._base.state import MODE, in_torch, live, state_kept
 from .._base.tensors import clones
+from .._base.wrappers import unwrapped
 from ..pt2e import from_pt2e, is_pt2e
 from ..report import Report
 from .architecture import check_alike, words
@@ -149,7 +150,7 @@ class CompiledModel(nn.Module):
         held["report"] = Report("compiled", (), [])
         held["_lock"] = fork.Lock()
         held["_generation"] = 0  # of the weights
-        held["_told"] = set()  # what was said and done once
+        held["_warned"] = False  # that it stays in evaluation mode
         held["_watch"] = Watch(self._stale)
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call,unused-ignore]
         self._take(source, None)
@@ -313,9 +314,8 @@ class CompiledModel(nn.Module):
             built: _Built | None = held["_built"]
             while built is None or built.generation != held["_generation"]:  # weights may be loaded meanwhile
                 held["_watch"].install(self.source)
-                with live(built is not None or "built" in held["_told"]):
+                with live(built is not None):
                     built = self._made(self.source, args)
-                held["_told"].add("built")
                 held["report"], held["_built"] = built.report, built
             return built
 
@@ -325,14 +325,11 @@ class CompiledModel(nn.Module):
         settings.deadline = time.perf_counter() + self._budget
         undressed(source)
         unit = CompiledForward(source, "", settings)
-        MODE.trials += 1  # our own hooks are no news
         try:
             unit.state(args)
         except Exception as error:
             _blame_example(source, args, error)
             raise
-        finally:
-            MODE.trials -= 1
         settings.sealed = True
         unit.forget_weights()
         entry: Any = unit
@@ -412,8 +409,8 @@ class CompiledModel(nn.Module):
 
     def train(self: C, mode: bool = True) -> C:
         """Stays in evaluation mode, and says so once: as the frozen part of a larger model it may be told to train."""
-        if mode and "train" not in self.__dict__["_told"]:
-            self.__dict__["_told"].add("train")
+        if mode and not self.__dict__["_warned"]:
+            self.__dict__["_warned"] = True
             warnings.warn(
                 "train: a compiled model stays in evaluation mode and learns nothing: train the model that it was made "
                 "of, then call refresh(model) on this one",
@@ -460,7 +457,7 @@ class _Built:
         if self.entry is unit and last is not None and last[1].assembled is not None and unit.settings.recorder is None:
             if unit.size_bound or unit.batch_bound:
                 key = unit.key(args)
-            return last[1].forward(*args) if last[0] == key else unit.run(args, key)
+            return unit.run(args, key)
         MODE.running += 1
         try:
             return self.entry(*args)

@@ -23,9 +23,9 @@ from torch.utils import _pytree as pytree
 
 from .._base.errors import Error
 from .._base.fork import Lock
-from .._base.modules import StandIn, forward_replaced
+from .._base.modules import StandIn, calls_watched, forward_replaced
 from .._base.state import MODE, in_torch, live, state_kept, trial_from
-from .._base.tensors import clones, held_by
+from .._base.tensors import alike, clones
 from ..graph.tracing import Traced, Untraceable, trace
 from ..graph.value_order import make_functional
 from .backends.program import Backend
@@ -200,12 +200,12 @@ class CompiledForward(StandIn):
                 continue
             with torch.no_grad(), trial_from(traced.state):
                 try:
-                    alike = _agree(state.forward(*clones(others.args)), expected)
+                    holds = alike(state.forward(*clones(others.args)), expected, _near)
                 except Error:
                     raise
                 except Exception:
-                    alike = False
-            if not alike:
+                    holds = False
+            if not holds:
                 self.batch_bound |= others.batch
                 self.size_bound |= others.size
 
@@ -228,14 +228,14 @@ class CompiledForward(StandIn):
         finally:
             for handle in handles:
                 handle.remove()
-        if _agree(made, traced.expected):
+        if alike(made, traced.expected, _near):
             return
         for segment in assembled.segments.values():  # no step may be wrong; that one is must not be silent either
             if segment.engine:
                 segment.engine, segment.decision = False, Decision(False, "the network's result differs with it")
         with torch.no_grad(), trial_from(traced.state):
             made = state.forward(*clones(args))
-        if not _agree(made, traced.expected):
+        if not alike(made, traced.expected, _near):
             raise Untraceable("its graph, cut into segments, computes something else")
 
     def forget_weights(self) -> None:
@@ -292,22 +292,11 @@ def is_empty(args: Sequence[Any]) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.numel() == 0 for leaf in pytree.tree_leaves(list(args)))
 
 
-def _agree(got: Any, expected: Any) -> bool:
-    """Whether the structure and shapes are the same, and the values but for rounding (of bytes too)."""
-    ours, our_form = pytree.tree_flatten(got)
-    theirs, their_form = pytree.tree_flatten(expected)
-    if len(ours) != len(theirs) or str(our_form) != str(their_form):
-        return False
-    return all(
-        _agree_one(a, b) if isinstance(a, Tensor) else type(a) is type(b) for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _agree_one(a: Any, b: Any) -> bool:
-    if not isinstance(a, Tensor):
-        held = held_by(a) if type(a) is type(b) else None
-        return type(a) is type(b) and (held is None or _agree(held, held_by(b)))
-    if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+def _near(a: Any, b: Any) -> bool:
+    """Whether two values of a result are alike but for rounding (of bytes too)."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not a.is_floating_point() or not bool(torch.isfinite(b).all()):
         return True
@@ -345,17 +334,8 @@ def _calls(module: nn.Module, called: set[int]) -> Iterator[None]:
         nonlocal depth
         depth -= 1
 
-    handles = []
-    for child in module.modules():
-        if child is module or isinstance(child, torch.jit.ScriptModule):
-            continue
-        handles.append(child.register_forward_pre_hook(enter, prepend=True))
-        handles.append(child.register_forward_hook(leave, always_call=True))
-    try:
+    with calls_watched([child for child in module.modules() if child is not module], enter, leave):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def input_key(value: Any, with_size: bool = False, with_batch: bool = False) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._base.copies import is_ours, is_torchs
 from .._base.state import MODE
+from .._base.trial import TrialHooks
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -52,8 +52,8 @@ class Watch:
                     held[name] = WatchedTable(table, self)
 
 
-class HookTable(OrderedDict[int, Any]):
-    """Forward hooks. In trial runs of ours those of the caller are not seen; copies and pickles are ordinary tables."""
+class HookTable(TrialHooks):
+    """Forward hooks that tell when one comes or goes. Copies and pickles are ordinary tables."""
 
     def __init__(self, items: Any, watch: Watch) -> None:
         self.watch: Watch | None = None
@@ -70,28 +70,11 @@ class HookTable(OrderedDict[int, Any]):
         if self.watch is not None:
             self.watch.hooks_changed()
 
-    def _seen(self) -> list[tuple[int, Any]]:
-        items = list(super().items())
-        return items if MODE.trials == 0 else [(k, hook) for k, hook in items if _is_ours(hook)]
-
-    def __len__(self) -> int:
-        return super().__len__() if MODE.trials == 0 else len(self._seen())
-
-    def items(self) -> Any:
-        return super().items() if MODE.trials == 0 else dict(self._seen()).items()
-
-    def values(self) -> Any:
-        return super().values() if MODE.trials == 0 else dict(self._seen()).values()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(OrderedDict(super().items()), memo)
+        return copy.deepcopy(OrderedDict(dict.items(self)), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return OrderedDict, (list(super().items()),)
-
-
-def _is_ours(hook: Any) -> bool:
-    return is_torchs(hook) or is_ours(hook)
+        return OrderedDict, (list(dict.items(self)),)
 
 
 class WatchedTable(dict[str, Any]):

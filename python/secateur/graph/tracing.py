@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from .._base.modules import forward_replaced, has_stock_forward, hooks_of
+from .._base.modules import calls_watched, forward_replaced, has_stock_forward, hooks_of
 from .._base.signals import held_signals
 from .._base.state import State, in_torch, random_state, same_random_state, trial_from, was_written
 from .._base.tensors import BASES, clones, same
@@ -276,18 +276,10 @@ def writers_of(module: nn.Module, args: Sequence[Any], state: State | None = Non
             look()
             running.pop()
 
-        handles = []
-        for child in module.modules():
-            if child is not module and not isinstance(child, torch.jit.ScriptModule):
-                handles.append(child.register_forward_pre_hook(enter, prepend=True))
-                handles.append(child.register_forward_hook(leave, always_call=True))
-        try:
+        with calls_watched([child for child in module.modules() if child is not module], enter, leave):
             before = state.signature()  # the hooks themselves are no change
             _own_forward(module)(*clones(args))
             look()
-        finally:
-            for handle in handles:
-                handle.remove()
     return found
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from .. import ops
 from .._base.errors import Error
 from .._base.signals import held_signals
+from .._base.wrappers import wrapping
 from ..ops.packing import mask_shape
 from . import agreement, sharding
 from .buffers import attach, check_room, detach
 from .marks import SUFFIX, buffer_name, get_mask
-from .weights import Weight, weights_of, wrapping
+from .weights import Weight, weights_of
 
 
 def adopt(model: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> nn.Module:

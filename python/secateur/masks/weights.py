@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 from .._base.errors import Error
+from .._base.wrappers import unwrapped
 from . import sharding
 from .layout import Layout
 
@@ -71,34 +72,6 @@ class Weight:
         if stored is None:
             raise Error(f"{self.label}: the weight is no plain Parameter")
         return stored
-
-
-def _inside(model: nn.Module) -> tuple[str, nn.Module] | None:
-    """What torch.compile, DataParallel or DistributedDataParallel has wrapped, and the wrapper's name for it."""
-    inner = model.__dict__.get("_orig_mod")
-    if inner is None and "_orig_mod" in model._modules:  # a scripted module's _modules has no get
-        inner = model._modules["_orig_mod"]
-    if isinstance(inner, nn.Module):
-        return "_orig_mod", inner
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return "module", model.module
-    return None
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's, DataParallel's and DistributedDataParallel's wrappers."""
-    while (inside := _inside(model)) is not None:
-        _, model = inside
-    return model
-
-
-def wrapping(model: nn.Module) -> str:
-    """What the wrappers put before the names in the state_dict of the model inside: "module.", "module._orig_mod."."""
-    prefix = ""
-    while (inside := _inside(model)) is not None:
-        name, model = inside
-        prefix += f"{name}."
-    return prefix
 
 
 def weights_of(model: nn.Module, caller: str = "prune") -> list[Weight]:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .._base import timing
-from .._base.copies import drop_hooks, evaluating, own_copy, unwrapped
+from .._base.copies import drop_hooks, evaluating, own_copy
 from .._base.errors import Error
 from .._base.held import every_module, holders_of
 from .._base.modules import M, why_not_replaceable, with_current_weight
 from .._base.signals import keeps_grad_mode
 from .._base.state import random_state_kept
 from .._base.tensors import clones, close, unusual_form
+from .._base.wrappers import unwrapped
 from ..report import Column, Report
 from .chains import chain_thresholds
 from .masked import MaskedConv2d, MaskedLinear

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import masks
-from ..masks.weights import Weight, unwrapped, weights_of
+from .._base.wrappers import unwrapped
+from ..masks.weights import Weight, weights_of
 from ..nn.quantized import QuantizedConv2d, QuantizedLinear
 from ..ops.packing import mask_shape, rows_and_columns
 from ..report import WEIGHT_COLUMNS, Report

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .._base.batches import inputs_of
 from .._base.errors import Error
 from .._base.signals import held_signals, keeps_grad_mode
-from ..masks.weights import Weight, unwrapped
+from .._base.wrappers import unwrapped
+from ..masks.weights import Weight
 from .criteria import Inputs
 
 #: Gram matrices of one call may take so many bytes together.

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .._base.batches import inputs_of
-from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.held import every_module
 from .._base.tensors import unusual_form
 from .._base.trial import trial
+from .._base.wrappers import unwrapped
 from ..engine.compiled import CompiledModel
 from ..nn import QATConv2d, QATLinear, QuantizedConv2d, QuantizedLinear, ThresholdReLU
 from .grids import Grid, Method, Observer

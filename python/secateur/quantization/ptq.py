@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from .._base.copies import unwrapped
 from .._base.errors import Error
 from .._base.evaluator import Evaluator, checked_budget, log
+from .._base.wrappers import unwrapped
 from ..engine.compiled import CompiledModel
 from .build import Built
 from .calibrate import Calibrated, calibrate

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .._base.copies import unwrapped
 from .._base.held import every_module
+from .._base.wrappers import unwrapped
 from ..masks import attach
 from .build import build
 from .calibrate import calibrate

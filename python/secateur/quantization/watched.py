@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .._base.held import every_module, holders_of
+from .._base.modules import calls_watched
 from .layers import is_layer
 
 #: Properties of a tensor that give its values; others (shape, dtype) may be read by anyone.
@@ -88,11 +89,7 @@ def watched(model: nn.Module) -> Iterator[Seen]:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         running.pop()
 
-    handles = []
-    for module in modules:
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
+    with calls_watched(modules, enter, leave):
         with _Reads(seen, owners, running):
             yield seen
         for module, given, values in before:
@@ -100,6 +97,3 @@ def watched(model: nn.Module) -> Iterator[Seen]:
                 seen.written.add(module)
                 seen.kept.append((given, values))
         seen.restore()
-    finally:
-        for handle in handles:
-            handle.remove()

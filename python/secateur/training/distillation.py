@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._base.checks import checked_number
-from .._base.copies import evaluating, own_copy, unwrapped
+from .._base.copies import evaluating, own_copy
 from .._base.errors import Error
+from .._base.wrappers import unwrapped
 
 _CALLER = "DistillationLoss"
 #: The label that torch's cross entropy leaves out, too.
