@@ -12,25 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import secateur
 import torch
 import torch.nn.functional as F
+from compiling import compiled
+from contract import X, conv, near
 from secateur import Error
+from secateur._base.tensors import _same, alike
+from secateur.engine.unit import _near
 from torch import Tensor, nn
-
-X = torch.rand(2, 3, 12, 12)
-
-
-def conv(a: int, b: int, size: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(a, b, size, padding=size // 2)
-
-
-def compiled(model: nn.Module, x: Any = X) -> Any:
-    return secateur.compile(model, x, budget=0.05)
-
-
-def near(got: Any, expected: Any) -> None:
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
 class Keeps(nn.Module):
@@ -97,7 +86,7 @@ class Draws(nn.Module):
 @pytest.mark.parametrize("outside", [False, True])
 def test_random_numbers_are_drawn_alike(outside: bool) -> None:
     model = Draws(outside).eval()
-    fast = compiled(model)
+    fast = compiled(model, X)
     for seed in (1, 2):
         made = []
         for net in (fast, model):
@@ -142,7 +131,7 @@ def test_the_given_model_does_not_notice(kind: Callable[[], nn.Module], inside: 
     next(m for m in model.modules() if isinstance(m, nn.Conv2d)).register_forward_hook(lambda *a: fired.append(a))
     before = picture(model)
     with pytest.raises(Error, match="ValueError: never") if kind is Raises else contextlib.nullcontext():
-        compiled(model)
+        compiled(model, X)
     same_picture(picture(model), before)
     assert not fired
 
@@ -154,7 +143,7 @@ def test_what_the_forward_keeps_belongs_to_the_last_call(inside: bool) -> None:
     with torch.no_grad():
         model(X)  # the state goes on from here
         ref = copy.deepcopy(model)
-        fast = compiled(model)
+        fast = compiled(model, X)
         for net in (fast, copy.deepcopy(fast)):
             theirs = copy.deepcopy(ref)
             for x in (X, torch.rand(3, 3, 8, 10), torch.rand(1, 3, 12, 12)):
@@ -178,7 +167,7 @@ def test_what_the_forward_keeps_belongs_to_the_last_call(inside: bool) -> None:
 def test_parameters_that_the_forward_writes_go_on() -> None:
     for model in (Clamps().eval(), nn.Sequential(Clamps(), conv(4, 2)).eval()):
         ref = copy.deepcopy(model)
-        fast = compiled(model)
+        fast = compiled(model, X)
         with torch.no_grad():
             for _ in range(3):
                 near(fast(X), ref(X))
@@ -236,7 +225,7 @@ def test_state_between_modules_and_calls(kind: Callable[[], nn.Module], warm: bo
     with torch.no_grad():
         if warm:
             model(X)
-        ref, fast = copy.deepcopy(model), compiled(model)
+        ref, fast = copy.deepcopy(model), compiled(model, X)
         for x in (X, 2 * X, torch.rand(2, 3, 12, 8), torch.rand(1, 3, 12, 12) if kind is not Stream else X):
             near(fast(x), ref(x))
         if kind is Stream:
@@ -310,7 +299,7 @@ WAYS = [_nobody_takes, _function, _shortcut, _features, _views, _the_input, _pre
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_memory_is_seen_as_in_torch(way: Callable[[nn.Module, Tensor], Any]) -> None:
     model = Way(way).eval()
-    fast = compiled(model)
+    fast = compiled(model, X)
     for x in (torch.randn(2, 3, 12, 12), torch.randn(1, 3, 9, 7), torch.randn(3, 3, 12, 12)):
         ours, theirs = x.clone(), x.clone()
         with torch.no_grad():
@@ -391,7 +380,7 @@ def test_batches_and_sizes(kind: Callable[[], nn.Module], example: int) -> None:
 
 def test_no_image_at_all() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()
-    fast = compiled(model)
+    fast = compiled(model, X)
     none = torch.rand(0, 3, 12, 12)
     with torch.no_grad():
         assert fast(none).shape == model(none).shape
@@ -415,7 +404,7 @@ class MakesResults(nn.Module):
 
 def test_dataclasses_come_back() -> None:
     model = MakesResults().eval()
-    fast = compiled(model)
+    fast = compiled(model, X)
     with torch.no_grad():
         for x in (X, torch.rand(1, 3, 7, 7)):
             got, want = fast(x), model(x)
@@ -424,231 +413,9 @@ def test_dataclasses_come_back() -> None:
             near(got.value, want.value)
 
 
-# ---- what others see ----
-
-
-def test_hooks_fire_as_in_torch() -> None:
-    model = nn.Sequential(conv(3, 4), nn.ReLU(), nn.Sequential(conv(4, 4), nn.ReLU(inplace=True)), conv(4, 2)).eval()
-    fired: list[tuple[str, Tensor]] = []
-    model[2][0].register_forward_hook(lambda m, a, out: fired.append(("before", out.clone())))
-    model[3].register_forward_pre_hook(lambda m, a: (a[0] * 2,))
-    fast = compiled(model)
-    assert not fired
-    with torch.no_grad():
-        want = model(X)
-        seen, fired[:] = fired[0][1], []
-        near(fast(X), want)
-        assert [name for name, _ in fired] == ["before"]
-        near(fired[0][1], seen)
-        fired.clear()
-        known = {m: name for name, m in fast.named_modules()}
-        handle = fast[0].register_forward_hook(lambda m, a, out: fired.append((known[m], out.clone())))
-        for x in (X, torch.rand(1, 3, 9, 9)):
-            fired.clear()
-            near(fast(x), model(x))
-            assert [name for name, _ in fired] == ["0", "before", "before"]  # ours, ours, and the model's own
-            near(fired[0][1], model[0](x))
-        handle.remove()
-        fired.clear()
-        near(fast(X), want)
-        assert [name for name, _ in fired] == ["before"]
-        fast[0].register_forward_hook(lambda m, a, out: out * 0)
-        near(fast(X), model[3](model[2](model[1](0 * model[0](X)))))
-
-
-def test_what_a_hook_keeps_is_overwritten_as_in_torch() -> None:
-    model = nn.Sequential(conv(3, 4), nn.ReLU(inplace=True), conv(4, 4), nn.ReLU(inplace=True), conv(4, 2)).eval()
-    kept: list[Tensor] = []
-    model[0].register_forward_hook(lambda m, a, out: kept.append(out))
-    model[4].register_forward_pre_hook(lambda m, a: kept.append(a[0]))
-    fast = compiled(model)
-    with torch.no_grad():
-        for x in (X, torch.randn(1, 3, 9, 9)):
-            kept.clear()
-            want = model(x)
-            theirs = list(kept)
-            kept.clear()
-            near(fast(x), want)
-            for a, b in zip(kept, theirs, strict=True):
-                near(a, b)
-
-
-def test_hooks_of_what_nobody_reads() -> None:
-    class Side(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = conv(3, 4), nn.Identity(), conv(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.a(x)
-            self.c(self.b(y))
-            return y
-
-    model = Side().eval()
-    fired: list[str] = []
-    for name in "bc":
-        model.get_submodule(name).register_forward_hook(lambda *a, name=name: fired.append(name))
-    fast = compiled(model)
-    fast(X)
-    assert fired == ["b", "c"]
-
-
-def test_attributes_and_methods() -> None:
-    class Named(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.names, self.stride = conv(3, 4), ["a", "b"], 8
-            self.anchors, self.scale = torch.ones(3), 2.0
-
-        def classes(self) -> int:
-            return len(self.names)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x) * self.scale
-
-    model = Named().eval()
-    fast = compiled(model)
-    assert (fast.names, fast.stride, fast.classes()) == (["a", "b"], 8, 2)
-    assert torch.equal(fast.anchors, torch.ones(3))
-    assert not hasattr(fast, "absent")
-    fast.scale = model.scale = 3.0
-    fast.more = 1
-    with torch.no_grad():
-        near(fast(X), model(X))
-    assert copy.deepcopy(fast).names == ["a", "b"]
-    assert copy.deepcopy(fast).more == 1
-    near(copy.copy(fast)(X), fast(X))
-
-
-def test_wrappers_and_what_overrides() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = conv(3, 4), nn.BatchNorm2d(4)
-
-        def train(self, mode: bool = True) -> None:  # type: ignore[override]
-            super().train(mode)
-            self.bn.eval()
-            for p in self.conv.parameters():
-                p.requires_grad = False
-
-        def __call__(self, x: Tensor) -> Any:
-            return super().__call__(x + 1)
-
-        def load_state_dict(self, state_dict: Any, strict: bool = True) -> None:  # type: ignore[override]
-            super().load_state_dict(state_dict, strict)
-
-        def __getattr__(self, name: str) -> Any:
-            if name == "extra":
-                return 7
-            return super().__getattr__(name)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.bn(self.conv(x))
-
-    model = Odd()
-    flags = [p.requires_grad for p in model.parameters()]
-    for given in (
-        model,
-        nn.Sequential(model, conv(4, 2)),
-        nn.DataParallel(model),
-        torch.compile(model, backend="eager"),
-    ):
-        fast = compiled(given)
-        plain = copy.deepcopy(given if isinstance(given, nn.Sequential) else model)
-        plain.eval()
-        with torch.no_grad():
-            near(fast(X), plain(X))
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert compiled(model).extra == 7
-    fast = compiled(model)
-    new = Odd().state_dict()
-    fast.load_state_dict(new)
-    model.load_state_dict(new)
-    model.eval()
-    with torch.no_grad():
-        near(fast(X), model(X))
-
-
-def test_tied_by_function() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.conv = nn.Linear(12, 12), conv(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x) * self.conv.weight.abs().mean()
-            return F.linear(self.fc(y), self.fc.weight.t()) * self.fc.bias
-
-    model = Tied().eval()
-    secateur.prune(model, secateur.Magnitude(0.5))
-    with torch.no_grad():
-        near(compiled(model)(X), model(X))
-
-
-# ---- other ways to call ----
-
-
-def test_parameters_of_a_call() -> None:
-    model, other = (nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval() for _ in range(2))
-    fast = compiled(model)
-    theirs = dict(other.named_parameters())
-    with torch.no_grad():
-        near(torch.func.functional_call(fast, theirs, (X,)), other(X))
-        near(fast(X), model(X))
-    assert any("other parameters than were compiled" in note for note in fast.report.notes)
-    loss = torch.func.functional_call(fast, theirs, (X,)).sum()
-    loss.backward()
-    assert other[0].weight.grad is not None
-    fast[2] = nn.Identity()
-    with torch.no_grad():
-        near(fast(X), model[:2](X))
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own, of its decompositions
-def test_derivatives_are_refused() -> None:
-    model = nn.Sequential(conv(3, 4), nn.ReLU()).eval()
-    fast = compiled(model)
-    for call in (
-        lambda: torch.func.jvp(fast, (X,), (X,)), lambda: torch.func.jacfwd(fast)(X),
-        lambda: torch.func.grad(lambda x: fast(x).sum())(X), lambda: fast(X.clone().requires_grad_()),
-    ):  # fmt: skip
-        with pytest.raises(Error, match="compile: "):
-            call()
-    with torch.autograd.forward_ad.dual_level():
-        with pytest.raises(Error, match="forward-mode"):
-            fast(torch.autograd.forward_ad.make_dual(X, X))
-        with torch.no_grad():
-            near(fast(X), model(X))
-
-
-def test_a_part_of_a_larger_model_is_loaded_whole() -> None:
-    a, b = (nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval() for _ in range(2))
-    fast = compiled(a)
-    outer = nn.Sequential(fast)
-    amid = fast.get_submodule("2").register_load_state_dict_pre_hook(lambda *_: fast(X))
-    with torch.no_grad():
-        outer.load_state_dict({"0." + k: v for k, v in b.state_dict().items()})
-        amid.remove()
-        near(outer(X), b(X))
-
-
-def test_a_head_is_trained_on_it() -> None:
-    backbone = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    with pytest.warns(UserWarning, match="stays in evaluation mode"):
-        net = nn.Sequential(compiled(backbone), nn.Flatten(), nn.Linear(4 * 144, 2)).train()
-    net(X).sum().backward()
-    assert net[2].weight.grad is not None
-    assert net[0].training is False
-    assert net[2].training is True
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_clear_errors() -> None:
-    sparse = nn.Linear(4, 4)
-    sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
-    with pytest.raises(Error, match="compile: parameters must be dense tensors, but weight is sparse_coo"):
-        compiled(sparse, torch.rand(1, 4))
-    fast = compiled(nn.Sequential(conv(3, 4)))
-    with pytest.raises(Error, match="compile: inputs must be plain tensors"):
-        fast(torch.nested.nested_tensor([X[0]]))
+def test_what_a_dataclass_holds_is_compared() -> None:
+    one, other = (Result(torch.full((8,), value), (1,)) for value in (1.0, 2.0))
+    for leaf in (_same, _near):
+        assert alike([one], [copy.copy(one)], leaf)
+        assert not alike([one], [other], leaf)
+    assert not alike(one, Result(one.value, (2,)), _same)
