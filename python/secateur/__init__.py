@@ -8,13 +8,14 @@ from ._base.errors import Error
 from ._base.version import installed_version as _installed_version
 from .activations.prune import prune_activations
 from .activations.sensitivity import activation_sensitivity
+from .calibration.recalibrate import recalibrate
 from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
 from .engine import compile, profile
 from .masks import strip
 from .nn.conversion import convert
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning.counting import sparsity
-from .pruning.criteria import Criterion, Magnitude, MeanStd, Random
+from .pruning.criteria import Criterion, Magnitude, MeanStd, OptimalBrain, Random, Wanda
 from .pruning.prune import prune
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
@@ -31,8 +32,10 @@ __all__ = [
     "GradualPruner",
     "Magnitude",
     "MeanStd",
+    "OptimalBrain",
     "Random",
     "Report",
+    "Wanda",
     "activation_sensitivity",
     "compile",
     "convert",
@@ -45,6 +48,7 @@ __all__ = [
     "prune_activations",
     "quantization_sensitivity",
     "quantize",
+    "recalibrate",
     "save",
     "sparsity",
     "strip",

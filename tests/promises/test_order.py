@@ -35,6 +35,8 @@ ROOMS = (
     "pt2e.py",
     "pruning",
     "pruning/criteria",
+    "reconstruction",
+    "calibration",
     "graph",
     "nn",
     "masks",

@@ -292,7 +292,7 @@ def named(**attributes: Any) -> Criterion:
             r"criterion must be a MeanStd, .* or another secateur.Criterion, got <class .*> \(write Named\(...\)\)",
         ),
         (named(scope="model"), "Named.scope must be 'layer', 'row' or 'global', got 'model'"),
-        (named(needs="inputs"), "Named.needs must be None, 'norms' or 'gram', got 'inputs'"),
+        (named(needs="inputs"), "Named.needs must be None, 'norms', 'gram' or 'hessian', got 'inputs'"),
         (named(sparsity=90), "Named: sparsity must be a number from 0 to 1, got 90"),
         (named(), r"Named\(\) must return one Decision a weight, got 0 for 1"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import secateur
 import torch
-from secateur import Criterion, CubicSchedule, GradualPruner, Magnitude, MeanStd, Random
+from secateur import Criterion, CubicSchedule, GradualPruner, Magnitude, MeanStd, OptimalBrain, Random, Wanda
 from secateur.pruning import criteria
 from torch import nn
 
@@ -18,6 +18,8 @@ from torch import nn
 SAMPLES: dict[type[Criterion], list[Criterion]] = {
     MeanStd: [MeanStd(sparsity=0.5), MeanStd(sparsity=0.5, of="signed")],
     Magnitude: [Magnitude(0.5), Magnitude(0.5, "global")],
+    OptimalBrain: [OptimalBrain(0.5), OptimalBrain(0.5, "global", seed=3)],
+    Wanda: [Wanda(0.5), Wanda(0.5, "layer")],
     Random: [Random(0.5, seed=1), Random(0.5, "neuron", 1)],
 }
 each_sample = pytest.mark.parametrize("rule", [rule for rules in SAMPLES.values() for rule in rules], ids=repr)

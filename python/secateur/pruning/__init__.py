@@ -1,7 +1,18 @@
 """Weights that are pruned: criteria, patterns, which weights they apply to, and the report."""
 
 from .counting import sparsity
-from .criteria import Criterion, Decision, Inputs, Magnitude, MeanStd, Random, WeightView, drop_lowest
+from .criteria import (
+    Criterion,
+    Decision,
+    Inputs,
+    Magnitude,
+    MeanStd,
+    OptimalBrain,
+    Random,
+    Wanda,
+    WeightView,
+    drop_lowest,
+)
 from .prune import prune
 
 __all__ = [
@@ -10,7 +21,9 @@ __all__ = [
     "Inputs",
     "Magnitude",
     "MeanStd",
+    "OptimalBrain",
     "Random",
+    "Wanda",
     "WeightView",
     "drop_lowest",
     "prune",

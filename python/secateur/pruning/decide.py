@@ -7,7 +7,7 @@ fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,62 +15,68 @@ from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
+from ..calibration.calls import Calls
 from ..masks.weights import Weight
 from ..ops.packing import mask_shape
 from . import inputs
-from .criteria import Decision, Inputs, WeightView
+from .criteria import Criterion, Decision, Inputs, WeightView
 from .criteria.base import Written
+from .sequence import Decided, decide_in_sequence
 from .targets import Target, by_criterion
+from .verdict import Verdict, bias_of
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The changes to be written to one weight."""
-
-    target: Target
-    gone: int  # weights that were zero before
-    step: int  # how closely a share of zeros can be hit
-    notes: tuple[str, ...]
-    mask: Tensor | None = None  # packed; None: ``fused`` makes it
-    theta: Tensor | None = None
-    k: float | None = None
-    values: Tensor | None = None  # new values, in the weight's shape and type
-    bias: Tensor | None = None  # in the bias's type
-    fused: Callable[[Tensor], Written] | None = None  # decides and writes in one pass
-
-
-def decide(model: nn.Module, targets: Sequence[Target], data: Any) -> list[Verdict]:
-    """Decide for every weight, pool by pool.
+def decide(
+    model: nn.Module, targets: Sequence[Target], data: Any, inputs_given: int = 1, progress: bool = False
+) -> Decided:
+    """Decide for every weight, pool by pool; then for those whose layers see what is left of the others.
 
     Args:
-        model: run on ``data`` where a criterion needs it. targets: the weights and their criteria.
+        model: never run; its copies are, on ``data`` where a criterion needs it. targets: weights and their criteria.
+        inputs_given: how many values of a tuple the model takes.
     """
     check_data(targets, data)
     for target in targets:
         _check_finite(target)
-    known = _inputs(model, targets, data)
+    calls = None
+    last = [t for t in targets if t.criterion.needs == "hessian"]
+    if any(t.criterion.needs is not None for t in targets):
+        again = bool(last)
+        calls = Calls(data, "prune: data", model, inputs_given, again=again)
+    first = [t for t in targets if t.criterion.needs != "hessian"]
+    known = _inputs(model, first, calls, progress)
     verdicts: dict[int, Verdict] = {}
     # Single weights first, one at a time, so that only one layer's scores are in memory.
-    pools = [[t] for t in targets if not t.pooled] + by_criterion(t for t in targets if t.pooled)
+    pools = [[t] for t in first if not t.pooled] + by_criterion(t for t in first if t.pooled)
     for pool in pools:
         for target, verdict in zip(pool, _decide_pool(pool, known), strict=True):
             verdicts[id(target)] = verdict
-    return [verdicts[id(target)] for target in targets]
+    made = Decided()
+    if last:
+        assert calls is not None
+        made = decide_in_sequence(model, last, list(verdicts.values()), calls, _known_view, _decide_one, progress)
+        verdicts |= {id(verdict.target): verdict for verdict in made.verdicts}
+    return replace(made, verdicts=[verdicts[id(target)] for target in targets])
 
 
 def check_data(targets: Sequence[Target], data: Any) -> None:
-    """An Error for data that is missing, or that no criterion needs."""
+    """An Error for data that is missing, or layers whose inputs cannot be known."""
     asking = [t for t in targets if t.criterion.needs is not None]
     if asking and data is None:
-        what = {"norms": "norms", "gram": "Gram matrices"}[str(asking[0].criterion.needs)]
+        what = {"norms": "norms", "gram": "Gram matrices", "hessian": "second moments"}[str(asking[0].criterion.needs)]
         raise Error(
             f"prune: data must be batches of inputs for {asking[0].criterion!r}, which needs the {what} of its layers' "
             "inputs, got None"
         )
-    if data is not None and not asking:
-        criteria = ", ".join(repr(pool[0].criterion) for pool in by_criterion(targets))
-        raise Error(f"prune: data must be left out for {criteria}, which needs no inputs, got {type(data).__name__}")
     inputs.check([t.weight for t in asking], [str(t.criterion.needs) for t in asking])
+
+
+def needless_data(targets: Sequence[Target], data: Any) -> list[str]:
+    """A warning for data that no criterion needs."""
+    if data is None or any(t.criterion.needs is not None for t in targets):
+        return []
+    criteria = ", ".join(repr(pool[0].criterion) for pool in by_criterion(targets))
+    return [f"data was not looked at: {criteria} needs no inputs"]
 
 
 def _check_finite(target: Target) -> None:
@@ -86,13 +92,14 @@ def _first_bad(value: Tensor) -> str:
     return f"{float(value[tuple(where)])} at {where} ({len(bad)} such)"
 
 
-def _inputs(model: nn.Module, targets: Sequence[Target], data: Any) -> dict[int, Inputs]:
+def _inputs(model: nn.Module, targets: Sequence[Target], calls: Calls | None, progress: bool) -> dict[int, Inputs]:
     asking = [t for t in targets if t.criterion.needs is not None]
     if not asking:
         return {}
+    assert calls is not None
     weights = [t.weight for t in asking]
     needs = [str(t.criterion.needs) for t in asking]
-    found = inputs.collect(model, weights, needs, data)
+    found = inputs.collect(model, weights, needs, calls, progress)
     return {id(target): one for target, one in zip(asking, found, strict=True)}
 
 
@@ -149,11 +156,15 @@ def _decide_pool(pool: Sequence[Target], known: dict[int, Inputs]) -> list[Verdi
         return [Verdict(target, look.gone, 1, look.notes, fused=fused)]
     views = [_view(target, look, known.get(id(target))) for target, look in zip(pool, looks, strict=True)]
     answer = criterion.decide(views)
+    _check_answer(criterion, answer, len(pool))
+    return [_checked(*each) for each in zip(pool, looks, views, answer, strict=True)]
+
+
+def _check_answer(criterion: Criterion, answer: Any, count: int) -> None:
     if not isinstance(answer, list | tuple) or not all(isinstance(one, Decision) for one in answer):
         raise Error(f"prune: {criterion!r} must return a list of Decisions, got {answer!r:.80}")
-    if len(answer) != len(pool):
-        raise Error(f"prune: {criterion!r} must return one Decision a weight, got {len(answer)} for {len(pool)}")
-    return [_checked(*each) for each in zip(pool, looks, views, answer, strict=True)]
+    if len(answer) != count:
+        raise Error(f"prune: {criterion!r} must return one Decision a weight, got {len(answer)} for {count}")
 
 
 def _fused(pool: Sequence[Target], looks: Sequence[_Look]) -> Callable[[Tensor], Written] | None:
@@ -165,12 +176,15 @@ def _fused(pool: Sequence[Target], looks: Sequence[_Look]) -> Callable[[Tensor],
     return target.criterion.fused() if by["fused"] <= by["decide"] else None
 
 
-def bias_of(weight: Weight) -> nn.Parameter | None:
-    """The bias that belongs to a weight alone: of a layer with one weight that is not tied."""
-    bias = weight.module._parameters.get("bias") if weight.parameter == "weight" else None
-    if bias is None or len(weight.places) > 1 or type(bias.data) is not Tensor or bias.dim() != 1:
-        return None
-    return bias
+def _known_view(target: Target, known: Inputs) -> WeightView:
+    return _view(target, _look(target), known)
+
+
+def _decide_one(target: Target, criterion: Criterion, view: WeightView) -> Verdict:
+    """One weight, by a criterion that may be another than its target's."""
+    answer = criterion.decide([view])
+    _check_answer(criterion, answer, 1)
+    return _checked(target, _look(target), view, answer[0])
 
 
 def _view(target: Target, look: _Look, known: Inputs | None) -> WeightView:

@@ -16,16 +16,19 @@ from torch.optim.optimizer import Optimizer
 
 from .. import masks, ops
 from .._base.errors import Error
-from .._base.signals import held_signals
+from .._base.signals import held_signals, keeps_grad_mode
+from .._base.wrappers import unwrapped
+from ..calibration.normalization import normalization_layers, write
 from ..masks.buffers import tell_written
 from ..masks.optimizer_hooks import clear_state
 from ..masks.weights import Entry, take_over
 from ..report import WEIGHT_COLUMNS, Report
 from .counting import row_of, total_of
 from .criteria import Criterion
-from .decide import Verdict, bias_of, decide
+from .decide import decide, needless_data
 from .outcome import Pruned, outcome
 from .targets import Override, assign_criteria
+from .verdict import Verdict, bias_of
 
 
 def prune(
@@ -38,6 +41,8 @@ def prune(
     overrides: Mapping[Any, Override] | None = None,
     optimizer: Optimizer | Iterable[Optimizer] | None = None,
     data: Iterable[Any] | None = None,
+    inputs: int = 1,
+    progress: bool = True,
 ) -> Report:
     """Zero weights of ``model`` in place, and keep them zero through whatever fine-tuning follows.
 
@@ -55,7 +60,8 @@ def prune(
 
     Args:
         model: any module, a bare layer included, also within torch.compile, DataParallel or DistributedDataParallel.
-        criterion: :class:`MeanStd`, :class:`Magnitude`, :class:`Random` or another :class:`secateur.Criterion`.
+        criterion: :class:`MeanStd`, :class:`Magnitude`, :class:`Random`, :class:`Wanda`, :class:`OptimalBrain` or
+            another :class:`secateur.Criterion`.
         pattern: ``"1x1"`` zeros anywhere; ``"1xN"``, such as ``"1x4"``, blocks of N consecutive input channels at one
             kernel tap; ``"neuron"`` whole output units (their biases stay).
         exclude: layers to leave alone, by name (of a layer, a weight, or a module around it), glob pattern or type.
@@ -64,8 +70,12 @@ def prune(
             layers. A name counts more than a glob pattern, that more than a type; among equals the last counts.
         optimizer: the optimizer that goes on training the model, or several that share its parameters: their momentum
             of pruned weights is zeroed.
-        data: batches of inputs, for a criterion that needs to know the inputs of its layers, else None: tensors, or
-            tuples or lists that start with one. Gone through once, in evaluation mode.
+        data: batches of inputs, for a criterion that needs to know the inputs of its layers: tensors; tuples or lists
+            whose first ``inputs`` values are the model's arguments; or dicts of its keyword arguments. Copies of the
+            model see them, in evaluation mode: once for :class:`Wanda`, again and again for :class:`OptimalBrain` (of
+            an iterator's batches up to 1 GiB are kept).
+        inputs: how many values of a tuple the model takes.
+        progress: show a progress bar while copies of the model are run.
 
     Returns:
         A report, one row a weight: layer, shape, weights, zeros, theta over the neurons, bytes dense and packed.
@@ -76,15 +86,18 @@ def prune(
 
     Warns:
         UserWarning: optimizers that hold none of the pruned weights, a rule that prunes nothing, a layer emptied whole,
-            a share of zeros not reached, a tied weight, a layer that cannot be pruned, MultiheadAttention's
-            ``out_proj``. The report's notes repeat it.
+            data that no criterion needs, a share of zeros not reached, a tied weight, a layer that cannot be pruned,
+            MultiheadAttention's ``out_proj``. The report's notes repeat it.
     """
-    report, said = prune_quietly(model, criterion, pattern, exclude, include, overrides, optimizer, data)
+    report, said = prune_quietly(
+        model, criterion, pattern, exclude, include, overrides, optimizer, data, inputs, progress
+    )
     for text in said:
         warnings.warn(f"prune: {text}", UserWarning, stacklevel=2)
     return report
 
 
+@keeps_grad_mode
 def prune_quietly(
     model: nn.Module,
     criterion: Criterion,
@@ -94,18 +107,24 @@ def prune_quietly(
     overrides: Mapping[Any, Override] | None,
     optimizer: Optimizer | Iterable[Optimizer] | None,
     data: Iterable[Any] | None = None,
+    inputs: int = 1,
+    progress: bool = False,
 ) -> tuple[Report, list[str]]:
     """:func:`prune`, with its warnings returned instead of issued."""
     optimizers = check_optimizers(optimizer)
     targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides)
+    said += needless_data(targets, data)
     with torch.no_grad():
-        verdicts = decide(model, targets, data)
+        decided = decide(model, targets, data, inputs, progress)
+        norms = normalization_layers(unwrapped(model))
         with held_signals(repeated=True):  # from here on no mistake of the caller's can raise
-            pruned = [_write(verdict) for verdict in verdicts]
+            pruned = [_write(verdict) for verdict in decided.verdicts]
+            for name, statistics in decided.statistics.items():
+                write(norms[name], statistics)
             said += _clear(optimizers, pruned)
             tell_written(model)
     said += outcome(pruned)
-    notes += [note for one in pruned for note in one.notes]
+    notes += [note for one in pruned for note in one.notes] + decided.notes
     rows = [row_of(one.target.weight, one) for one in pruned]
     return Report(
         f"prune: {criterion!r}, pattern {pattern}", WEIGHT_COLUMNS, rows, [*said, *notes], total_of(rows)

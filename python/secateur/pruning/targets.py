@@ -142,7 +142,7 @@ def check_criterion(criterion: Any, argument: str, caller: str = "prune") -> Non
     if not isinstance(criterion.scope, str) or criterion.scope not in SCOPES:
         raise Error(f"{caller}: {name}.scope must be 'layer', 'row' or 'global', got {criterion.scope!r}")
     if not isinstance(criterion.needs, str | None) or criterion.needs not in NEEDS:
-        raise Error(f"{caller}: {name}.needs must be None, 'norms' or 'gram', got {criterion.needs!r}")
+        raise Error(f"{caller}: {name}.needs must be None, 'norms', 'gram' or 'hessian', got {criterion.needs!r}")
     if share_of(criterion) is not None:
         checked_number(f"{caller}: {name}", "sparsity", share_of(criterion), 0, 1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..._base.checks import checked_number
 from ..._base.errors import Error
+from ...reconstruction.curves import Curve
 from .patterns import Pattern
 from .ranking import Chosen, counted
 from .view import Decision, WeightView
@@ -19,7 +20,7 @@ from .view import Decision, WeightView
 C = TypeVar("C", bound="Criterion")
 
 SCOPES = ("row", "layer", "global")
-NEEDS = (None, "norms", "gram")
+NEEDS = (None, "norms", "gram", "hessian")
 
 
 class Written(NamedTuple):
@@ -66,7 +67,9 @@ class Criterion:
         scope: ``"global"``: one pool holds all weights that this criterion prunes. ``"layer"`` or ``"row"``: each
             weight is a pool of its own (how rows are kept apart is up to :meth:`decide`).
         needs: what must be known of each layer's inputs. None: nothing. ``"norms"``: sums and norms. ``"gram"``: their
-            Gram matrices X X^T as well. :attr:`WeightView.inputs` then holds them.
+            Gram matrices X X^T as well. :attr:`WeightView.inputs` then holds them. ``"hessian"``: Gram matrices of a
+            sample of the inputs; layers are decided one by one in the order of their calls, and each one's inputs are
+            what the pruned layers before it give, beside what the network as it was gave.
         sparsity: the share of zeros to reach, 0 to 1, if the criterion has one. :class:`~secateur.GradualPruner` raises
             it step by step, and the report says where it was not reached.
         zeros_count_in: what zeros that no mask made count in as weights, in words for the report. Empty: they count
@@ -106,6 +109,16 @@ class Criterion:
         changed = copy.copy(self)
         changed.__dict__["sparsity"] = sparsity
         return changed
+
+    def curve(self, view: WeightView) -> Curve:
+        """For ``needs = "hessian"`` and scope "global": a layer's error at a ladder of zeros."""
+        raise Error(
+            f"{type(self).__name__}: a criterion of scope 'global' that needs 'hessian' must define curve(view)"
+        )
+
+    def for_layer(self, share: float) -> Criterion:
+        """For ``needs = "hessian"`` and scope "global": the criterion that prunes one layer to its share of zeros."""
+        return self.with_sparsity(share)
 
     def fused(self) -> Callable[[Tensor], Written] | None:
         """Optional: an operator that decides and writes a weight in place, in one pass.

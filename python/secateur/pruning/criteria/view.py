@@ -29,7 +29,11 @@ class Inputs:
     count: int  # positions: samples, times the output's pixels in a convolution
     sum: Tensor  # [G, F]
     squares: Tensor  # [G, F]
-    gram: Tensor | None = None  # [G, F, F]: sums of x x^T; only for needs = "gram"
+    gram: Tensor | None = None  # [G, F, F]: sums of x x^T; only for needs = "gram" or "hessian"
+    #: Only for needs = "hessian": x is what the pruned network gives, d what the layer saw in the network as it was.
+    other: Tensor | None = None  # [G, F]: sums of d
+    cross: Tensor | None = None  # [G, F, F]: sums of d x^T
+    free_mean: bool = False  # the mean of the layer's output does not matter: its bias, or a BatchNorm, makes up for it
 
     @property
     def norms(self) -> Tensor:

@@ -1,0 +1,97 @@
+"""Second moments of a layer's inputs, summed up while the batches pass, from a sample of the positions."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .._base.errors import Error
+from .columns import Choice, columns_of
+from .walk import Use
+
+#: Of all positions of all batches so many are taken: 28 for each input of the widest layer of ResNet-50.
+POSITIONS = 1 << 17
+
+
+@dataclass
+class InputMoments:
+    """Sums over positions, for one network's inputs x and (where there are two networks) another one's, d."""
+
+    count: int
+    sum: Tensor  # [G, F], of x
+    gram: Tensor  # [G, F, F], of x x^T
+    other: Tensor | None = None  # [G, F], of d
+    cross: Tensor | None = None  # [G, F, F], of d x^T
+
+    @classmethod
+    def empty(cls, G: int, F: int, device: torch.device, pairs: bool) -> InputMoments:
+        zeros = torch.zeros(G, F, dtype=torch.float64, device=device)
+        gram = zeros.new_zeros(G, F, F)
+        more = (torch.zeros_like(zeros), torch.zeros_like(gram)) if pairs else (None, None)
+        return cls(0, zeros, gram, *more)
+
+    def add(self, x: Tensor, d: Tensor | None) -> None:
+        """Take in columns [G, F, m]. Products are taken in their type, sums in float64."""
+        self.count += x.shape[2]
+        self.sum += x.sum(2, dtype=torch.float64)
+        self.gram += x @ x.transpose(1, 2)
+        if self.cross is not None and self.other is not None and d is not None:
+            self.other += d.sum(2, dtype=torch.float64)
+            self.cross += d @ x.transpose(1, 2)
+
+
+class Sampler:
+    """Which positions of a call are taken; the same for every network, and under a seed in every run."""
+
+    def __init__(self, seed: int, label: str, batches: int | None, positions: int = POSITIONS) -> None:
+        self.seed, self.label = seed, label
+        self.each = positions if batches is None else max(1, -(-positions // batches))
+
+    def choice(self, batch: int, use: int, uses: int) -> Choice:
+        most = max(1, self.each // max(uses, 1))
+        generator = torch.Generator()
+        generator.manual_seed((self.seed * 0x9E3779B1 + zlib.crc32(f"{self.label} {batch} {use}".encode())) % 2**63)
+
+        def choose(n: int, of: int) -> Tensor | None:
+            if of <= most:
+                return None
+            return torch.randperm(n, generator=generator)[: -(-n * most // of)].sort().values
+
+        return choose
+
+
+def add_uses(
+    into: InputMoments,
+    holders: Sequence[Sequence[tuple[nn.Module, str]]],
+    uses: Sequence[Sequence[Use]],
+    choices: Sequence[Sequence[Choice]],
+    label: str,
+    caller: str,
+) -> None:
+    """Take in the calls of one batch, in one network or two.
+
+    Args:
+        holders: for each network, the modules that hold the weight, and its name in them. uses: for each network, the
+            calls. choices: for each network, which positions to take of each call, the same in both.
+    """
+    if any(len(each) != len(uses[0]) for each in uses):
+        raise Error(f"{caller}: dense must call {label} as often as model does")
+    double = holders[0][0][0]._parameters[holders[0][0][1]].dtype == torch.float64  # type: ignore[union-attr]
+    dtype = torch.float64 if double else torch.float32
+
+    def columns(network: int, number: int) -> Iterator[Tensor]:
+        use = uses[network][number]
+        module, parameter = holders[network][use.place]
+        return columns_of(module, parameter, use.args, use.kwargs, label, dtype, choices[network][number])
+
+    for number in range(len(uses[0])):
+        if len(uses) == 1:
+            for x in columns(0, number):
+                into.add(x, None)
+        else:
+            for x, d in zip(columns(0, number), columns(1, number), strict=True):
+                into.add(x, d)
