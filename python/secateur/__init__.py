@@ -17,6 +17,7 @@ from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning.counting import sparsity
 from .pruning.criteria import Criterion, Magnitude, MeanStd, OptimalBrain, Random, Wanda
 from .pruning.prune import prune
+from .pruning.restore import restore
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
 from .training.activation_loss import ActivationSparsityLoss
@@ -49,6 +50,7 @@ __all__ = [
     "quantization_sensitivity",
     "quantize",
     "recalibrate",
+    "restore",
     "save",
     "sparsity",
     "strip",

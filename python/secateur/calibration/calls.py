@@ -84,15 +84,15 @@ class Calls:
             raise Error(f"{function}: inputs must be a whole number from 1 up, got {inputs!r}")
         self.caller, self.inputs = caller, inputs
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
-        self._batches: Iterable[Any] = self._kept(batches) if again and isinstance(batches, Iterator) else batches
+        self.batches: Iterable[Any] = self._kept(batches) if again and isinstance(batches, Iterator) else batches
         try:
-            self.count: int | None = len(self._batches)  # type: ignore[arg-type]
+            self.count: int | None = len(self.batches)  # type: ignore[arg-type]
         except TypeError:
             self.count = None
 
     def __iter__(self) -> Iterator[Call]:
         number = -1
-        for number, batch in enumerate(self._batches):
+        for number, batch in enumerate(self.batches):
             yield self._call(batch, number).on(self.device)
         self.count = number + 1
         if number < 0:

@@ -14,6 +14,7 @@ from .criteria import (
     drop_lowest,
 )
 from .prune import prune
+from .restore import restore
 
 __all__ = [
     "Criterion",
@@ -27,5 +28,6 @@ __all__ = [
     "WeightView",
     "drop_lowest",
     "prune",
+    "restore",
     "sparsity",
 ]

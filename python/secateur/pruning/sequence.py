@@ -6,29 +6,25 @@ the decisions are made, the other stays what the model was. The model itself is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from .. import ops
 from .._base.errors import Error
 from .._base.trial import trial
 from ..calibration.calls import Calls
-from ..calibration.columns import groups_of
-from ..calibration.hessian import InputMoments, Sampler, add_uses
-from ..calibration.normalization import Pooled, Statistics, write
+from ..calibration.normalization import Statistics
 from ..calibration.walk import Walk
 from ..calibration.working import working_copy
 from ..masks.weights import Weight, take_over, weights_of
 from ..reconstruction.curves import Curve, allocated
 from .criteria import Criterion, Inputs, WeightView
 from .criteria.base import share_of
-from .inputs import width_of
+from .sites import Site, batch_norms, in_order, take_again
 from .targets import Target, by_criterion
 from .verdict import Verdict, bias_of
 
@@ -45,19 +41,6 @@ class Decided:
     verdicts: list[Verdict] = field(default_factory=list)
     statistics: dict[str, Statistics] = field(default_factory=dict)  # of normalization layers, by name
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Layer:
-    target: Target
-    criterion: Criterion  # with the layer's own share
-    twins: list[Weight]  # its weight in the copy that is pruned, and in the one that stays
-
-    @property
-    def names(self) -> list[str]:
-        """The modules that hold the weight."""
-        weight = self.target.weight
-        return [each.module_name for each in (weight, *weight.aliases)]
 
 
 def decide_in_sequence(
@@ -83,105 +66,67 @@ def decide_in_sequence(
             take_over(weight)
         for verdict in others:
             _write(twins[0][verdict.target.weight.key], verdict)
-        layers = [_Layer(t, t.criterion, [found[t.weight.key] for found in twins]) for t in targets]
-        pooled = [layer for layer in layers if layer.target.pooled]
+        own = {id(t): t.criterion for t in targets}
+        sites = {
+            id(t): Site(t.weight, [found[t.weight.key] for found in twins], getattr(t.criterion, "seed", None) or 0)
+            for t in targets
+        }
+        pooled = [target for target in targets if target.pooled]
         if pooled:
-            _share_out(pooled, _curves(pooled, copies[1], calls, view, progress))
-        return _decide_all(layers, copies, calls, view, decide, progress)
-
-
-def _curves(layers: Sequence[_Layer], network: nn.Module, calls: Calls, view: View, progress: bool) -> dict[int, Curve]:
-    """Each layer's error at a ladder of zeros, on what the layers before it give as they are; by its target's id."""
-    walk = Walk([network], calls)
-    found = {}
-    for layer in tqdm(_in_order(layers, walk, ()), desc="measuring layers", disable=not progress, leave=False):
-        assert isinstance(layer, _Layer)
-        inputs = _inputs(layer, walk, layer.twins[1:], calls)
-        found[id(layer.target)] = layer.criterion.curve(view(layer.target, inputs))
-    return found
-
-
-def _share_out(layers: Sequence[_Layer], curves: dict[int, Curve]) -> None:
-    """Give each layer the criterion for its own share of zeros."""
-    for pool in by_criterion(layer.target for layer in layers):
-        mine = [layer for layer in layers if any(layer.target is target for target in pool)]
-        share = share_of(pool[0].criterion)
-        if share is None:
-            raise Error(f"prune: {pool[0].criterion!r} must have a sparsity for scope 'global'")
-        gone = [float((layer.twins[1].value == 0).double().mean()) for layer in mine]
-        shares = allocated([curves[id(layer.target)] for layer in mine], share, gone)
-        for layer, own in zip(mine, shares, strict=True):
-            layer.criterion = layer.criterion.for_layer(own)
-
-
-def _decide_all(
-    layers: Sequence[_Layer],
-    copies: Sequence[nn.Module],
-    calls: Calls,
-    view: View,
-    decide: Decide,
-    progress: bool,
-) -> Decided:
-    walk = Walk(copies, calls)
-    made = Decided()
-    norms = {
-        name: module
-        for name, module in copies[0].named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
-    for step in tqdm(_in_order(layers, walk, norms), desc="pruning layers", disable=not progress, leave=False):
-        if isinstance(step, str):
-            if made.verdicts:  # what no pruned layer comes before is as it was
-                pooled = Pooled()
-                for uses in walk.uses([step]):
-                    for use in uses[0]:
-                        pooled.add(use.args[0] if use.args else use.kwargs["input"])
-                made.statistics[step] = pooled.statistics()
-                write(norms[step], made.statistics[step])
-            continue
-        verdict = decide(step.target, step.criterion, view(step.target, _inputs(step, walk, step.twins, calls)))
-        _write(step.twins[0], verdict)
-        made.verdicts.append(verdict)
+            own |= _shared_out(pooled, _curves(pooled, sites, copies[1], calls, view, progress), sites)
+        of = {id(sites[id(target)]): target for target in targets}
+        walk = Walk(copies, calls)
+        norms = batch_norms(copies[0])
+        made = Decided()
+        order = in_order(list(sites.values()), walk, norms)
+        for step in tqdm(order, desc="pruning layers", disable=not progress, leave=False):
+            if isinstance(step, str):
+                if made.verdicts:  # what no pruned layer comes before is as it was
+                    made.statistics[step] = take_again(step, norms[step], walk)
+                continue
+            target = of[id(step)]
+            verdict = decide(target, own[id(target)], view(target, step.inputs(walk, "prune")))
+            _write(step.twins[0], verdict)
+            made.verdicts.append(verdict)
     if made.statistics:
-        made.notes.append(
-            f"the statistics of {len(made.statistics)} BatchNorm layers were taken again with the weights, on the data"
-        )
+        count = len(made.statistics)
+        made.notes.append(f"the statistics of {count} BatchNorm layers were taken again on the data, with the weights")
     made.notes += walk.notes
     return made
 
 
-def _in_order(layers: Sequence[_Layer], walk: Walk, norms: Iterable[str]) -> list[_Layer | str]:
-    """Layers, and names of normalization layers, in the order of their first calls; an Error for layers not called."""
-    of = {name: layer for layer in layers for name in layer.names}
-    found: list[_Layer | str] = []
-    for name in walk.begin([*dict.fromkeys(of), *norms]):
-        # A module may hold several weights (an LSTM), and a weight may be in several modules.
-        here = [layer for layer in layers if name in layer.names and layer not in found]
-        found += here if name in of else [name]
-    for layer in layers:
-        if layer not in found:
-            raise Error(
-                f"prune: data must reach {layer.target.label}, but the model never calls it with an input (exclude it)"
-            )
+def _curves(
+    targets: Sequence[Target],
+    sites: dict[int, Site],
+    network: nn.Module,
+    calls: Calls,
+    view: View,
+    progress: bool,
+) -> dict[int, Curve]:
+    """Each layer's error at a ladder of zeros, on what the layers before it give as they are; by its target's id."""
+    walk = Walk([network], calls)
+    of = {id(sites[id(target)]): target for target in targets}
+    found = {}
+    order = in_order([sites[id(target)] for target in targets], walk, ())
+    for site in tqdm(order, desc="measuring layers", disable=not progress, leave=False):
+        assert isinstance(site, Site)
+        target = of[id(site)]
+        found[id(target)] = target.criterion.curve(view(target, site.inputs(walk, "prune", site.twins[1:])))
     return found
 
 
-def _inputs(layer: _Layer, walk: Walk, twins: Sequence[Weight], calls: Calls) -> Inputs:
-    """The sums over a layer's inputs in the networks of ``twins``; with two of them, how those go together."""
-    weight, label = layer.target.weight, layer.target.label
-    groups, width = groups_of(weight.module, weight.parameter), width_of(weight)
-    into = InputMoments.empty(groups, width, weight.value.device, len(twins) > 1)
-    sampler = Sampler(getattr(layer.criterion, "seed", 0), label, calls.count)
-    for batch, uses in enumerate(walk.uses(list(dict.fromkeys(layer.names)))):
-        choices = [[sampler.choice(batch, i, len(uses[0])) for i in range(len(uses[0]))] for _ in twins]
-        add_uses(into, [twin.places for twin in twins], uses, choices, label, "prune")
-    if into.count == 0:
-        raise Error(f"prune: data must reach {label}, but the model gives it no positions (exclude it)")
-    if not bool(torch.isfinite(into.gram).all()):
-        raise Error(f"prune: data must give {label} finite inputs, got NaN or Inf")
-    free = bias_of(weight) is not None or (len(weight.places) == 1 and weight.module_name in walk.normalized)
-    squares = into.gram.diagonal(dim1=1, dim2=2)
-    return Inputs(into.count, into.sum, squares, into.gram, into.other, into.cross, free)
+def _shared_out(targets: Sequence[Target], curves: dict[int, Curve], sites: dict[int, Site]) -> dict[int, Criterion]:
+    """The criterion for each target's own share of zeros."""
+    found = {}
+    for pool in by_criterion(targets):
+        share = share_of(pool[0].criterion)
+        if share is None:
+            raise Error(f"prune: {pool[0].criterion!r} must have a sparsity for scope 'global'")
+        gone = [float((sites[id(target)].twins[1].value == 0).double().mean()) for target in pool]
+        shares = allocated([curves[id(target)] for target in pool], share, gone)
+        for target, own in zip(pool, shares, strict=True):
+            found[id(target)] = target.criterion.for_layer(own)
+    return found
 
 
 def _write(twin: Weight, verdict: Verdict) -> None:

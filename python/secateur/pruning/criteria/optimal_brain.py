@@ -18,7 +18,7 @@ from ...reconstruction.problem import Problem, problem
 from ...reconstruction.survivors import solved
 from .base import Criterion
 from .ranking import lowest
-from .view import Decision, WeightView
+from .view import Decision, Inputs, WeightView
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,10 +109,15 @@ def blocks_of(view: WeightView) -> Blocks:
 
 def problem_of(view: WeightView) -> Problem:
     """The layer of a view as a least-squares problem, [G, J / G, C * T]."""
-    inputs = view.inputs
-    if inputs is None or inputs.gram is None:
-        raise Error(f"prune: the inputs of {view.label} must be known")
+    inputs = _known(view)
     G, F = inputs.sum.shape
+    weights = view.weight.to(torch.float64).reshape(G, -1, F)
+    return problem(weights, *moments_of(inputs), view.alive.reshape(G, -1, F))
+
+
+def moments_of(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """The means of x x^T and of d x^T, [G, F, F]; covariances, where the mean of the output does not matter."""
+    assert inputs.gram is not None
     n = max(inputs.count, 1)
     second, cross = inputs.gram / n, None if inputs.cross is None else inputs.cross / n
     if inputs.free_mean:
@@ -120,18 +125,28 @@ def problem_of(view: WeightView) -> Problem:
         other = mean if inputs.other is None else inputs.other / n
         second = second - mean[:, :, None] * mean[:, None, :]
         cross = None if cross is None else cross - other[:, :, None] * mean[:, None, :]
-    return problem(view.weight.to(torch.float64).reshape(G, -1, F), second, cross, view.alive.reshape(G, -1, F))
+    return second, cross
+
+
+def bias_for(bias: Tensor, before: Tensor, after: Tensor, inputs: Inputs) -> Tensor:
+    """The bias [J] that gives a layer its mean output back: ``before`` and ``after`` [G, R, F] on d and on x."""
+    n = max(inputs.count, 1)
+    mean, other = inputs.sum / n, (inputs.sum if inputs.other is None else inputs.other) / n  # [G, F]
+    lost = (before * other[:, None]).sum(2) - (after * mean[:, None]).sum(2)
+    return bias.to(torch.float64) + lost.reshape(-1)
 
 
 def _bias(view: WeightView, w: Tensor) -> Tensor | None:
-    """The bias that gives the layer its mean output back."""
-    inputs, bias = view.inputs, view.bias
-    if bias is None or inputs is None or not inputs.free_mean:
+    inputs, bias = _known(view), view.bias
+    if bias is None or not inputs.free_mean:
         return None
-    n = max(inputs.count, 1)
-    mean, other = inputs.sum / n, (inputs.sum if inputs.other is None else inputs.other) / n  # [G, F]
-    before = (view.weight.to(torch.float64).reshape(w.shape) * other[:, None]).sum(2)
-    return bias.to(torch.float64) + (before - (w * mean[:, None]).sum(2)).reshape(-1)
+    return bias_for(bias, view.weight.to(torch.float64).reshape(w.shape), w, inputs)
+
+
+def _known(view: WeightView) -> Inputs:
+    if view.inputs is None or view.inputs.gram is None:
+        raise Error(f"prune: the inputs of {view.label} must be known")
+    return view.inputs
 
 
 def _prices(task: Problem) -> Tensor:
