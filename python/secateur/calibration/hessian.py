@@ -37,10 +37,10 @@ class InputMoments:
     def add(self, x: Tensor, d: Tensor | None) -> None:
         """Take in columns [G, F, m]. Products are taken in their type, sums in float64."""
         self.count += x.shape[2]
-        self.sum += x.sum(2, dtype=torch.float64)
+        self.sum += x.sum(2)
         self.gram += x @ x.transpose(1, 2)
         if self.cross is not None and self.other is not None and d is not None:
-            self.other += d.sum(2, dtype=torch.float64)
+            self.other += d.sum(2)
             self.cross += d @ x.transpose(1, 2)
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .blocks import Blocks, Chooser
 from .problem import Problem
-from .survivors import factored, solved
+from .survivors import factored, solved, wanted_by
 from .sweep import swept
 
 #: Of the survivors a stage leaves this share at least.
 STAGE = 0.8
 #: A layer's stages may take so many multiplications; where they would take more, the sweep goes further.
-MOST_WORK = 1.5e12
+MOST_WORK = 5e11
 
 
 def pruned(
@@ -37,24 +37,36 @@ def pruned(
     if keep is None:
         begin = first_share(G * R, F, share)
         keep = swept(problem, blocks, choose, begin) if begin > 0 else problem.alive
-    w = solved(problem, keep)
     total = keep.numel()
     left, last = int(keep.sum()), total - round(share * total)
     while left > last:
-        score, cost = _scores(problem, blocks, keep, w)
+        score, cost = _priced(problem, blocks, keep)
         drop = choose(score, cost, left - max(last, int(left * STAGE)))
         fewer = keep & ~_unordered(blocks, drop, keep.shape)
         now = int(fewer.sum())
+        if now == 0 and last > 0:  # the last block is larger than what should stay
+            fewer = keep & _unordered(blocks, _dearest(score), keep.shape)
+            now = int(fewer.sum())
         if now == left:  # the blocks that are left are larger than what should go
             break
         keep, left = fewer, now
-        w = solved(problem, keep)
-    return w, keep
+    return solved(problem, keep), keep
+
+
+def _dearest(score: Tensor) -> Tensor:
+    """The one block whose loss costs most."""
+    priced = score.masked_fill(torch.isinf(score), -1.0)
+    return (priced == priced.max()) & (torch.arange(priced.numel(), device=score.device) == priced.argmax()).reshape(
+        score.shape
+    )
 
 
 def first_share(rows: int, F: int, share: float) -> float:
-    """The share of zeros that the sweep reaches, so that what follows it stays within ``MOST_WORK``."""
-    first = max(0.0, 1 - 2 * (1 - share))
+    """The share of zeros that the sweep reaches, so that what follows it stays within ``MOST_WORK``.
+
+    None if that is little; else until twice as many weights are left as should be; else further.
+    """
+    first = 0.0
     while first < share:
         q, work = (1 - first) * F, 0.0
         while q > (1 - share) * F:
@@ -62,36 +74,45 @@ def first_share(rows: int, F: int, share: float) -> float:
             q *= STAGE
         if work <= MOST_WORK:
             return first
-        first = share if share - first < 0.02 else first + (share - first) / 4
+        half = 1 - 2 * (1 - share)
+        first = half if first < half else first + (share - first) / 4
+        if share - first < 0.02:
+            break
     return share
 
 
-def _scores(problem: Problem, blocks: Blocks, keep: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+def _priced(problem: Problem, blocks: Blocks, keep: Tensor) -> tuple[Tensor, Tensor]:
     """What each block's loss adds to the error [G * R, B], inf where it is gone; its weights that are left."""
     G, R, F = keep.shape
-    flat = w.reshape(G * R, F)
-    own = flat.new_zeros(G * R, F)  # each weight's part of its block's price
-    of = torch.empty_like(blocks.of)
-    of[blocks.order] = blocks.of  # the block of each column as it is stored
+    own = problem.target.new_zeros(G * R, F)  # each weight's part of its block's price
     if bool(keep.all()) and blocks.single:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.hessian)).diagonal(dim1=1, dim2=2)
-        own = (w.square() / inverse[:, None]).reshape(G * R, F)
+        own = (problem.target.square() / inverse[:, None]).reshape(G * R, F)
     else:
+        of = torch.empty_like(blocks.of)
+        of[blocks.order] = blocks.of  # the block of each column as it is stored
+        wanted = wanted_by(problem)
         for rows in factored(problem, keep):
-            inverse = torch.cholesky_inverse(rows.factor)
-            mine = torch.where(rows.real, flat[rows.row[:, None], rows.place], 0.0)
+            w = rows.solve(wanted)
+            eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device).expand_as(rows.factor)
+            root = torch.linalg.solve_triangular(rows.factor, eye, upper=False)  # H_SS^-1 = root^T root
             if blocks.single:
-                price = mine.square() / inverse.diagonal(dim1=1, dim2=2)
+                price = w.square() / root.square().sum(1)
             else:
-                block = torch.where(rows.real, of[rows.place], -1)
-                alike = (block[:, :, None] == block[:, None, :]) & rows.real[:, :, None]
-                eye = torch.eye(block.shape[1], dtype=torch.bool, device=block.device)
-                within = torch.where(alike | eye, inverse, 0.0)
-                price = mine * torch.cholesky_solve(mine.unsqueeze(2), torch.linalg.cholesky(within)).squeeze(2)
-            own[rows.row] = torch.zeros_like(own[rows.row]).scatter_(1, rows.place, price * rows.real)
+                price = w * _within_blocks(root, torch.where(rows.real, of[rows.place], -1), w)
+            rows.put(price, own)
     score = blocks.sums(own[:, blocks.order])
     cost = blocks.sums(keep.reshape(G * R, F)[:, blocks.order].to(torch.int64))
     return score.masked_fill(cost == 0, torch.inf), cost
+
+
+def _within_blocks(root: Tensor, block: Tensor, w: Tensor) -> Tensor:
+    """((H_SS^-1)_BB)^-1 w_B for every block B at once [n, q]; ``block`` [n, q] is each survivor's, -1 for none."""
+    inverse = root.transpose(1, 2) @ root
+    alike = block[:, :, None] == block[:, None, :]
+    inverse.mul_(alike & (block >= 0)[:, :, None])
+    inverse.diagonal(dim1=1, dim2=2).add_(block < 0)
+    return torch.cholesky_solve(w.unsqueeze(2), torch.linalg.cholesky(inverse)).squeeze(2)
 
 
 def _unordered(blocks: Blocks, chosen: Tensor, shape: torch.Size) -> Tensor:

@@ -26,6 +26,15 @@ class Rows:
     real: Tensor  # [n, q] bool
     factor: Tensor  # [n, q, q], the Cholesky factor of H on the survivors, 1 on the diagonal where not ``real``
 
+    def solve(self, wanted: Tensor) -> Tensor:
+        """The survivors' values [n, q]; ``wanted`` is what :func:`wanted_by` gives."""
+        right = wanted[self.row[:, None], self.place] * self.real
+        return torch.cholesky_solve(right.unsqueeze(2), self.factor).squeeze(2)
+
+    def put(self, values: Tensor, into: Tensor) -> None:
+        """Write values [n, q] into rows of zeros of ``into`` [G * R, F]."""
+        into[self.row] = torch.zeros_like(into[self.row]).scatter_(1, self.place, values * self.real)
+
 
 def factored(problem: Problem, keep: Tensor) -> Iterator[Rows]:
     """The rows that have survivors. keep: [G, R, F] bool."""
@@ -45,21 +54,33 @@ def factored(problem: Problem, keep: Tensor) -> Iterator[Rows]:
         row, q = order[start:stop], ordered[stop - 1]
         place = flat[row].to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :q]
         real = torch.arange(q, device=keep.device) < counts[row, None]
-        group = row // R
-        matrix = problem.hessian[group[:, None, None], place[:, :, None], place[:, None, :]]  # [n, q, q]
-        both = real[:, :, None] & real[:, None, :]
-        matrix = torch.where(both, matrix, torch.eye(q, dtype=matrix.dtype, device=matrix.device))
+        matrix = _gathered(problem.hessian, row // R, place)
+        if not bool(real.all()):
+            matrix.mul_(real[:, :, None]).mul_(real[:, None, :])
+            matrix.diagonal(dim1=1, dim2=2).add_(~real)
         yield Rows(row, place, real, torch.linalg.cholesky(matrix))
         start = stop
+
+
+def _gathered(hessian: Tensor, group: Tensor, place: Tensor) -> Tensor:
+    """H of each row's group on its columns ``place`` [n, q]: [n, q, q]."""
+    n, q = place.shape
+    F = hessian.shape[2]
+    # One flat index: several times as fast as an index a dimension.
+    where = (group[:, None] * F + place)[:, :, None] * F + place[:, None, :]
+    return hessian.reshape(-1).index_select(0, where.reshape(-1)).reshape(n, q, q)
+
+
+def wanted_by(problem: Problem) -> Tensor:
+    """The right-hand sides, target H, [G * R, F]."""
+    return (problem.target @ problem.hessian).reshape(-1, problem.target.shape[2])
 
 
 def solved(problem: Problem, keep: Tensor) -> Tensor:
     """The weights [G, R, F] of least error that are 0 where ``keep`` is not: (target H)_S = w_S H_SS, row by row."""
     G, R, F = keep.shape
-    wanted = (problem.target @ problem.hessian).reshape(G * R, F)
+    wanted = wanted_by(problem)
     result = torch.zeros_like(wanted)
     for rows in factored(problem, keep):
-        right = torch.where(rows.real, wanted[rows.row[:, None], rows.place], 0.0)
-        values = torch.cholesky_solve(right.unsqueeze(2), rows.factor).squeeze(2)
-        result[rows.row] = torch.zeros_like(result[rows.row]).scatter_(1, rows.place, values * rows.real)
+        rows.put(rows.solve(wanted), result)
     return result.reshape(G, R, F)

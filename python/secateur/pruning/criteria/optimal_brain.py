@@ -30,8 +30,8 @@ class OptimalBrain(Criterion):
     now, with what it computed in the network as it was for its target; BatchNorm statistics on the way are taken again
     and written with the weights. Within a layer, columns are swept in chunks: a chunk's weights are chosen by
     w^2 / U_cc^2, with U the Cholesky factor of H^-1, and the columns behind take over what is lost. When twice as many
-    weights are left as should be, they go on by what each one's loss costs exactly, in stages of a fifth, with least
-    squares on the survivors after each. Biases are solved with the weights. H is damped by 1 % of its mean diagonal.
+    weights are left as should be (in small layers: from the start), they go by what each one's loss costs exactly, in
+    stages of a fifth, with least squares on the survivors after each. Biases are solved with the weights. H is damped by 1 % of its mean diagonal.
 
     Args:
         sparsity: zeros to reach, as a share (0 to 1) of all weights, those that are zero already included.
