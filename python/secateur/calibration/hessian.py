@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +16,44 @@ from .walk import Use
 POSITIONS = 1 << 17
 
 
-@dataclass
 class InputMoments:
-    """Sums over positions, for one network's inputs x and (where there are two networks) another one's, d."""
+    """Sums over positions, for one network's inputs x and (where there are two networks) another one's, d.
 
-    count: int
-    sum: Tensor  # [G, F], of x
-    gram: Tensor  # [G, F, F], of x x^T
-    other: Tensor | None = None  # [G, F], of d
-    cross: Tensor | None = None  # [G, F, F], of d x^T
+    Products are taken in the type of the columns, of their distances from the first columns' means, so that the
+    covariance of inputs far from 0 is not lost in rounding; sums are in float64.
+    """
 
-    @classmethod
-    def empty(cls, G: int, F: int, device: torch.device, pairs: bool) -> InputMoments:
+    def __init__(self, G: int, F: int, device: torch.device, pairs: bool) -> None:
         zeros = torch.zeros(G, F, dtype=torch.float64, device=device)
-        gram = zeros.new_zeros(G, F, F)
-        more = (torch.zeros_like(zeros), torch.zeros_like(gram)) if pairs else (None, None)
-        return cls(0, zeros, gram, *more)
+        self.count = 0
+        self._from = [torch.zeros_like(zeros) for _ in range(1 + pairs)]  # where distances are taken from
+        self._sums = [torch.zeros_like(zeros) for _ in range(1 + pairs)]  # of distances
+        self._products = [zeros.new_zeros(G, F, F) for _ in range(1 + pairs)]  # with those of x
 
-    def add(self, x: Tensor, d: Tensor | None) -> None:
-        """Take in columns [G, F, m]. Products are taken in their type, sums in float64."""
+    def add(self, x: Tensor, d: Tensor | None = None) -> None:
+        """Take in columns [G, F, m]."""
+        both = [x] if d is None else [x, d]
+        if self.count == 0 and x.shape[2]:
+            self._from = [each.mean(2).to(torch.float64) for each in both]
         self.count += x.shape[2]
-        self.sum += x.sum(2)
-        self.gram += x @ x.transpose(1, 2)
-        if self.cross is not None and self.other is not None and d is not None:
-            self.other += d.sum(2)
-            self.cross += d @ x.transpose(1, 2)
+        apart = [each - start.to(each.dtype).unsqueeze(2) for each, start in zip(both, self._from, strict=True)]
+        for sums, products, each in zip(self._sums, self._products, apart, strict=True):
+            sums += each.sum(2)
+            products += each @ apart[0].transpose(1, 2)
+
+    def sums(self) -> list[Tensor]:
+        """[G, F], of x and of d."""
+        dtype = self._from[0].dtype
+        return [total + self.count * start.to(dtype) for total, start in zip(self._sums, self._from, strict=True)]
+
+    def products(self) -> list[Tensor]:
+        """[G, F, F], of x x^T and of d x^T."""
+        x, start = self._sums[0], self._from[0]
+        found = []
+        for products, total, other in zip(self._products, self._sums, self._from, strict=True):
+            moved = total + self.count * other
+            found.append(products + moved[:, :, None] * start[:, None, :] + other[:, :, None] * x[:, None, :])
+        return found
 
 
 class Sampler:
@@ -91,7 +103,7 @@ def add_uses(
     for number in range(len(uses[0])):
         if len(uses) == 1:
             for x in columns(0, number):
-                into.add(x, None)
+                into.add(x)
         else:
             for x, d in zip(columns(0, number), columns(1, number), strict=True):
                 into.add(x, d)

@@ -150,11 +150,11 @@ class Walk:
         """
         expected = sum(name in names for name in self._order)
         keys = {name: place for place, name in enumerate(names)}
-        if not self._nodes:
+        where = self._find(names)
+        if where is None:
             for call in self.calls:
                 yield [self._seen(m, keys, expected, partial(call.run, self.models[m])) for m in self._each]
             return
-        where = self._find(names)
         span = range(where.first, where.last + 1)
         for values in self._before(where.first):
             # What is kept must not be written by a run that is only a look ahead.
@@ -180,7 +180,8 @@ class Walk:
             pass
         return seen
 
-    def _find(self, names: Sequence[str]) -> _Span:
+    def _find(self, names: Sequence[str]) -> _Span | None:
+        """None: the graph does not call these layers, for there is none, or the network is itself the layer."""
         wanted = {id(self._named[0][name]) for name in names}
         places = [
             i
@@ -188,9 +189,7 @@ class Walk:
             if node.op == "call_module"
             and any(id(m) in wanted for m in self._roots[0].get_submodule(str(node.target)).modules())
         ]
-        if not places:  # called from a function that the graph holds as one operation
-            return _Span(0, len(self._nodes) - 1)
-        return _Span(places[0], places[-1])
+        return _Span(places[0], places[-1]) if places else None
 
     def _before(self, place: int) -> Iterator[list[Values]]:
         """For each batch, the values that are alive before the node ``place``, of each model."""

@@ -37,18 +37,20 @@ class Site:
         """Sums over the layer's inputs in the networks of ``twins`` (all); with two, how those go together."""
         weight, twins = self.weight, twins or self.twins
         groups, width = groups_of(weight.module, weight.parameter), width_of(weight)
-        into = InputMoments.empty(groups, width, weight.value.device, len(twins) > 1)
+        into = InputMoments(groups, width, weight.value.device, len(twins) > 1)
         sampler = Sampler(self.seed, weight.label, walk.calls.count)
         for batch, uses in enumerate(walk.uses(list(dict.fromkeys(self.names)))):
             choices = [[sampler.choice(batch, i, len(uses[0])) for i in range(len(uses[0]))] for _ in twins]
             add_uses(into, [twin.places for twin in twins], uses, choices, weight.label, caller)
         if into.count == 0:
             raise Error(f"{walk.calls.caller} must reach {weight.label}, but the model gives it no positions")
-        if not bool(torch.isfinite(into.gram).all()):
+        sums, products = into.sums(), into.products()
+        if not all(bool(torch.isfinite(each).all()) for each in products):
             raise Error(f"{walk.calls.caller} must give {weight.label} finite inputs, got NaN or Inf")
         free = bias_of(weight) is not None or (len(weight.places) == 1 and weight.module_name in walk.normalized)
-        squares = into.gram.diagonal(dim1=1, dim2=2)
-        return Inputs(into.count, into.sum, squares, into.gram, into.other, into.cross, free)
+        squares = products[0].diagonal(dim1=1, dim2=2)
+        other, cross = (sums[1], products[1]) if len(twins) > 1 else (None, None)
+        return Inputs(into.count, sums[0], squares, products[0], other, cross, free)
 
 
 def in_order(sites: Sequence[Site], walk: Walk, norms: Iterable[str]) -> list[Site | str]:

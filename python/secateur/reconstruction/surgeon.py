@@ -69,7 +69,7 @@ def first_share(rows: int, F: int, share: float) -> float:
     first = 0.0
     while first < share:
         q, work = (1 - first) * F, 0.0
-        while q > (1 - share) * F:
+        while q > max(1.0, (1 - share) * F):
             work += rows * q**3
             q *= STAGE
         if work <= MOST_WORK:

@@ -20,6 +20,9 @@ from .base import Criterion
 from .ranking import lowest
 from .view import Decision, Inputs, WeightView
 
+#: What is lost of a second moment when the mean is taken off it.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, repr=False)
 class OptimalBrain(Criterion):
@@ -31,7 +34,8 @@ class OptimalBrain(Criterion):
     and written with the weights. Within a layer, columns are swept in chunks: a chunk's weights are chosen by
     w^2 / U_cc^2, with U the Cholesky factor of H^-1, and the columns behind take over what is lost. When twice as many
     weights are left as should be (in small layers: from the start), they go by what each one's loss costs exactly, in
-    stages of a fifth, with least squares on the survivors after each. Biases are solved with the weights. H is damped by 1 % of its mean diagonal.
+    stages of a fifth, with least squares on the survivors after each. Biases are solved with the weights. H is damped
+    by 1 % of its mean diagonal.
 
     Args:
         sparsity: zeros to reach, as a share (0 to 1) of all weights, those that are zero already included.
@@ -54,7 +58,7 @@ class OptimalBrain(Criterion):
     seed: int = 0
 
     needs = "hessian"
-    why_missed: ClassVar[str] = "blocks go or stay whole"
+    why_missed: ClassVar[str] = "blocks go or stay whole, and zeros that were there stay"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", checked_number("OptimalBrain", "sparsity", self.sparsity, 0, 1))
@@ -123,7 +127,9 @@ def moments_of(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     if inputs.free_mean:
         mean = inputs.sum / n
         other = mean if inputs.other is None else inputs.other / n
+        floor = _ROUNDING * second.diagonal(dim1=1, dim2=2).mean(1)  # of inputs that hardly vary
         second = second - mean[:, :, None] * mean[:, None, :]
+        second.diagonal(dim1=1, dim2=2).add_(floor[:, None])
         cross = None if cross is None else cross - other[:, :, None] * mean[:, None, :]
     return second, cross
 

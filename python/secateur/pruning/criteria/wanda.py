@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._base.checks import checked_choice, checked_number
-from .base import TIES_MISS, Criterion, decisions, drop_lowest
+from .base import Criterion, decisions, drop_lowest
 from .ranking import Chosen
 from .view import Decision, WeightView
 
@@ -35,7 +35,7 @@ class Wanda(Criterion):
     scope: Literal["row", "layer"] = "row"
 
     needs = "norms"
-    why_missed: ClassVar[str] = TIES_MISS
+    why_missed: ClassVar[str] = "blocks go whole, zeros that were there stay, and each row keeps a weight"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", checked_number("Wanda", "sparsity", self.sparsity, 0, 1))
