@@ -485,3 +485,20 @@ def test_restores_mistakes_change_nothing(change: Callable[..., Any], message: s
     with pytest.raises(Error, match=message):
         secateur.restore(*change(model, dense), progress=False)
     assert same(model, before)
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "1x4", "neuron"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_wide_layers_are_solved_in_parts(pattern: str, scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.pruning.inputs.WIDEST", 64)  # the Linear has 192 inputs
+    dense, model, plain = net(False), net(False), net(False)
+    report = quiet(model, OptimalBrain(0.5, scope), data=BATCHES, pattern=pattern)
+    assert "7 is solved in 3 parts of its 192 inputs (H in diagonal blocks)" in str(report)
+    quiet(plain, Magnitude(0.5, scope), pattern=pattern)
+    assert report.sparsity == pytest.approx(0.5, abs=0.08)
+    assert error(model, dense) < error(plain, dense)
+    if pattern == "neuron":
+        w = model[7].weight != 0
+        assert torch.equal(w.all(1), w.any(1))
+    secateur.restore(plain, dense, BATCHES, progress=False)
+    assert error(plain, dense) < 1

@@ -31,8 +31,9 @@ class InputMoments:
         self._products = [zeros.new_zeros(G, F, F) for _ in range(1 + pairs)]  # with those of x
 
     def add(self, x: Tensor, d: Tensor | None = None) -> None:
-        """Take in columns [G, F, m]."""
-        both = [x] if d is None else [x, d]
+        """Take in columns [G, F, m]; those of a layer in parts come whole, as [1, G * F, m]."""
+        both = [each.reshape(*self._sums[0].shape, -1) for each in ([x] if d is None else [x, d])]
+        x = both[0]
         if self.count == 0 and x.shape[2]:
             self._from = [each.mean(2).to(torch.float64) for each in both]
         self.count += x.shape[2]

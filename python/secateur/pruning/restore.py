@@ -27,7 +27,7 @@ from ..reconstruction.survivors import solved
 from ..report import Column, Report
 from .criteria import Inputs
 from .criteria.optimal_brain import bias_for, moments_of
-from .sites import Site, batch_norms, in_order, take_again
+from .sites import Site, batch_norms, in_order, solvable, take_again
 from .verdict import bias_of
 
 COLUMNS = (
@@ -98,7 +98,9 @@ def restore(
             if isinstance(step, str):
                 take_again(step, norms[step], walk)
                 continue
-            row, value, bias = _solve(step, step.inputs(walk, "restore"))
+            known = step.inputs(walk, "restore")
+            with solvable(step, calls.caller):
+                row, value, bias = _solve(step, known)
             _put(step.twins[0], value, bias)
             rows.append(row)
             solutions.append((step.weight.key, value, bias))
@@ -110,6 +112,7 @@ def restore(
     set_again = recalibrate(after, calls.batches, dense, inputs=inputs, progress=progress)
     _copy_changes(after, unwrapped(model))
     notes = [f"recalibrate set {len(set_again)} layers", *set_again.notes, *walk.notes]
+    notes += [site.note for site in sites if site.note]
     return Report("restore", COLUMNS, rows, notes + ([left_out.removeprefix(": ")] if left_out else []))
 
 
@@ -147,14 +150,13 @@ def _solve(site: Site, known: Inputs) -> tuple[dict[str, Any], Tensor, Tensor | 
     """The row, the new weight (in its shape, float64) and bias of a layer."""
     pruned, dense = site.twins
     layout = site.weight.layout
-    G, F = known.sum.shape
-    J = layout.neurons(pruned.value).shape[0]
-    old, wanted = (layout.neurons(each.value.detach()).to(torch.float64).reshape(G, J // G, F) for each in site.twins)
+    shape = layout.neurons(pruned.value).shape
+    old, wanted = (known.rows(layout.neurons(each.value.detach()).to(torch.float64)) for each in site.twins)
     keep = old != 0
     mask = masks.get_mask(site.weight.module, site.weight.parameter)
     if mask is not None:  # a survivor that is zero by chance may live again
         alive = ops.mask_unpack(mask.to(old.device), pruned.value.shape)
-        keep = layout.neurons(alive).reshape(G, J // G, F)
+        keep = known.rows(layout.neurons(alive))
     task = problem(wanted, *moments_of(known), keep)
     new = solved(task, keep)
     reference = max(task.reference, 1e-300)
@@ -172,7 +174,7 @@ def _solve(site: Site, known: Inputs) -> tuple[dict[str, Any], Tensor, Tensor | 
     if held is not None and known.free_mean:
         start = torch.zeros_like(held) if other is None else other
         bias = bias_for(start.detach(), wanted, new, known)
-    stored = layout.stored(new.reshape(layout.neurons(pruned.value).shape), pruned.value.shape)
+    stored = layout.stored(known.neurons(new, shape), pruned.value.shape)
     if not bool(torch.isfinite(stored.to(pruned.value.dtype)).all()):
         raise Error(f"restore: new weights of {site.weight.label} must be finite in its type, got NaN or Inf")
     return row, stored, bias

@@ -24,7 +24,7 @@ from ..masks.weights import Weight, take_over, weights_of
 from ..reconstruction.curves import Curve, allocated
 from .criteria import Criterion, Inputs, WeightView
 from .criteria.base import share_of
-from .sites import Site, batch_norms, in_order, take_again
+from .sites import Site, batch_norms, in_order, solvable, take_again
 from .targets import Target, by_criterion
 from .verdict import Verdict, bias_of
 
@@ -85,13 +85,15 @@ def decide_in_sequence(
                     made.statistics[step] = take_again(step, norms[step], walk)
                 continue
             target = of[id(step)]
-            verdict = decide(target, own[id(target)], view(target, step.inputs(walk, "prune")))
+            known = view(target, step.inputs(walk, "prune"))
+            with solvable(step, calls.caller):
+                verdict = decide(target, own[id(target)], known)
             _write(step.twins[0], verdict)
             made.verdicts.append(verdict)
     if made.statistics:
         count = len(made.statistics)
         made.notes.append(f"the statistics of {count} BatchNorm layers were taken again on the data, with the weights")
-    made.notes += walk.notes
+    made.notes += [site.note for site in sites.values() if site.note] + walk.notes
     return made
 
 
@@ -111,7 +113,9 @@ def _curves(
     for site in tqdm(order, desc="measuring layers", disable=not progress, leave=False):
         assert isinstance(site, Site)
         target = of[id(site)]
-        found[id(target)] = target.criterion.curve(view(target, site.inputs(walk, "prune", site.twins[1:])))
+        known = view(target, site.inputs(walk, "prune", site.twins[1:]))
+        with solvable(site, calls.caller):
+            found[id(target)] = target.criterion.curve(known)
     return found
 
 

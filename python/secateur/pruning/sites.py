@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from ..calibration.normalization import Pooled, Statistics, write
 from ..calibration.walk import Walk
 from ..masks.weights import Weight
 from .criteria import Inputs
-from .inputs import width_of
+from .inputs import parts_of, width_of
 from .verdict import bias_of
 
 
@@ -33,10 +34,20 @@ class Site:
         """The modules that hold the weight."""
         return [each.module_name for each in (self.weight, *self.weight.aliases)]
 
+    @property
+    def note(self) -> str:
+        """What the report should say of it; empty: nothing."""
+        parts = parts_of(self.weight)
+        if parts == 1:
+            return ""
+        width = width_of(self.weight)
+        return f"{self.weight.label} is solved in {parts} parts of its {width:,} inputs (H in diagonal blocks)"
+
     def inputs(self, walk: Walk, caller: str, twins: Sequence[Weight] = ()) -> Inputs:
         """Sums over the layer's inputs in the networks of ``twins`` (all); with two, how those go together."""
         weight, twins = self.weight, twins or self.twins
-        groups, width = groups_of(weight.module, weight.parameter), width_of(weight)
+        parts = parts_of(weight)
+        groups, width = max(groups_of(weight.module, weight.parameter), parts), width_of(weight) // parts
         into = InputMoments(groups, width, weight.value.device, len(twins) > 1)
         sampler = Sampler(self.seed, weight.label, walk.calls.count)
         for batch, uses in enumerate(walk.uses(list(dict.fromkeys(self.names)))):
@@ -50,7 +61,7 @@ class Site:
         free = bias_of(weight) is not None or (len(weight.places) == 1 and weight.module_name in walk.normalized)
         squares = products[0].diagonal(dim1=1, dim2=2)
         other, cross = (sums[1], products[1]) if len(twins) > 1 else (None, None)
-        return Inputs(into.count, sums[0], squares, products[0], other, cross, free)
+        return Inputs(into.count, sums[0], squares, products[0], other, cross, free, parts)
 
 
 def in_order(sites: Sequence[Site], walk: Walk, norms: Iterable[str]) -> list[Site | str]:
@@ -67,6 +78,17 @@ def in_order(sites: Sequence[Site], walk: Walk, norms: Iterable[str]) -> list[Si
                 "(exclude it)"
             )
     return found
+
+
+@contextmanager
+def solvable(site: Site, caller: str) -> Iterator[None]:
+    """An Error where a layer's matrix cannot be factored for all its damping."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise Error(
+            f"{caller} must give {site.weight.label} inputs whose second moments float64 can tell apart: {error}"
+        ) from error
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

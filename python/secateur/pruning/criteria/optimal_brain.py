@@ -77,7 +77,7 @@ class OptimalBrain(Criterion):
         """The error at :data:`secateur.reconstruction.curves.LADDER`; of whole neurons, of some neurons gone."""
         task = problem_of(view)
         if view.pattern.block == 0:
-            return _curve_of_neurons(task)
+            return _curve_of_neurons(task, _known(view).parts > 1)
         return curves.measured(task, blocks_of(view), choose_lowest)
 
     def for_layer(self, share: float) -> OptimalBrain:
@@ -88,11 +88,12 @@ class OptimalBrain(Criterion):
         total = view.total
         share = self.sparsity if self.sparsity == 1 else min(self.sparsity, (total - 1) / total)
         if view.pattern.block == 0:
-            keep = _neurons(task, share)
+            keep = _neurons(task, share, _known(view).parts > 1)
             w = solved(task, keep)
         else:
             w, keep = surgeon.pruned(task, blocks_of(view), choose_lowest, share)
-        return Decision(keep.reshape(view.shape), w.reshape(view.shape), _bias(view, w))
+        inputs = _known(view)
+        return Decision(inputs.neurons(keep, view.shape), inputs.neurons(w, view.shape), _bias(view, w))
 
 
 def choose_lowest(score: Tensor, cost: Tensor, need: int) -> Tensor:
@@ -108,15 +109,13 @@ def choose_lowest(score: Tensor, cost: Tensor, need: int) -> Tensor:
 
 def blocks_of(view: WeightView) -> Blocks:
     _, C, T = view.shape
-    return channel_blocks(C, T, view.pattern.block, view.alive.device)
+    return channel_blocks(C // _known(view).parts, T, view.pattern.block, view.alive.device)
 
 
 def problem_of(view: WeightView) -> Problem:
     """The layer of a view as a least-squares problem, [G, J / G, C * T]."""
     inputs = _known(view)
-    G, F = inputs.sum.shape
-    weights = view.weight.to(torch.float64).reshape(G, -1, F)
-    return problem(weights, *moments_of(inputs), view.alive.reshape(G, -1, F))
+    return problem(inputs.rows(view.weight.to(torch.float64)), *moments_of(inputs), inputs.rows(view.alive))
 
 
 def moments_of(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
@@ -139,14 +138,14 @@ def bias_for(bias: Tensor, before: Tensor, after: Tensor, inputs: Inputs) -> Ten
     n = max(inputs.count, 1)
     mean, other = inputs.sum / n, (inputs.sum if inputs.other is None else inputs.other) / n  # [G, F]
     lost = (before * other[:, None]).sum(2) - (after * mean[:, None]).sum(2)
-    return bias.to(torch.float64) + lost.reshape(-1)
+    return bias.to(torch.float64) + (lost.sum(0) if inputs.parts > 1 else lost.reshape(-1))
 
 
 def _bias(view: WeightView, w: Tensor) -> Tensor | None:
     inputs, bias = _known(view), view.bias
     if bias is None or not inputs.free_mean:
         return None
-    return bias_for(bias, view.weight.to(torch.float64).reshape(w.shape), w, inputs)
+    return bias_for(bias, inputs.rows(view.weight.to(torch.float64)), w, inputs)
 
 
 def _known(view: WeightView) -> Inputs:
@@ -155,28 +154,26 @@ def _known(view: WeightView) -> Inputs:
     return view.inputs
 
 
-def _prices(task: Problem) -> Tensor:
-    """What each neuron's loss adds to the error [G * R]; inf where it is gone."""
-    price = ((task.target @ task.hessian) * task.target).sum(2)
-    return price.masked_fill(~task.alive.any(2), torch.inf).reshape(-1, 1)
-
-
-def _neurons(task: Problem, share: float) -> Tensor:
+def _neurons(task: Problem, share: float, in_parts: bool) -> Tensor:
     """Which weights stay when whole neurons go, bool [G, R, F]; one stays unless ``share`` is 1."""
-    cost = task.alive.sum(2).reshape(-1, 1)
-    price = _prices(task)
+    R = task.alive.shape[1]
+    price = ((task.target @ task.hessian) * task.target).sum(2)  # [G, R]
+    cost = task.alive.sum(2)
+    if in_parts:  # a neuron has a row in each
+        price, cost = price.sum(0, keepdim=True), cost.sum(0, keepdim=True)
+    price = price.masked_fill(cost == 0, torch.inf).reshape(-1, 1)
+    cost = cost.reshape(-1, 1)
     drop = choose_lowest(price, cost, round(share * task.alive.numel()) - int((~task.alive).sum()))
     if share < 1 and bool((drop | (cost == 0)).all()):
         drop[price.masked_fill(cost == 0, -1.0).argmax()] = False
-    G, R, _ = task.alive.shape
-    return task.alive & ~drop.reshape(G, R, 1)
+    return task.alive & ~drop.reshape(-1, R, 1)
 
 
-def _curve_of_neurons(task: Problem) -> Curve:
+def _curve_of_neurons(task: Problem, in_parts: bool) -> Curve:
     reference = task.reference
     errors = [0.0]
     for share in curves.LADDER:
-        gone = task.target.masked_fill(_neurons(task, share), 0.0)
+        gone = task.target.masked_fill(_neurons(task, share, in_parts), 0.0)
         error = float(((gone @ task.hessian) * gone).sum()) / reference if reference > 0 else share**2
         errors.append(max(errors[-1], error))
     return Curve((0.0, *curves.LADDER, 1.0), (*errors, 1.0), task.target.numel())

@@ -34,11 +34,25 @@ class Inputs:
     other: Tensor | None = None  # [G, F]: sums of d
     cross: Tensor | None = None  # [G, F, F]: sums of d x^T
     free_mean: bool = False  # the mean of the layer's output does not matter: its bias, or a BatchNorm, makes up for it
+    parts: int = (
+        1  # a layer too wide for one Gram matrix: of so many parts of its inputs, which stand as [parts, F / parts]
+    )
 
     @property
     def norms(self) -> Tensor:
         """[G, F]: the L2 norm of each input over all positions."""
         return self.squares.sqrt()
+
+    def rows(self, values: Tensor) -> Tensor:
+        """A value a weight [J, C, T] as [G, J / G, F]; [parts, J, F / parts] where there are parts."""
+        n, F = self.sum.shape
+        if self.parts > 1:
+            return values.reshape(values.shape[0], n, F).transpose(0, 1)
+        return values.reshape(n, -1, F)
+
+    def neurons(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of :meth:`rows`."""
+        return (rows.transpose(0, 1) if self.parts > 1 else rows).reshape(shape)
 
 
 @dataclass(frozen=True)
