@@ -85,7 +85,7 @@ def solvable(site: Site, caller: str) -> Iterator[None]:
     """An Error where a layer's matrix cannot be factored for all its damping."""
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise Error(
             f"{caller} must give {site.weight.label} inputs whose second moments float64 can tell apart: {error}"
         ) from error

@@ -19,7 +19,7 @@ from .sweep import swept
 #: Of the survivors a stage leaves this share at least.
 STAGE = 0.8
 #: A layer's stages may take so many multiplications; where they would take more, the sweep goes further.
-MOST_WORK = 5e11
+MOST_WORK = 2e11
 
 
 def pruned(

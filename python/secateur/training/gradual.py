@@ -84,7 +84,7 @@ class GradualPruner:
     Args:
         model: pruned in place. criterion: one that has ``sparsity``, which must be the schedule's ``final``.
         schedule: the share of zeros at each step.
-        pattern, exclude, include, overrides, optimizer, data: as in :func:`secateur.prune`. An override's own
+        pattern, exclude, include, overrides, optimizer, data, inputs: as in :func:`secateur.prune`. An override's own
             ``sparsity`` is reached along the same curve. ``data`` is gone through at each pruning.
 
     Raises:
@@ -103,6 +103,7 @@ class GradualPruner:
         overrides: Mapping[Any, Override] | None = None,
         optimizer: Optimizer | Iterable[Optimizer] | None = None,
         data: Iterable[Any] | None = None,
+        inputs: int = 1,
     ) -> None:
         if not isinstance(schedule, CubicSchedule):
             raise Error(f"GradualPruner: schedule must be a CubicSchedule, got {schedule!r}")
@@ -127,7 +128,7 @@ class GradualPruner:
                     _share(part, "a criterion in overrides")
         self.model, self.criterion, self.schedule = model, criterion, schedule
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else optimizers or None
-        self.data = data
+        self.data, self.inputs = data, inputs
         self.report: Report | None = None  # of the latest pruning
         self.steps = 0
         self._how: dict[str, Any] = {
@@ -156,7 +157,7 @@ class GradualPruner:
         rule = _raised(self.criterion, share)
         how = (self._how["pattern"], self._how["exclude"], self._how["include"], overrides)
         first = self.report is None
-        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data)
+        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data, self.inputs)
         self.steps += 1  # now, so that a pruning that was interrupted is made up for by the next step
         if first or now == self.schedule.end:
             for text in said:
