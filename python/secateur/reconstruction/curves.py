@@ -19,7 +19,7 @@ from .sweep import swept
 
 LADDER = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 #: A ladder is measured on some rows of a layer: on so many at most, and fewer where a row's matrix is large.
-_ROWS, _WORK = 128, 1e11
+_ROWS, _WORK = 128, 2e10
 #: Zeros are shared out in steps of this.
 _STEP = 0.0025
 
