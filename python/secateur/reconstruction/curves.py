@@ -15,7 +15,7 @@ import torch
 from .blocks import Blocks, Chooser
 from .problem import Problem
 from .survivors import solved
-from .sweep import swept
+from .sweep import inverse_factor, swept
 
 LADDER = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 #: A ladder is measured on some rows of a layer: on so many at most, and fewer where a row's matrix is large.
@@ -58,8 +58,10 @@ def measured(problem: Problem, blocks: Blocks, choose: Chooser, levels: Sequence
     some = problem.rows(int(min(_ROWS, max(16, _WORK / (F / 2) ** 3))) * (4 if F <= 256 else 1))
     reference = some.reference
     errors: list[float] = [0.0]
+    upper = inverse_factor(some, blocks)
     for share in levels:
-        error = some.error(solved(some, swept(some, blocks, choose, share))) / reference if reference > 0 else share**2
+        w = solved(some, swept(some, blocks, choose, share, upper))
+        error = some.error(w) / reference if reference > 0 else share**2
         errors.append(max(error, errors[-1]))
     return Curve((0.0, *levels, 1.0), (*errors, 1.0), problem.target.numel())
 

@@ -17,17 +17,24 @@ from .problem import Problem
 CHUNK = 64
 
 
-def swept(problem: Problem, blocks: Blocks, choose: Chooser, share: float) -> Tensor:
+def inverse_factor(problem: Problem, blocks: Blocks) -> Tensor:
+    """U, the upper Cholesky factor of H^-1 in the order of ``blocks``, [G, F, F]."""
+    H = problem.hessian[:, blocks.order][:, :, blocks.order]
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    return upper
+
+
+def swept(problem: Problem, blocks: Blocks, choose: Chooser, share: float, upper: Tensor | None = None) -> Tensor:
     """Which weights stay, bool [G, R, F], for a share of zeros of all weights.
 
     Each chunk gets its share, and what it missed is made up by the next, so that the count is exact where blocks allow.
+    ``upper`` is what :func:`inverse_factor` gives, if it is known already.
     """
     order = blocks.order
-    H = problem.hessian[:, order][:, :, order]
     w = problem.target[:, :, order].masked_fill(~problem.alive[:, :, order], 0.0)
     alive = problem.alive[:, :, order]
     G, R, _ = w.shape
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    upper = inverse_factor(problem, blocks) if upper is None else upper
     keep = alive.clone()
     gone = 0
     for first, last in blocks.chunks(CHUNK):
