@@ -206,3 +206,29 @@ def test_results_in_dataclasses_are_compared() -> None:
         else:
             torch.testing.assert_close(thin(x).logits, model(x).logits)
         torch.testing.assert_close(secateur.compile(model, x, budget=0.05)(x).logits, model(x).logits)
+
+
+class NearlyTheSame(nn.Module):
+    """A child's edit of the list that tolerances of a comparison would not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.edit, self.relu = nn.Conv2d(3, 4, 3), EditsItsList(), nn.ReLU()
+        for conv in self.edit.convs:
+            nn.init.dirac_(conv.weight)
+            nn.init.constant_(conv.bias, 1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.conv(x))
+        both = {"all": [y, y]}
+        self.edit(both["all"])
+        return torch.relu(both["all"][0]) + both["all"][1]
+
+
+def test_a_list_that_a_child_edits() -> None:
+    model, x = NearlyTheSame().eval(), torch.randn(2, 3, 6, 6)
+    with pytest.warns(UserWarning, match="a child, EditsItsList, changes a list that it is given"):
+        thin = secateur.prune_activations(model, [x], MeanStd(k=1000.0), progress=False)
+    thin.relu.theta.zero_()
+    with torch.no_grad():
+        assert torch.equal(thin(x), model(x))

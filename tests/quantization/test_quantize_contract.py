@@ -412,3 +412,25 @@ def test_wrappers_and_what_is_refused() -> None:
         secateur.quantize(copy.deepcopy(model).to(torch.float8_e4m3fn), [X], progress=False)
     with pytest.raises(Error, match=r"prune_activations: model must have values, but 0\.weight is on the meta device"):
         secateur.prune_activations(copy.deepcopy(model).to("meta"), [X], secateur.MeanStd(k=0.0), progress=False)
+
+
+class InAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            self.last = self.a(x)
+        return self.b(self.last.float())
+
+
+def test_autocast_is_followed_and_sums_stay_exact() -> None:
+    model = InAutocast().eval()
+    q = secateur.quantize(model, [X], progress=False)
+    assert type(q.a) is QuantizedConv2d
+    q(X)
+    assert q.last.dtype == torch.bfloat16
+    assert torch.equal(q.last, q.a(X).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert q.a(X.double()).dtype == model.double().a(X.double()).dtype

@@ -68,6 +68,7 @@ class Calls:
     functional: int = 0
     modules: Counter[int] = field(default_factory=Counter)  # id of a ReLU module -> how often
     given: tuple[str, ...] = ()  # the names of the arguments it was called with
+    edited: str = ""  # the class of a child that changed a list or dict that it was given
 
 
 class _Watch(TorchFunctionMode):
@@ -88,6 +89,7 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
     """While open, note for each module what every call of its own forward does about ReLUs."""
     seen: dict[nn.Module, list[Calls]] = {}
     mode = _Watch()
+    containers: list[list[tuple[Any, Any]]] = []  # what each running module was given, and a shallow copy
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if mode.stack and relu_kind(module) is not None:
@@ -98,11 +100,15 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
             given = ()
         calls = Calls(given=given)
         mode.stack.append(calls)
+        containers.append([(c, c.copy()) for c in _containers((*args, *kwargs.values()))])
         if relu_kind(module) is None:
             seen.setdefault(module, []).append(calls)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         mode.stack.pop()
+        edited = any(not _holds_the_same(now, before) for now, before in containers.pop())
+        if edited and mode.stack:
+            mode.stack[-1].edited = type(module).__name__
 
     hooks = []
     for module in every_module(model).values():
@@ -116,6 +122,21 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _containers(values: Any) -> Iterator[Any]:
+    """The lists and dicts among ``values``, those inside others too."""
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, list | dict):
+            yield value
+        if isinstance(value, list | tuple | dict):
+            yield from _containers(value)
+
+
+def _holds_the_same(now: Any, before: Any) -> bool:
+    if isinstance(now, dict):
+        return list(now) == list(before) and all(now[key] is before[key] for key in now)
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
 
 
 def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
@@ -138,6 +159,8 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
     given = {c.given for c in calls}
     if len(given) > 1:
         raise NotImplementedError("it is called with different sets of arguments")
+    if editor := next((c.edited for c in calls if c.edited), ""):  # a graph hands every call lists of its own
+        raise NotImplementedError(f"a child, {editor}, changes a list that it is given")
     parameters = inspect.signature(module.forward).parameters.values()
     absent = {
         p.name: p.default
