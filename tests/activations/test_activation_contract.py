@@ -232,3 +232,26 @@ def test_a_list_that_a_child_edits() -> None:
     thin.relu.theta.zero_()
     with torch.no_grad():
         assert torch.equal(thin(x), model(x))
+
+
+class Positions(nn.Module):
+    """[N, C, H, W] -> [N, H * W, C]: dim 1 follows the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc, self.last = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 5), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.fc(self.relu(self.conv(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+def test_a_dim_that_follows_the_image_size_gets_no_thresholds() -> None:
+    model = Positions().eval()
+    with pytest.warns(UserWarning, match="'relu' is called with different numbers of channels"):
+        thin = prune(model)
+    assert [row["layer"] for row in thin.report.rows] == ["last"]
+    with torch.no_grad():
+        thin.last.theta.zero_()
+        for size in (10, 14):
+            x = torch.randn(2, 3, size, size)
+            assert torch.equal(thin(x), model(x))
