@@ -255,3 +255,55 @@ def test_a_dim_that_follows_the_image_size_gets_no_thresholds() -> None:
         for size in (10, 14):
             x = torch.randn(2, 3, size, size)
             assert torch.equal(thin(x), model(x))
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, more: float = 0.0) -> Tensor:
+        y = self.relu(self.a(x))
+        if mask is not None:
+            y = y * mask
+        return F.relu(self.b(y) * scale + more)
+
+
+@pytest.mark.filterwarnings("ignore:quantize")
+@pytest.mark.parametrize("call", ["prune_activations", "quantize", "prepare_qat"])
+def test_optional_arguments_that_calibration_did_not_see(call: str) -> None:
+    model = Optional().eval()
+    rest = [MeanStd(k=1000.0)] if call == "prune_activations" else []
+    result = getattr(secateur, call)(model, [X], *rest, progress=False).eval()
+    for module in result.modules():
+        if isinstance(module, ThresholdReLU):
+            module.theta.zero_()
+    mask = torch.rand(4, 1, 8, 8)
+    nets = (result, copy.deepcopy(result), pickle.loads(pickle.dumps(result)))
+    with torch.no_grad():
+        for args, kwargs in (
+            ((X, mask), {}),
+            ((X,), {"mask": mask}),
+            ((X, None, 2.0), {}),
+            ((X, None, 1.0), {}),
+            ((), {"x": X, "more": 0.5}),
+        ):
+            wanted = model(*args, **kwargs)
+            for net in nets:
+                torch.testing.assert_close(net(*args, **kwargs), wanted, atol=0.03 * float(wanted.max()), rtol=0)
+        with pytest.raises(secateur.Error, match="unexpected keyword argument 'bogus'"):
+            result(X, bogus=1)
+        with pytest.raises(secateur.Error, match="missing a required argument"):
+            result()
+
+
+def test_an_argument_that_needs_thresholds_of_its_own_is_refused() -> None:
+    class Twice(Optional):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            y = self.relu(self.a(x))
+            return self.relu(self.b(y if mask is None else y * mask))
+
+    thin = prune(Twice().eval())
+    thin(X)
+    with pytest.raises(secateur.Error, match="Twice was seen without mask, and cannot take it now: the calls of relu"):
+        thin(X, torch.rand(4, 1, 8, 8))

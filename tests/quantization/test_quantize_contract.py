@@ -434,3 +434,37 @@ def test_autocast_is_followed_and_sums_stay_exact() -> None:
     assert torch.equal(q.last, q.a(X).bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert q.a(X.double()).dtype == model.double().a(X.double()).dtype
+
+
+class Marked(nn.Module):
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class NotAllOfItRuns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.used, self.unused = nn.Conv2d(3, 4, 3), Marked("used"), Marked("unused")
+        self.head = nn.Conv2d(4, 4, 1)
+        self.heads = [nn.Conv2d(4, 4, 1)]
+
+    def forward(self, x: Tensor, head: str = "") -> Tensor:
+        y = self.used(self.conv(x))
+        if head:
+            return self.heads[0](y) if head == "listed" else self.head(y)
+        return y
+
+
+@pytest.mark.parametrize("call", [secateur.quantize, secateur.prepare_qat])
+def test_modules_without_layers_stay(call: Any) -> None:
+    model = NotAllOfItRuns().eval()
+    q = call(model, [X], progress=False)
+    assert (q.used.mark, q.unused.mark) == ("used", "unused")
+    with pytest.warns(UserWarning, match="NotAllOfItRuns is called with head, which it was not seen with"):
+        torch.testing.assert_close(q(X, "listed"), model(X, "listed"), atol=0.05, rtol=0)
+    with pytest.raises(Error, match=r"NotAllOfItRuns was seen without head, and cannot take it now: .*'head'"):
+        q(X, "registered")

@@ -26,8 +26,9 @@ from .._base.state import state_kept
 from .._base.trial import flags_kept
 from ..graph import operators
 from ..graph.in_place import InPlaceTracer
+from ..graph.own_forward import Arguments
 from ..graph.rewritten import RewrittenModule, as_graph_module, why_not_graph
-from ..graph.tracing import tracing_lock
+from ..graph.tracing import drop_asserts, tracing_lock
 from ..masks import masked_parameters
 from ..nn.threshold_relu import ThresholdReLU
 from .calibration import Calibrator
@@ -236,10 +237,13 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
     if why := why_not_graph(module):
         raise NotImplementedError(why)
     graph = _trace(module, calls)
+    arguments = Arguments("prune_activations", calls[0].given, lost="without thresholds for its functional ReLUs")
+    complete = _drop_absent(graph, arguments.given)
     used: set[str] = set()
     for node in list(graph.nodes):
         if node.op == "call_module":
-            child = module.get_submodule(str(node.target))
+            child_name = str(node.target)
+            child = module.get_submodule(child_name)
             kind = relu_kind(child)
             if kind is None:
                 continue
@@ -249,6 +253,7 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
             name = _free_name(module, str(node.target).replace(".", "_"))
             module.add_module(name, make(f"{path}.{name}" if path else name, *kind, child).train(module.training))
             node.target = name
+            arguments.why_not = f"the calls of {child_name} have thresholds of their own"
         elif (call := _relu_call(node)) is not None:
             name = _site_name(module, node)
             made = make(f"{path}.{name}" if path else name, *call, None)
@@ -257,7 +262,21 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
             node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
         elif node.meta.get("follows_training"):
             _swap_dropout(module, node)
-    return as_graph_module(module, graph)
+    return as_graph_module(module, graph, arguments=arguments if complete else None)
+
+
+def _drop_absent(graph: fx.Graph, given: tuple[str, ...]) -> bool:
+    """Makes ``given`` the only inputs: the defaults of the others are in the graph. False: it has another form."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    if type(graph._codegen) is not fx.graph.CodeGen or any(str(n.target).startswith("*") for n in inputs):
+        return False
+    for node in inputs:
+        if node.target not in given:
+            drop_asserts(graph, node)
+            if node.users:
+                return False
+            graph.erase_node(node)
+    return True
 
 
 def _swap_dropout(module: nn.Module, node: fx.Node) -> None:

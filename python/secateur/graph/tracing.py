@@ -186,7 +186,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
         graph = _trace(module, opaque, fixed)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
-                _drop_asserts(graph, node)
+                drop_asserts(graph, node)
         _refuse_proxies(graph)
         traced = fx.GraphModule(module, graph)  # now, for fx keeps tensors made in the forward on the module
     examiner = _Examiner(traced)
@@ -325,7 +325,7 @@ def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
     return place < len(args) and not isinstance(args[place], BASES)
 
 
-def _drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
+def drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
         for check in list(user.users):
             if check.target is torch._assert:
@@ -410,4 +410,4 @@ def _describe(value: Any) -> Meta:
     return Meta(number=value if simple else None)
 
 
-__all__ = ["Meta", "Traced", "Untraceable", "trace", "tracing_lock", "writers_of"]
+__all__ = ["Meta", "Traced", "Untraceable", "drop_asserts", "trace", "tracing_lock", "writers_of"]

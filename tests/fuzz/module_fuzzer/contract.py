@@ -155,7 +155,7 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
     program = trial.program
     model = program.make()
     in_evaluation = not any(m.training for m in model.modules())
-    result = _called(program, call, model, example, outcome)
+    result = _called(program, call, model, example, outcome, _more(trial, call))
     if result is None:
         return
     if call.name == "compile":
@@ -186,13 +186,20 @@ def _report_of(result: nn.Module) -> Any:
     return result.report.rows  # type: ignore[union-attr]
 
 
-def _called(program: Program, call: Call, model: nn.Module, example: tuple[Any, ...], outcome: Outcome) -> Any:
+def _more(trial: Trial, call: Call) -> list[list[Any]]:
+    """Where values are rounded: inputs of every size, as a branch that never ran has no range."""
+    return [[trial.program.inputs(size)[0] for size in trial.sizes[1:] if size != EMPTY]] if call.integer else []
+
+
+def _called(
+    program: Program, call: Call, model: nn.Module, example: tuple[Any, ...], outcome: Outcome, more: list[list[Any]]
+) -> Any:
     program.seen.clear()
     before = Snapshot(model, example)
     raised: Exception | None = None
     result = None
     try:
-        result = call.run(model, example)
+        result = call.run(model, example, *more)
     except secateur.Error as error:
         outcome.refused = str(error)
         if "must be what the model takes" in str(error) or "does not run on" in str(error):
@@ -417,7 +424,9 @@ def _saved(trial: Trial, call: Call, result: nn.Module) -> None:
         except Exception as error:
             raise _Found(f"{call.name}: save raises {_named(error)}", str(error)[:300]) from error
         try:
-            filled = secateur.load(path, shell if call.name == "compile" else call.run(shell, program.inputs(size)))
+            filled = secateur.load(
+                path, shell if call.name == "compile" else call.run(shell, program.inputs(size), *_more(trial, call))
+            )
         except Exception as error:
             if call.name == "convert" and "must hold the same names" in str(error):
                 return  # the other model's layers were chosen by their own timing

@@ -69,7 +69,7 @@ def counter(s: Scope) -> None:
     v = s.pick()
     name = s.plain("0", "calls")
     s.do(f"{name} += 1")
-    s.put(f"{v.name} * (1 + 0.125 * {name})", v)
+    s.put(f"{v.name} * (1 + 0.125 * ({name} % 3))", v)
 
 
 @feature("statement")
@@ -77,7 +77,7 @@ def counter_buffer(s: Scope) -> None:
     v = s.pick()
     name = s.buffer("torch.zeros((), dtype=torch.long)", "count", s.rng.random() < 0.5)
     s.do(f"{name} += 1")
-    s.put(f"{v.name} + 0.125 * {name}", v)
+    s.put(f"{v.name} + 0.125 * ({name} % 3)", v)
 
 
 @feature("statement")
