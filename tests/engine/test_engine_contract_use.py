@@ -242,3 +242,27 @@ def test_clear_errors() -> None:
     fast = compiled(nn.Sequential(conv(3, 4)), X)
     with pytest.raises(Error, match="compile: inputs must be plain tensors"):
         fast(torch.nested.nested_tensor([X[0]]))
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = conv(3, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        out = y if self.last is None else y + self.last.expand_as(y)
+        self.last = y
+        return out
+
+
+def test_refresh_in_a_state_that_the_example_does_not_fit() -> None:
+    model = Remembers().eval()
+    fast = compiled(model, X)
+    four = torch.rand(4, 3, 12, 12)
+    with torch.no_grad():
+        for _ in range(2):
+            fast.source.last = model.last = None
+            near(fast(four), model(four))
+            fast.refresh()  # the example has two images: the state would be one of four
+            near(fast(four), model(four))
