@@ -14,7 +14,9 @@ from ... import ops
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
 from .base import TIES_KEEP, TIES_MISS, ActivationGroup, Criterion, Written, decisions
+from .patterns import SemiStructured
 from .ranking import Chosen, Field, lowest, picked, put_back, statistics
+from .runs import in_runs
 from .view import Decision, WeightView
 
 
@@ -24,7 +26,8 @@ class MeanStd(Criterion):
 
     Give k, or the share of zeros to reach: then k is solved for each layer from its own weights, as the quantile of
     (|w| - mean_j) / std_j. For Gaussian weights k = 1 drops 15.5 %, 0 drops 57.5 %, -1 drops 83.9 %, -2 drops 95.5 %,
-    and from 1.33 up nothing at all, so k may be negative. A neuron whose std is 0 keeps all its weights.
+    and from 1.33 up nothing at all, so k may be negative. A neuron whose std is 0 keeps all its weights. Under "N:M",
+    which takes ``sparsity`` alone, there is no k: (|w| - mean_j) / std_j ranks the weights of each run.
 
     Args:
         k: how many standard deviations below the mean the threshold lies; either sign.
@@ -71,7 +74,16 @@ class MeanStd(Criterion):
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
         fields = [view.blocks(signed=self.of == "signed", precise=True) for view in pool]
-        return decisions(pool, [mean_std(field, self) for field in fields])
+        return decisions(pool, [self._chosen(view, field) for view, field in zip(pool, fields, strict=True)])
+
+    def _chosen(self, view: WeightView, field: Field) -> Chosen:
+        if not isinstance(view.pattern, SemiStructured):
+            return mean_std(field, self)
+        assert self.sparsity is not None  # prune has refused k=
+        mean, std = (each.unsqueeze(1) for each in statistics(field.sample, field.alive))
+        score = field.score.to(torch.float64)
+        z = torch.where(std > 0, (score - mean) / std, torch.zeros_like(score))
+        return in_runs(view, field, score, self.sparsity, across=z)  # within a run z has the order of |w|
 
     def fused(self) -> Callable[[Tensor], Written] | None:
         k, signed = self.k, self.of == "signed"

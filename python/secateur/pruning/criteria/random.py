@@ -13,8 +13,9 @@ from torch import Tensor
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
 from .base import TIES_MISS, Criterion, decisions
-from .patterns import Pattern
-from .ranking import Chosen, Field, counted
+from .patterns import ANYWHERE, Pattern
+from .ranking import Chosen, Field
+from .runs import in_runs
 from .view import Decision, WeightView
 
 
@@ -46,14 +47,14 @@ class Random(Criterion):
         return f"Random(sparsity={self.sparsity:g}{unit}{'' if self.seed is None else f', seed={self.seed}'})"
 
     def pattern_for(self, pattern: Pattern) -> Pattern:
-        if self.unit == "neuron" and pattern.block > 1:
+        if self.unit == "neuron" and pattern not in (ANYWHERE, Pattern(0)):
             raise Error(f'prune: pattern must be "1x1" or "neuron" for {self!r}, which drops neurons, got "{pattern}"')
         return Pattern(0) if self.unit == "neuron" else pattern
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
         fields = [view.blocks() for view in pool]
         scores = [self._scores(field, view.name) for field, view in zip(fields, pool, strict=True)]
-        chosen = [counted([field], [score], self.sparsity)[0] for field, score in zip(fields, scores, strict=True)]
+        chosen = [in_runs(*each, self.sparsity) for each in zip(pool, fields, scores, strict=True)]
         return decisions(pool, [Chosen(one.keep) for one in chosen])  # a draw's threshold means nothing
 
     def _scores(self, field: Field, name: str) -> Tensor:
