@@ -162,7 +162,8 @@ def _pattern_of(criterion: Criterion, pattern: Pattern, partly: bool) -> Pattern
         raise Error(f"{needed}, but {criterion!r} has none")
     if criterion.scope == "global":
         raise Error(f'prune: scope must be "layer" (or "row") for pattern "{pattern}", got {criterion!r}')
-    if not (pattern.reached_by(share) and share <= pattern.share + 1e-6) and not (partly and share < pattern.share):
+    too_many, too_few = share > pattern.share + 1e-6, not pattern.reached_by(share)
+    if too_many or (too_few and not partly):
         raise Error(f"{needed}, got {criterion!r}")
     return pattern
 

@@ -73,17 +73,18 @@ class MeanStd(Criterion):
         return "no weight lies below theta = mean - k * std (a lower k prunes more; sparsity= solves k for you)"
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
-        fields = [view.blocks(signed=self.of == "signed", precise=True) for view in pool]
-        return decisions(pool, [self._chosen(view, field) for view, field in zip(pool, fields, strict=True)])
+        return decisions(pool, [self._chosen(view) for view in pool])
 
-    def _chosen(self, view: WeightView, field: Field) -> Chosen:
+    def _chosen(self, view: WeightView) -> Chosen:
+        signed = self.of == "signed"
         if not isinstance(view.pattern, SemiStructured):
-            return mean_std(field, self)
-        assert self.sparsity is not None  # prune has refused k=
-        mean, std = (each.unsqueeze(1) for each in statistics(field.sample, field.alive))
-        score = field.score.to(torch.float64)
-        z = torch.where(std > 0, (score - mean) / std, torch.zeros_like(score))
-        return in_runs(view, field, score, self.sparsity, across=z)  # within a run z has the order of |w|
+            return mean_std(view.blocks(signed=signed, precise=True), self)
+        if self.sparsity is None:
+            raise Error(f'prune: sparsity must be given for pattern "{view.pattern}", got {self!r}')
+        field = view.blocks(signed=signed)
+        # A run lies in one neuron, where z has the order of |w|. Runs compare on a schedule's way alone.
+        z = None if view.pattern.reached_by(self.sparsity) else standardized(field)
+        return in_runs(view, field, field.score, self.sparsity, across=z)
 
     def fused(self) -> Callable[[Tensor], Written] | None:
         k, signed = self.k, self.of == "signed"
@@ -98,6 +99,12 @@ class MeanStd(Criterion):
     @classmethod
     def for_activation_zeros(cls, zeros: float, group: ActivationGroup) -> MeanStd:
         return cls(sparsity=zeros)
+
+
+def standardized(field: Field) -> Tensor:
+    """(score - mean) / std of its row, float64 [R, B]; 0 in rows of equal values."""
+    mean, std = (each.unsqueeze(1) for each in statistics(field.sample, field.alive))
+    return torch.where(std > 0, (field.score.to(torch.float64) - mean) / std, 0.0)
 
 
 def mean_std(field: Field, rule: MeanStd) -> Chosen:

@@ -82,15 +82,13 @@ class SemiStructured(Pattern):
         return 1 - self.keep / self.run
 
     def reached_by(self, share: float) -> bool:
-        """Whether a share of zeros is the pattern's own, where a smaller one is on the way to it (in a schedule)."""
-        return share > self.share or math.isclose(share, self.share, abs_tol=1e-6)
+        """Whether a share of zeros is the pattern's own, but for rounding; a schedule comes from smaller ones."""
+        return share >= self.share - 1e-6
 
     @property
     def two_of_four(self) -> bool:
-        """Whether weights under this pattern are 2:4 as well, the only one that sparse tensor cores multiply."""
-        if self.run % 4 == 0:
-            return self.keep <= 2
-        return 4 % self.run == 0 and self.keep * (4 // self.run) <= 2
+        """Whether weights under this pattern are 2:4 as well, the one that sparse tensor cores skip."""
+        return self.keep == 1 or (self.keep == 2 and self.run % 4 == 0)  # four channels lie in two runs at most
 
     def spare(self, score: Tensor, alive: Tensor) -> Tensor:
         """The weights that may go: those that live and are not among the best of their run.

@@ -1,4 +1,4 @@
-"""A share of zeros under "N:M": the best of each run are held back, the others go, lowest first."""
+"""A share of zeros under "N:M": the best N of each run are held back, of the others the lowest go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .view import WeightView
 def counted_under(
     pool: Sequence[WeightView], fields: Sequence[Field], scores: Sequence[Tensor], sparsity: float
 ) -> list[Chosen]:
-    """:func:`~secateur.pruning.criteria.ranking.counted`, where the pool's pattern may be "N:M"."""
+    """:func:`~secateur.pruning.criteria.ranking.counted`, or weight by weight where the pattern is "N:M"."""
     if any(isinstance(view.pattern, SemiStructured) for view in pool):
         return [in_runs(*each, sparsity) for each in zip(pool, fields, scores, strict=True)]
     return counted(fields, scores, sparsity)
@@ -23,16 +23,17 @@ def counted_under(
 def in_runs(view: WeightView, field: Field, score: Tensor, sparsity: float, across: Tensor | None = None) -> Chosen:
     """Drop all but the best of each run; at a smaller share than the pattern's, the lowest of those alone.
 
-    The share decides nothing else: a run that is shorter, or has lost more already, leaves the layer with another one.
+    At the pattern's own share nothing is counted: a layer whose last run is shorter, or that has lost more already,
+    comes out with another one.
 
     Args:
-        view: with a pattern "N:M", else runs have no limit. score: [R, B], what ranks the weights of a run.
-        across: [R, B], what ranks weights of different runs; None: the score.
+        view: under a pattern "N:M". score: [R, B], ranks the weights of a run. sparsity: at most the pattern's share.
+        across: [R, B], ranks weights of different runs; None: the score does.
     """
-    if not isinstance(view.pattern, SemiStructured):
-        return counted([field], [score if across is None else across], sparsity)[0]
-    spare = view.pattern.spare(score.reshape(view.shape), view.alive).reshape(field.alive.shape)
-    if view.pattern.reached_by(sparsity):
+    pattern = view.pattern
+    assert isinstance(pattern, SemiStructured)
+    spare = pattern.spare(score.reshape(view.shape), view.alive).reshape(field.alive.shape)
+    if pattern.reached_by(sparsity):
         return Chosen(field.alive & ~spare)
     need = round(sparsity * field.total) - field.gone
     drop, _ = lowest(picked(score if across is None else across, spare), None, need, spare_one=False, split_ties=True)
