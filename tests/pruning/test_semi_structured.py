@@ -315,6 +315,35 @@ def test_criteria_of_users() -> None:
         secateur.prune(nn.Linear(8, 4), Ranks("global"), pattern="2:4")
 
 
+class Fused(Ranks):
+    """With an operator for one pass, which knows no patterns."""
+
+    def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
+        return super().decide(pool)
+
+    def fused(self) -> Any:
+        raise AssertionError("asked for a pass that knows no patterns")
+
+
+def test_what_decides_in_one_pass_does_not_under_a_pattern() -> None:
+    layer = nn.Linear(8, 4)
+    secateur.prune(layer, Fused(), pattern="2:4")
+    assert secateur.verify(layer, "2:4").holds
+    with pytest.raises(AssertionError, match="a pass that knows no patterns"):
+        secateur.prune(nn.Linear(8, 4), Fused())
+
+
+def test_on_the_way_mean_std_ranks_by_its_own_score() -> None:
+    """Among neurons of different sizes Magnitude takes from the small ones first; MeanStd from all alike."""
+    dense = nn.Linear(64, 2, bias=False)
+    with torch.no_grad():
+        dense.weight[1] = 100 * dense.weight[0]
+    for rule, shares in ((Magnitude(0.5), [0.5, 0.0]), (MeanStd(sparsity=0.5), [0.25, 0.25])):
+        layer = copy.deepcopy(dense)
+        GradualPruner(layer, rule, CubicSchedule(0.5, 0.25, end=5), pattern="2:4").step()
+        assert (layer.weight == 0).double().mean(1).tolist() == shares
+
+
 @pytest.mark.parametrize("rule", [Magnitude(0.5), MeanStd(sparsity=0.5), Random(0.5, seed=1)], ids=repr)
 def test_a_schedule_keeps_as_many_of_each_run_until_the_pattern_holds(rule: Criterion) -> None:
     model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8))
