@@ -7,13 +7,12 @@ in float16, bfloat16 or int8, both sizes in multiples that depend on the type (f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .._base.checks import names_of
 from ..nn.quantized import QuantizedConv2d, QuantizedLinear
 from .criteria.patterns import Pattern, SemiStructured
 
@@ -47,7 +46,7 @@ def zeros_save_nothing(pruned: Iterable[tuple[Tensor, Pattern]]) -> list[str]:
 
 
 def obstacles(module: nn.Module, neurons: torch.Size, dtype: torch.dtype) -> list[str]:
-    """Why engines that skip the zeros of 2:4 would not take a weight for its sizes.
+    """Why engines that skip the zeros of 2:4 would not take a weight for its sizes, or not gain from it.
 
     Args:
         module: the layer. neurons: the weight's sizes [J, C, T], as criteria see it. dtype: the weight's; for float32
@@ -62,22 +61,25 @@ def obstacles(module: nn.Module, neurons: torch.Size, dtype: torch.dtype) -> lis
         multiple, name = TORCH_MULTIPLE[dtype], str(dtype).removeprefix("torch.")
         if J % multiple or C % multiple:
             found.append(f"to_sparse_semi_structured takes sizes in multiples of {multiple} ({name}), not {J}x{C}")
+    if narrow(module, neurons):
+        found.append("too narrow to gain in TensorRT")
     return found
 
 
 def narrow(module: nn.Module, neurons: torch.Size) -> bool:
-    """Whether a layer has so few channels that TensorRT's sparse kernels are hardly faster than its dense ones."""
+    """Whether a layer of which TensorRT takes the weight has too few channels for its sparse kernels to be faster."""
     J, C, T = neurons
-    return _runs_in_tensorrt(module) and (J < TENSORRT_GAINS_FROM or C * T < TENSORRT_GAINS_FROM)
+    taken = _runs_in_tensorrt(module) and C % 4 == 0
+    return taken and (J < TENSORRT_GAINS_FROM or C * T < TENSORRT_GAINS_FROM)
 
 
-def notes_on(too_narrow: Sequence[str], wide_types: bool) -> list[str]:
-    """The notes of a report that has looked for 2:4: the layers that :func:`narrow` found; float32 or float64 seen."""
+def notes_on(too_narrow: int, wide_types: bool) -> list[str]:
+    """The notes of a report that has looked for 2:4: how many layers are :func:`narrow`; float32 or float64 seen."""
     notes = []
     if too_narrow:
         notes.append(
-            f"too narrow to gain in TensorRT: {names_of(too_narrow)} (its maintainers saw sparse kernels win from "
-            f"{TENSORRT_GAINS_FROM} output channels, and {TENSORRT_GAINS_FROM} input channels times taps, on)"
+            f"{too_narrow} too narrow: TensorRT's maintainers saw its sparse kernels win from about "
+            f"{TENSORRT_GAINS_FROM} output channels, and {TENSORRT_GAINS_FROM} input channels times taps, on"
         )
     if wide_types:
         notes.append("engines skip the zeros of 2:4 in float16, bfloat16 and int8: convert float32 weights first")

@@ -53,11 +53,10 @@ def verify(
 
     ``"N:M"``: at most N nonzeros in M consecutive input channels (of a group) of an output unit, at one kernel tap.
     These are the runs that TensorRT reads (weights [K, C, R, S], along C), and in a Linear [out, in] those of
-    ``torch.sparse.to_sparse_semi_structured`` (along in). For ``"2:4"``, and what is 2:4 as well (``"1:2"``,
-    ``"1:4"``), ``why`` also says which of these engines would not take the layer for its sizes, and a note names the
-    layers that are too narrow to gain. ``"1xN"``: no block of N input channels has both zeros and nonzeros.
-    ``"neuron"``: no output unit has. ``"1x1"`` always holds. A weight that happens to be 0 is a zero, also where int8
-    rounds it to 0.
+    ``torch.sparse.to_sparse_semi_structured`` (along in). For ``"2:4"``, and what is 2:4 as well, such as ``"1:4"``,
+    ``why`` also says which of these engines would not take the layer for its sizes, and whether it is too narrow to
+    gain. ``"1xN"``: no block of N input channels has both zeros and nonzeros. ``"neuron"``: no output unit has.
+    ``"1x1"`` always holds. A weight that happens to be 0 is a zero, also where int8 rounds it to 0.
 
     Args:
         model: any module: plain, masked, converted, quantized or compiled, on any device.
@@ -75,7 +74,8 @@ def verify(
     asked = patterns.parse(pattern, "verify")
     rows, wide = [], False
     for weight in _asked_for(model, exclude, include):
-        seen = _seen(weight)
+        with torch.no_grad():
+            seen = _seen(weight)
         row = _row(seen, asked)
         if seen.weight is not None and isinstance(asked, SemiStructured) and asked.two_of_four:
             neurons, dtype = seen.layout.neurons(seen.weight).shape, seen.weight.dtype
@@ -88,7 +88,7 @@ def verify(
         "holds": all(row["holds"] is True for row in rows),
         **{key: sum(row[key] or 0 for row in rows) for key in ("violations", "runs")},
     }
-    notes = gpu.notes_on([row["layer"] for row in rows if row.get("narrow")], wide) + _others(model)
+    notes = gpu.notes_on(sum(row.get("narrow", False) for row in rows), wide) + _others(model)
     return PatternReport(f"verify: pattern {asked}", _COLUMNS, rows, notes, total)
 
 
@@ -125,7 +125,9 @@ def _quantized(model: nn.Module) -> list[Weight]:
         if isinstance(module, QuantizedConv2d | QuantizedLinear) or _is_torchs_quantized(module):
             parts = name.split(".") if name else []
             owners = tuple(whole.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1))
-            found.append(Weight(name, module, "weight", Layout(), True, owners))
+            kind = type(module).__name__
+            layout = Layout(module.groups) if kind.startswith("ConvTranspose") else Layout()
+            found.append(Weight(name, module, "weight", layout, not kind.startswith("Embedding"), owners))
     return found
 
 
