@@ -16,6 +16,7 @@ from .nn.trainable_threshold import freeze_thresholds, train_thresholds
 from .pruning.counting import sparsity
 from .pruning.criteria import Criterion, Magnitude, MeanStd, Random
 from .pruning.prune import prune
+from .pruning.verify import verify
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
 from .training.activation_loss import ActivationSparsityLoss
@@ -50,6 +51,7 @@ __all__ = [
     "strip",
     "to_dense_state_dict",
     "train_thresholds",
+    "verify",
 ]
 
 if TYPE_CHECKING:

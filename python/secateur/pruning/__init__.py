@@ -1,8 +1,9 @@
-"""Weights that are pruned: criteria, patterns, which weights they apply to, and the report."""
+"""Weights that are pruned: criteria, patterns, which weights they apply to, and the reports."""
 
 from .counting import sparsity
 from .criteria import Criterion, Decision, Inputs, Magnitude, MeanStd, Random, WeightView, drop_lowest
 from .prune import prune
+from .verify import PatternReport, verify
 
 __all__ = [
     "Criterion",
@@ -10,9 +11,11 @@ __all__ = [
     "Inputs",
     "Magnitude",
     "MeanStd",
+    "PatternReport",
     "Random",
     "WeightView",
     "drop_lowest",
     "prune",
     "sparsity",
+    "verify",
 ]
