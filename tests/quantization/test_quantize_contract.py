@@ -468,3 +468,29 @@ def test_modules_without_layers_stay(call: Any) -> None:
         torch.testing.assert_close(q(X, "listed"), model(X, "listed"), atol=0.05, rtol=0)
     with pytest.raises(Error, match=r"NotAllOfItRuns was seen without head, and cannot take it now: .*'head'"):
         q(X, "registered")
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.unused = nn.Conv2d(4, 4, 1), Marked("unused")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.conv(self.block(x)))
+
+
+@pytest.mark.parametrize("call", [secateur.quantize, secateur.prepare_qat])
+def test_hooks_registered_afterwards_fire_or_are_refused(call: Any) -> None:
+    q = call(Shared().eval(), [X], progress=False)
+    for net in (q, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), secateur.compile(q, X, budget=0.05)):
+        seen: list[str] = []
+        for path in ("block", "block.1"):
+            for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+                with pytest.raises(Error, match=f"quantize: a hook of {path} would never be called"):
+                    getattr(net.get_submodule(path), register)(lambda *_: None)
+        for path in ("", "block.0", "block.2", "conv", "unused"):
+            net.get_submodule(path).register_forward_hook(lambda *_, path=path, seen=seen: seen.append(path))
+        with torch.no_grad():
+            net(X)
+        assert seen == ["block.0", "block.2", "conv", "conv", ""]

@@ -109,6 +109,8 @@ def _with_graph(
                 held[layer.name] = built.made[layer.name] = make_layer(layer, grid, memo)
             else:
                 held[layer.name] = _real(layer, memo, masked)
+            if str(node.target) != layer.name and isinstance(first := held.get(str(node.target)), nn.Module):
+                _share_hooks(held[layer.name], first)
             if str(node.target) in modules:
                 memo.setdefault(id(modules[str(node.target)]), held[layer.name])
         elif node.op == "call_module":
@@ -137,6 +139,12 @@ def _with_graph(
     type(result).__name__ = network.class_name
     result.__dict__["_graphmodule_cls_name"] = network.class_name  # read when it is unpickled
     return result
+
+
+def _share_hooks(module: nn.Module, first: nn.Module) -> None:
+    """Another call of one layer: hooks are called at each."""
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        module.__dict__[name] = first.__dict__[name]
 
 
 def _arguments(graph: fx.Graph, network: Network, built: Built) -> Arguments:

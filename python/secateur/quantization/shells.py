@@ -12,6 +12,7 @@ from torch import fx, nn
 from .._base.copies import is_ours, is_torchs, own_copy
 from .._base.errors import Error
 from .._base.held import attributes_of
+from .._base.refused_hooks import refuse_hooks
 from .calibrate import place
 from .layers import is_layer
 from .network import Network
@@ -46,13 +47,24 @@ def shells(network: Network, held: Mapping[str, Any], memo: dict[int, Any]) -> n
             gone = nn.Identity().eval()
             place(made[""], path, gone)
             memo.setdefault(id(given[path]), gone)
+            _refuse_hooks(gone, path, "it is a part of the layer before it now")
     for module in given.values():
         if id(module) not in memo:  # never called
             memo[id(module)] = LeftOut().eval()
     for path, shell in made.items():
         _furnish(shell, given[path], memo)
         _in_order(shell, given[path])
+        if path and given[path] in network.seen.parents:  # it was called, and its forward is in the graph now
+            _refuse_hooks(shell, path, "its forward is a part of one graph now")
     return made[""]
+
+
+def _refuse_hooks(module: nn.Module, path: str, why: str) -> None:
+    refuse_hooks(
+        module,
+        f"quantize: a hook of {path} would never be called, for {why}: register it on the model, then quantize (what "
+        "has hooks stays a module)",
+    )
 
 
 class LeftOut(nn.Module):

@@ -6,13 +6,13 @@ They stand around the five calls and their results, so that they are defects wha
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import secateur
 import torch
+from secateur._base.copies import own_copy
 from torch import Tensor, fx, nn
 
 from . import calls, trees
@@ -96,7 +96,7 @@ def inplace_switched_off(run: Run) -> Run:
     """Every ``inplace`` is off, whoever reads the value behind it."""
 
     def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
-        model = copy.deepcopy(model)
+        model = own_copy(model, "plant")
         for module in _shared(model):
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
@@ -156,7 +156,7 @@ def state_of_the_trial(run: Run) -> Run:
     """The result goes on from where the example left it."""
 
     def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
-        trial = copy.deepcopy(model)
+        trial = own_copy(model, "plant")
         with torch.no_grad():
             trial(*trees.copied(example))
         getattr(trial, "eval", lambda: None)()
