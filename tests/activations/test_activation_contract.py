@@ -307,3 +307,53 @@ def test_an_argument_that_needs_thresholds_of_its_own_is_refused() -> None:
     thin(X)
     with pytest.raises(secateur.Error, match="Twice was seen without mask, and cannot take it now: the calls of relu"):
         thin(X, torch.rand(4, 1, 8, 8))
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.register_buffer("shift", torch.rand(4))
+        torch.nn.utils.prune.random_unstructured(self.fc, "weight", 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.fc(x.mean((2, 3))) - self.shift.view(1, -1))
+        return F.linear(y, self.fc.weight.t())
+
+
+def test_what_a_forward_computes_of_its_tensors_is_computed_at_each_call() -> None:
+    model = Transposed().eval()
+    with pytest.raises(secateur.Error, match=r"computes with fc\.weight, which a graph would take as it is now"):
+        prune(model)
+    torch.nn.utils.prune.remove(model.fc, "weight")
+    thin = prune(model)
+    twice = copy.deepcopy(model)
+    with torch.no_grad():
+        for t in [*twice.parameters(), twice.shift]:
+            t.mul_(2)
+        for net in (thin, copy.deepcopy(thin).double().float()):
+            for module in net.modules():
+                if isinstance(module, ThresholdReLU):
+                    module.theta.zero_()
+            for t in [*net.parameters(), net.shift]:
+                t.mul_(2)
+            torch.testing.assert_close(net(X), twice(X))
+
+
+class KeepsOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.b(self.relu(self.a(x))))
+
+
+def test_what_a_hook_keeps_on_a_relu_belongs_to_its_last_call() -> None:
+    model = KeepsOut().eval()
+    model.relu.register_forward_hook(lambda m, args, out: setattr(m, "out", out))
+    thin = prune(model)
+    thin.relu.theta.zero_()
+    with torch.no_grad():
+        assert torch.equal(thin(X), model(X))
+        assert torch.equal(thin.relu.out, model.relu.out)

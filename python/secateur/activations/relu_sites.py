@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .._base.held import every_module
-from .._base.modules import forward_replaced
+from .._base.modules import forward_replaced, hooks_of
 from .._base.signals import held_signals
 from .._base.state import state_kept
 from .._base.trial import flags_kept
@@ -149,10 +149,36 @@ def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
 
 
 class _OwnForward(InPlaceTracer):
-    """Traces a module's own forward: every child is a leaf."""
+    """Traces a module's own forward: every child is a leaf, and a buffer is read at each call."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+
+class _Fixed(TorchFunctionMode):
+    """While a forward is traced: whether it computes with a tensor that hangs in a plain attribute, as the weights of
+    ``torch.nn.utils.prune`` do, which are made anew at each call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.found = ""
+        self._names = {
+            id(value): f"{path}.{name}" if path else name
+            for path, each in every_module(module).items()
+            for name, value in vars(each).items()
+            if isinstance(value, Tensor)
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") != "__get__" or func in (Tensor.T.__get__, Tensor.mT.__get__):  # type: ignore[attr-defined]
+            leaves = pytree.tree_leaves((args, kwargs or {}))
+            if not any(isinstance(leaf, fx.Proxy) for leaf in leaves):  # else the graph reads it by its name
+                self.found = self.found or next((self._names[id(x)] for x in leaves if id(x) in self._names), "")
+        return func(*args, **(kwargs or {}))
 
 
 def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
@@ -175,7 +201,10 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
                 module.train(mode)  # torchvision's, with a graph for each mode
             else:
                 module.training = mode
-            graph = _OwnForward().trace(module, concrete_args=dict(absent) or None)
+            with _Fixed(module) as fixed:
+                graph = _OwnForward().trace(module, concrete_args=dict(absent) or None)
+            if fixed.found:
+                raise NotImplementedError(f"it computes with {fixed.found}, which a graph would take as it is now")
             graphs.append(graph)
             for node in graph.nodes:
                 if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
@@ -247,7 +276,7 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
             kind = relu_kind(child)
             if kind is None:
                 continue
-            if node.target not in used:
+            if node.target not in used or hooks_of(child):  # what hooks keep on it belongs to its last call
                 used.add(str(node.target))
                 continue
             name = _free_name(module, str(node.target).replace(".", "_"))

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 
@@ -31,7 +32,16 @@ for _function in (
 
 
 class InPlaceTracer(fx.Tracer):
-    """A tracer of such proxies."""
+    """A tracer of such proxies. It refuses what runs under autocast: a graph would forget that."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._autocast = torch._C._is_any_autocast_enabled()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch._C._is_any_autocast_enabled() != self._autocast:
+            raise NotImplementedError("a part of its forward runs under autocast")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)

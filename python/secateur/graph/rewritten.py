@@ -29,7 +29,7 @@ class RewrittenModule(fx.GraphModule):
                 node.type = None
         super().__init__(root, graph, class_name)
 
-    def recompile(self) -> fx.graph_module.PythonCode:
+    def recompile(self) -> Any:
         code = super().recompile()
         if self.__dict__.get("_arguments") is not None:
             kind: Any = type(self)
@@ -138,7 +138,8 @@ def as_graph_module(
         if _is_own(key) or key not in vars(result):
             result.__dict__[key] = value
     result.__dict__["_graphmodule_cls_name"] = name  # read when it is unpickled
-    if arguments is not None and not issubclass(original, fx.GraphModule) and takes_more(original, arguments.given):
+    plain = original is None or issubclass(original, fx.GraphModule)
+    if arguments is not None and original is not None and not plain and takes_more(original, arguments.given):
         result.__dict__["_arguments"] = arguments
         result.recompile()
     return result

@@ -37,6 +37,7 @@ from ..nn import (
     ThresholdReLU,
 )
 from . import operators
+from .in_place import InPlaceProxy, InPlaceTracer
 from .other_inputs import Others, other_inputs
 from .writes import statically_writing
 
@@ -107,13 +108,21 @@ def _is_torch(module: nn.Module) -> bool:
     return type(module) in _OURS or any(has_stock_forward(module, kind) for kind in plain)
 
 
-class _Tracer(fx.Tracer):
+class _Proxy(InPlaceProxy):
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError("a part of a value is assigned to")  # whoever does so runs in torch
+
+
+class _Tracer(InPlaceTracer):
     def __init__(self, opaque: set[nn.Module], inside: set[nn.Module]) -> None:
         super().__init__()
         self.opaque = opaque
         self.inside = inside  # the model's modules: a forward may make others, such as a slice of a Sequential
         self.failed: nn.Module | None = None
         self._thread = threading.get_ident()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or _is_torch(m)
