@@ -1,8 +1,8 @@
 // mask_apply_many_: the masks of a whole network in one launch.
 //
 // The table of weights travels in the kernel's arguments, which take 4 KB on every driver: nothing is copied to the
-// device first, nothing waits, and a CUDA graph holds the table by value. Blocks take chunks of one weight each, so that
-// a weight is looked up once a chunk and not once an element, by all threads of the block alike.
+// device first, nothing waits, and a CUDA graph holds the table by value. Blocks take chunks of one weight each, so
+// that a weight is looked up once a chunk and not once an element, by all threads of the block alike.
 #include <launch.h>
 #include "elements.cuh"
 
@@ -21,7 +21,8 @@ struct Row {
   int64_t end;       // chunks of this weight and those before it
 };
 
-// The mask's bits for `count` elements from `at` of a row on that lies [inner][channels]; the mask has [channels][inner].
+// The mask's bits for `count` elements from `at` of a row on that lies [inner][channels]; the mask has
+// [channels][inner].
 SECATEUR_DEVICE uint32_t transposed_bits(const uint8_t* mask, int64_t at, int count, int64_t channels, int64_t inner) {
   int64_t pixel = divide(at, channels), channel = at - pixel * channels;
   uint32_t bits = 0;

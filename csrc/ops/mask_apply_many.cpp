@@ -91,9 +91,7 @@ void apply(const std::vector<MaskedWeight>& pairs) {
 }
 
 void mask_apply_many_(std::vector<Tensor> weights, std::vector<Tensor> masks) {
-  const std::vector<MaskedWeight> pairs = checked_pairs(kOp, weights, masks);
-  if (!share_memory(pairs)) return apply(pairs);
-  for (const MaskedWeight& pair : pairs) apply({pair});
+  for (const auto& round : in_rounds(checked_pairs(kOp, weights, masks))) apply(round);
 }
 
 }  // namespace

@@ -38,22 +38,41 @@ inline std::vector<MaskedWeight> checked_pairs(const char* op, const std::vector
   return pairs;
 }
 
-// Whether two of the weights may have elements in common: the stretches of memory that they span meet. Such lists
-// (the same weight twice, views of one tensor) are masked one weight after another, as a loop would.
-inline bool share_memory(const std::vector<MaskedWeight>& pairs) {
-  std::vector<std::pair<uintptr_t, uintptr_t>> spans;
+// The stretch of memory that a weight spans, as addresses.
+struct Span {
+  uintptr_t begin, end;
+};
+inline Span span_of(const Tensor& t) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < t.dim(); ++d) last += t.stride(d) * (t.size(d) - 1);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  return {begin, begin + static_cast<uintptr_t>(last + 1) * t.element_size()};
+}
+
+// The pairs in rounds, to be masked one after another: within a round no two weights span the same memory, so threads
+// do not write back what others have zeroed. One round, but for the same weight twice, views of one tensor, and such.
+inline std::vector<std::vector<MaskedWeight>> in_rounds(std::vector<MaskedWeight> pairs) {
+  std::vector<Span> spans;
   spans.reserve(pairs.size());
-  for (const MaskedWeight& pair : pairs) {
-    const Tensor& t = pair.weight;
-    int64_t last = 0;
-    for (int64_t d = 0; d < t.dim(); ++d) last += t.stride(d) * (t.size(d) - 1);
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-    spans.emplace_back(begin, begin + static_cast<uintptr_t>(last + 1) * t.element_size());
+  for (const MaskedWeight& pair : pairs) spans.push_back(span_of(pair.weight));
+  std::vector<Span> sorted = spans;
+  std::sort(sorted.begin(), sorted.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  bool apart = true;
+  for (size_t i = 1; i < sorted.size(); ++i) apart &= sorted[i].begin >= sorted[i - 1].end;
+  std::vector<std::vector<MaskedWeight>> rounds(1);
+  if (apart) {
+    rounds[0] = std::move(pairs);
+    return rounds;
   }
-  std::sort(spans.begin(), spans.end());
-  for (size_t i = 1; i < spans.size(); ++i)
-    if (spans[i].first < spans[i - 1].second) return true;  // no span before that reaches further, or it had met one
-  return false;
+  std::vector<size_t> round_of(pairs.size(), 0);
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    for (size_t j = 0; j < i; ++j)
+      if (spans[i].begin < spans[j].end && spans[j].begin < spans[i].end)
+        round_of[i] = std::max(round_of[i], round_of[j] + 1);
+    if (round_of[i] == rounds.size()) rounds.emplace_back();
+    rounds[round_of[i]].push_back(std::move(pairs[i]));
+  }
+  return rounds;
 }
 
 }  // namespace secateur::ops

@@ -223,7 +223,11 @@ def errors(target: Target, dtype: torch.dtype) -> None:
         ("mask_apply", (weight, mask.bool()), "mask_apply: mask must be uint8, got bool"),
         ("mask_apply_", (weight, mask[:, :1]), r"mask_apply_: mask must be \[4, 2\] for .* \[4, 10\], got \[4, 1\]"),
         ("mask_apply_", (overlapping, mask), "mask_apply_: weight must not overlap itself"),
-        ("mask_apply_many_", ([weight], [mask, mask]), "mask_apply_many_: masks must have one mask for each of the 1 we"),
+        (
+            "mask_apply_many_",
+            ([weight], [mask, mask]),
+            "mask_apply_many_: masks must have one mask for each of the 1 we",
+        ),
         ("mask_apply_many_", ([weight, weight.int()], [mask] * 2), r"mask_apply_many_: weights\[1\] must be float32"),
         ("mask_apply_many_", ([weight, overlapping], [mask] * 2), r"weights\[1\] must not overlap itself"),
         ("mask_apply_many_", ([weight] * 2, [mask, mask[:, :1]]), r"masks\[1\] must be \[4, 2\] .* got \[4, 1\]"),
@@ -249,6 +253,16 @@ def errors(target: Target, dtype: torch.dtype) -> None:
             getattr(target, name)(*args)
 
 
-CASES = [arrangements, channels_last, many_weights, special_values, long_rows, constant_rows, bad_weights, same_every_time, errors]
+CASES = [
+    arrangements,
+    channels_last,
+    many_weights,
+    special_values,
+    long_rows,
+    constant_rows,
+    bad_weights,
+    same_every_time,
+    errors,
+]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

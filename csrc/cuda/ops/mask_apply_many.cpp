@@ -24,11 +24,10 @@ void apply(const std::vector<MaskedWeight>& pairs, Queue queue) {
 }
 
 void in_place(std::vector<Tensor> weights, std::vector<Tensor> masks) {
-  const std::vector<MaskedWeight> pairs = checked_pairs(kOp, weights, masks);
+  std::vector<MaskedWeight> pairs = checked_pairs(kOp, weights, masks);
   if (pairs.empty()) return;
   const OnDevice on(weights[0]);
-  if (!share_memory(pairs)) return apply(pairs, on.queue());
-  for (const MaskedWeight& pair : pairs) apply({pair}, on.queue());
+  for (const auto& round : in_rounds(std::move(pairs))) apply(round, on.queue());
 }
 
 }  // namespace

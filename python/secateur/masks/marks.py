@@ -175,16 +175,28 @@ def apply_mask(value: Tensor, mask: Tensor) -> None:
     ops.mask_apply_(value, mask if mask.device == value.device else mask.to(value.device))
 
 
-def apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
+def apply_to(places: Iterable[tuple[nn.Module, str]]) -> None:
+    """Zero the pruned weights of parameters, given as (module, name), with one call of the operator for each device.
+
+    Nothing here waits for a device, and a CUDA graph can capture it: masks and weights are looked at by their shapes.
+    """
+    by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
     with torch.no_grad():
-        for parameter in parameters:
-            value = module._parameters.get(parameter)
-            mask = stored_mask(module, parameter)
+        for module, parameter in places:
+            value, mask = module._parameters.get(parameter), stored_mask(module, parameter)
             if value is None or mask is None:
                 continue
             if value.is_nested:
                 kind = type(module).__name__
                 raise Error(f"the pruned {parameter!r} of a {kind} must be an ordinary tensor, got a nested one")
             part = sharding.local_mask(module, parameter, value, mask)
-            if part is not None:
-                apply_mask(sharding.local_part(value), part)
+            if part is None:
+                continue
+            here = sharding.local_part(value)
+            if here.device.type == "meta":
+                continue
+            weights, masks = by_device.setdefault(here.device, ([], []))
+            weights.append(here)
+            masks.append(part if part.device == here.device else part.to(here.device))
+        for weights, masks in by_device.values():
+            ops.mask_apply_many_(weights, masks)

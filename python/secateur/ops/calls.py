@@ -149,7 +149,7 @@ def mask_apply_many_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None
 
     Args:
         weights: tensors as :func:`mask_apply` takes them, of any shapes, dtypes and strides, all on one device. Ones
-            that share memory (the same weight twice, say) are masked one after another, in the order of the list.
+            that share memory (the same weight twice, say) are masked one after another.
         masks: the packed mask of each.
 
     Raises:
