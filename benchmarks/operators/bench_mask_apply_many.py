@@ -25,7 +25,7 @@ def resnet50() -> list[tuple[int, ...]]:
     return shapes
 
 
-LISTS = {"ResNet-50": resnet50(), "1000 of 64x4": [(64, 4)] * 1000}
+LISTS = {"ResNet-50": resnet50(), "1000 of 32x32": [(32, 32)] * 1000}
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])

@@ -68,17 +68,19 @@ void apply(const std::vector<MaskedWeight>& pairs) {
   std::vector<std::pair<Tensor, Tensor>> back;
   for (const MaskedWeight& pair : pairs) {
     Tensor weight = pair.weight, mask = pair.mask;
+    Rows rows = pair.rows;
     int64_t channels = pair.layout == Layout::kChannelsLast ? weight.size(1) : 0;
     if (pair.layout == Layout::kStrided) {
       weight = torch::stable::contiguous(weight);
       back.emplace_back(pair.weight, weight);
-    } else if (channels && pair.rows.columns > kSlice) {  // its rows are cut: transposed as a whole
-      held.push_back(mask = mask_in_memory_order(mask, weight, pair.rows, pair.layout));
+    } else if (channels && rows.columns > kSlice) {  // its rows are cut: transposed as a whole
+      held.push_back(mask = mask_in_memory_order(mask, weight, rows, pair.layout));
       channels = 0;
     }
-    all.push_back({weight.mutable_data_ptr(), mask.const_data_ptr<uint8_t>(), pair.rows.columns, pair.rows.bytes(),
+    if (channels == 0 && rows.columns % 8 == 0) rows = {1, rows.rows * rows.columns};  // no tail a row
+    all.push_back({weight.mutable_data_ptr(), mask.const_data_ptr<uint8_t>(), rows.columns, rows.bytes(),
                    static_cast<int64_t>(weight.element_size()), channels});
-    total = cut(all.back(), pair.rows.rows, total, pieces);
+    total = cut(all.back(), rows.rows, total, pieces);
   }
   // Threads share out the elements of all weights together: a piece belongs to whoever has its first element.
   const cpu::Kernels& kernels = cpu::kernels();
