@@ -114,7 +114,7 @@ class Group:
 
     def zeros(self, thetas: Mapping[str, Tensor]) -> float:
         """How many values would be zero, ReLU's own zeros included."""
-        return sum(s.zeros_below(counting(s, thetas[name]))[0] for name, s in self.sites.items())
+        return sum(float(s.counts_below(counting(s, thetas[name]))[0].sum()) for name, s in self.sites.items())
 
     def apply(self, criterion: Criterion) -> dict[str, Chosen]:
         """The rule's thresholds for each layer."""

@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 
 from .. import ops
 from . import sharding
-from .marks import apply_mask, apply_to, get_mask, mark_of, marked, stored_mask, was_written
+from .marks import apply_to, get_mask, mark_of, marked, mask_all, stored_mask, was_written
 
 #: Optimizers that have been reported as stale.
 _reported: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -38,18 +38,18 @@ def clear_state(optimizer: Optimizer, pruned: Iterable[tuple[Tensor, Tensor]]) -
     """
     held = _held(optimizer)
     hits = 0
-    with torch.no_grad():
-        for parameter, mask in pruned:
-            if id(parameter) not in held:
-                continue
-            hits += 1
-            if parameter.grad is not None and parameter.grad.layout == torch.strided:
-                apply_mask(parameter.grad, mask)
-            for value in _elementwise(optimizer, parameter):
-                apply_mask(value, mask)
-        if hits:
-            for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
-                del optimizer.state[key]
+    remembered: list[tuple[Tensor, Tensor]] = []
+    for parameter, mask in pruned:
+        if id(parameter) not in held:
+            continue
+        hits += 1
+        if parameter.grad is not None and parameter.grad.layout == torch.strided:
+            remembered.append((parameter.grad, mask))
+        remembered += [(value, mask) for value in _elementwise(optimizer, parameter)]
+    mask_all(remembered)
+    if hits:
+        for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
+            del optimizer.state[key]
     return hits
 
 
