@@ -119,6 +119,17 @@ Layout layout_of(const Tensor& t) {
   return fits(0) ? Layout::kChannelsLast : Layout::kStrided;
 }
 
+Tensor new_like(const Tensor& t) {
+  if (layout_of(t) == Layout::kStrided) return torch::stable::empty_like(t);
+  int32_t dtype, device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(t.dim(), t.sizes().data(), t.strides().data(), dtype, device,
+                                                  t.get_device_index(), &made));
+  return Tensor(made);
+}
+
 namespace {
 
 Tensor reordered(const Tensor& mask, const Tensor& t, const Rows& view, Layout layout, bool to_memory) {

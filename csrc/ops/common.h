@@ -74,6 +74,10 @@ Theta checked_theta(const char* op, const Tensor& theta, const Tensor& x, const 
 enum class Layout { kContiguous, kChannelsLast, kStrided };
 Layout layout_of(const Tensor& t);
 
+// torch's empty_like. torch::stable's looks the operator up by its name at each call: longer than a small activation
+// takes.
+Tensor new_like(const Tensor& t);
+
 // Bits of a logical [rows, a, b] mask -> bits of [rows, b, a]; rows start on a byte. Converts a mask between logical
 // order and channels_last memory (transpose_bits.cpp).
 void transpose_bits(const uint8_t* from, uint8_t* to, int64_t rows, int64_t a, int64_t b);
