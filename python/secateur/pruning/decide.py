@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .. import masks, ops
 from .._base.errors import Error
-from .._base.tensors import is_plain
 from ..masks.weights import Weight
 from ..ops.packing import mask_shape
 from . import inputs
@@ -169,7 +168,7 @@ def _fused(pool: Sequence[Target], looks: Sequence[_Look]) -> Callable[[Tensor],
 def bias_of(weight: Weight) -> nn.Parameter | None:
     """The bias that belongs to a weight alone: of a layer with one weight that is not tied."""
     bias = weight.module._parameters.get("bias") if weight.parameter == "weight" else None
-    if bias is None or len(weight.places) > 1 or not is_plain(bias) or bias.dim() != 1:
+    if bias is None or len(weight.places) > 1 or type(bias.data) is not Tensor or bias.dim() != 1:
         return None
     return bias
 
