@@ -22,8 +22,8 @@ KERNELS = sorted(CUDA.glob("*.cu"))
 # As nvcc is told (-fmad=false): no a*b+c is fused.
 FLAGS = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", f"-I{SHIM}", f"-I{ROOT / 'csrc'}"]
 pytestmark = pytest.mark.slow  # compilers at work
-GROUPS = ["mask_apply", "mask_bits", "transpose_bits", "threshold_relu", "statistics_threshold", "bad_rows",
-          "at_the_threshold", "deterministic", "elements", "empty"]  # fmt: skip
+GROUPS = ["mask_apply", "mask_apply_many", "mask_bits", "transpose_bits", "threshold_relu", "statistics_threshold",
+          "bad_rows", "at_the_threshold", "deterministic", "elements", "empty"]  # fmt: skip
 
 
 def _run(command: list[str]) -> None:
