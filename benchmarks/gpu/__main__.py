@@ -18,10 +18,14 @@ SECONDS, DRY_SECONDS = 480.0, 660.0
 def main() -> int:
     names = ", ".join(f"{part.number} {part.name}" for part in PARTS)
     parser = argparse.ArgumentParser(prog="benchmarks/gpu/run", description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of gpu.json and gpu.log (out/gpu)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "out" / "gpu", help="folder of gpu.json and gpu.log (out/gpu)"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help=f"names or numbers: {names}")
     parser.add_argument("--seconds", type=float, help=f"for everything ({SECONDS:.0f}; --dry: {DRY_SECONDS:.0f})")
-    parser.add_argument("--dry", action="store_true", help="no GPU: build, collect, emulated grid, tiny timings on the CPU")
+    parser.add_argument(
+        "--dry", action="store_true", help="no GPU: build, collect, emulated grid, tiny timings on the CPU"
+    )
     arguments = parser.parse_args()
     parts = chosen(arguments.only)
     facts = {

@@ -1,10 +1,10 @@
 """Part 4: the device's results beside the CPU's, bit for bit; for the sums of the statistics, within a bound.
 
-Everything but those sums only moves bits and compares: it must be the same. The statistics sum a row in double, on a GPU
-each thread over its own groups of 8 and then a tree over the team (csrc/cuda/statistics_threshold.cu), on the CPU over 16
-lanes in pieces (csrc/cpu/algorithms/statistics_threshold.h). Another order of summation gives another rounding, so theta
-may differ by :func:`bound`, and a mask bit only where |w| lies between the two thetas. How many rows have the very same
-theta is counted.
+Everything but those sums only moves bits and compares: it must be the same. The statistics sum a row in double: on a
+GPU each thread over its own groups of 8, then a tree over the team (csrc/cuda/statistics_threshold.cu); on the CPU over
+16 lanes, in pieces (csrc/cpu/algorithms/statistics_threshold.h). Another order of summation gives another rounding. So
+theta may differ by :func:`bound`, and a mask bit only where |w| lies between the two thetas. How many rows have the
+very same theta is counted.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from typing import Any
 import torch
 from secateur import cpu, ops
 from secateur.ops import reference
+from secateur.ops.packing import rows_and_columns
 from torch import Tensor
 
 from .operators import name_of
 from .record import Record, reason
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SHAPES = [(64, 1000), (1000, 63), (7, 2048), (7, 2049), (3, 100_003), (512, 512, 3, 3), (64, 3, 7, 7), (2, 64, 56, 56),
-          (5, 7, 3, 5), (1,), (0, 4)]  # fmt: skip
-LARGE = [(2048, 16384), (8, 1 << 22)]
+SHAPES: list[tuple[int, ...]] = [
+    (64, 1000), (1000, 63), (7, 2048), (7, 2049), (3, 100_003), (512, 512, 3, 3), (64, 3, 7, 7), (2, 64, 56, 56),
+    (5, 7, 3, 5), (1,), (0, 4),
+]  # fmt: skip
+LARGE: list[tuple[int, ...]] = [(2048, 16384), (8, 1 << 22)]
 UNIT = 2.0**-53
 BOUND = (
     "h = additions on the longest path from a sample to its row's sum, both devices together; u = 2^-53; d = sample - "
-    "first sample of the row. |mean - mean'| <= h u E|d| (float64: E|w|) + 2u|mean|; |var - var'| <= 3 (h + 2) u E[d^2]; "
-    "|std - std'| <= min(|var - var'| / std, sqrt(|var - var'|)); |theta - theta'| <= the mean's + |k| times the std's + "
-    "2u (|mean| + |k| std), and one unit in the last place of a theta that is rounded to float32"
+    "first sample of the row. |mean - mean'| <= h u E|d| (float64: E|w|) + 2u|mean|; "
+    "|var - var'| <= 3 (h + 2) u E[d^2]; |std - std'| <= min(|var - var'| / std, sqrt(|var - var'|)); "
+    "|theta - theta'| <= the mean's + |k| times the std's + 2u (|mean| + |k| std), "
+    "and one unit in the last place of a theta that is rounded to float32"
 )
 
 
@@ -44,7 +48,9 @@ def main(record: Record) -> None:
             if record.out_of_time(what, 1.0):
                 continue
             try:
-                record.add("compared", {"shape": list(shape), "dtype": name_of(dtype), **_compare(shape, dtype, device)})
+                record.add(
+                    "compared", {"shape": list(shape), "dtype": name_of(dtype), **_compare(shape, dtype, device)}
+                )
             except AssertionError as error:
                 record.fail(what, str(error))
             except Exception as error:  # out of memory, say; the other shapes go on
@@ -103,7 +109,7 @@ def _statistics(weight: Tensor, k: float, signed: bool, device: torch.device) ->
     here = ops.statistics_threshold(weight, k, signed)
     pruned, mask, theta = _on(device, ops.statistics_threshold, weight, k, signed)[:3]
     off = (theta.double() - here[2].double()).abs()
-    rows, columns = reference.rows_and_columns(weight.shape)
+    rows, columns = rows_and_columns(weight.shape)
     if rows == 0 or columns == 0:
         return {"k": k, "signed": signed, "rows": rows}
     flat = weight.reshape(rows, columns)

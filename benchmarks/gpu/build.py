@@ -1,7 +1,7 @@
 """Part 1: the package of this very tree, with its CUDA library. One that is there already and fits is used.
 
-In order: the package that is installed here, if it is this tree's and no older than its sources; what an earlier run put
-into build/gpu/site; a build, by pip and scikit-build-core, or by cmake alone where one of them is missing.
+In order: the package that is installed here, if it is this tree's and no older than its sources; what an earlier run
+put into build/gpu/site; a build, by pip and scikit-build-core, or by cmake alone where one of them is missing.
 """
 
 from __future__ import annotations

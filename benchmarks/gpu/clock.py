@@ -1,8 +1,8 @@
 """Times on a GPU by events, on a CPU by the clock: the same contenders, in turn, medians with their spread.
 
-On a GPU every call finds its tensors out of L2: before each one a buffer of four times the cache is read (not written: its
-dirty lines would be written back during the call). While that runs the host prepares the call, so the time of a launch
-is not in the figure. Clocks are as they are: nobody may set them on a machine that is lent.
+On a GPU every call finds its tensors out of L2: before each one a buffer of four times the cache is read. (Not written:
+its dirty lines would be written back during the call.) While that runs the host prepares the call, so the time of a
+launch is not in the figure. Clocks are as they are: nobody may set them on a machine that is lent.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Clock:
             contender.run()
             taken = time.perf_counter() - begin
             return lambda: taken
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         if flush:
             self._buffer.sum()
         start.record()
@@ -102,7 +102,9 @@ class Clock:
         stop.record()
         return lambda: start.elapsed_time(stop) * 1e-3
 
-    def host(self, calls: Mapping[str, Callable[[], Any]], loops: int = 30, batch: int = 100) -> dict[str, dict[str, Any]]:
+    def host(
+        self, calls: Mapping[str, Callable[[], Any]], loops: int = 30, batch: int = 100
+    ) -> dict[str, dict[str, Any]]:
         """Microseconds of the calling thread for one call: what a launch costs, not what it launches. ``batch`` calls
         between two looks at the clock, few enough for the device's queue to take them all."""
         taken: dict[str, list[float]] = {name: [] for name in calls}

@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from ..networks.store import commit, machine
@@ -68,10 +68,8 @@ def gpus() -> list[dict[str, str]]:
 def versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -1,4 +1,4 @@
-"""A ResNet-50 on the device: its masks after ``optimizer.step()``, its training step with and without them, and how long
+"""A ResNet-50 on the device: its masks after ``optimizer.step()``, its training step with and without them; how long
 pruning and the calibration of thresholds take there and on the CPU."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import secateur
@@ -29,9 +30,10 @@ def network(dry: bool) -> nn.Module:
     from torchvision.models import resnet
 
     torch.manual_seed(0)
-    if dry:
-        return resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=10)
-    return resnet.resnet50(weights=None)
+    made: nn.Module = (
+        resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=10) if dry else resnet.resnet50(weights=None)
+    )
+    return made
 
 
 def main(record: Record, clock: Clock) -> None:
@@ -41,9 +43,9 @@ def main(record: Record, clock: Clock) -> None:
         record.skip("ResNet-50", f"torchvision is not here ({error})")
         return
     for title, weights in (("bf16 by autocast, float32 weights", torch.float32), ("bf16 weights", torch.bfloat16)):
-        _attempt(record, f"training, {title}", lambda w=weights, t=title: _training(record, clock, w, t))
-    _attempt(record, "pruning", lambda: _pruning(record, clock))
-    _attempt(record, "calibration", lambda: _calibration(record, clock))
+        _attempt(record, f"training, {title}", partial(_training, record, clock, weights, title))
+    _attempt(record, "pruning", partial(_pruning, record, clock))
+    _attempt(record, "calibration", partial(_calibration, record, clock))
 
 
 def _attempt(record: Record, what: str, run: Callable[[], None]) -> None:
@@ -83,7 +85,7 @@ class _Training:
 def _training(record: Record, clock: Clock, weights: torch.dtype, title: str) -> None:
     device = clock.device
     batch, size, classes = (2, 32, 10) if record.dry else (64, 224, 1000)
-    model = network(record.dry).to(device, weights, memory_format=torch.channels_last).train()
+    model = network(record.dry).to(device, weights).to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, 3, size, size, device=device, dtype=weights).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch,), device=device)
     plain = _Training(copy.deepcopy(model), x, labels, fused=clock.on_gpu)
@@ -105,7 +107,7 @@ def _training(record: Record, clock: Clock, weights: torch.dtype, title: str) ->
     parts: dict[str, Callable[[], Any]] = {
         "optimizer.step(), with masks": masked.optimizer.step,
         "optimizer.step(), without": plain.optimizer.step,
-        "masks, an operator each": lambda: [secateur.ops.mask_apply_(w, m) for w, m in alone],
+        "masks, an operator each": partial(_one_by_one, alone),
     }
     many = getattr(secateur.ops, "mask_apply_many_", None)
     if many is None:
@@ -118,8 +120,8 @@ def _training(record: Record, clock: Clock, weights: torch.dtype, title: str) ->
             {name: Contender(run) for name, run in parts.items()}, 0.1 if record.dry else 2.0, 40, flush=False
         )
         host = clock.host(parts, *((2, 2) if record.dry else (12, 4)))
-    row = {"network": "small" if record.dry else "resnet50", "what": title, "batch": batch, "masks": len(alone),
-           "step": steps, "parts": times, "host": host}  # fmt: skip
+    row: dict[str, Any] = {"network": "small" if record.dry else "resnet50", "what": title, "batch": batch,
+                           "masks": len(alone), "step": steps, "parts": times, "host": host}  # fmt: skip
     row["synchronizations"] = _waits(masked.optimizer.step) if clock.on_gpu else None
     record.add("training", row)
     took, without = (times[f"optimizer.step(), {which}"]["median_ms"] for which in ("with masks", "without"))
@@ -131,10 +133,16 @@ def _training(record: Record, clock: Clock, weights: torch.dtype, title: str) ->
 def _alone(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """(weight, mask) of each pruned parameter."""
     return [
-        (module.get_parameter(name).detach(), secateur.masks.get_mask(module, name))
+        (module.get_parameter(name).detach(), mask)
         for module in model.modules()
         for name in masked_parameters(module)
+        if (mask := secateur.masks.get_mask(module, name)) is not None
     ]
+
+
+def _one_by_one(weights_and_masks: list[tuple[Tensor, Tensor]]) -> None:
+    for weight, mask in weights_and_masks:
+        secateur.ops.mask_apply_(weight, mask)
 
 
 def _waits(call: Callable[[], Any]) -> int | str:
@@ -199,7 +207,7 @@ def _calibration(record: Record, clock: Clock) -> None:
                         there(x)
             if device != "cpu":
                 torch.cuda.reset_peak_memory_stats()
-                row["copies_to_host"] = _copies(lambda m=there, f=fed, r=rule: _thin(m, f, r))
+                row["copies_to_host"] = _copies(partial(_thin, there, fed, rule))
             with _timed(clock, taken):
                 _thin(there, fed, rule)
             row |= {f"{device}_s": taken[0], f"{device}_passes_s": passes[0]}

@@ -1,5 +1,6 @@
-"""The operators beside ``copy_``, what one writes in eager torch, and torch.compile of that. One case: one operator, type,
-size, layout.
+"""The operators beside ``copy_``, beside what one writes in eager torch, and beside torch.compile of that.
+
+A case is one operator, type, size and layout.
 
 Bytes are counted as each must move once: a tensor read, a tensor written, the mask. ``copy_`` has the tensor twice.
 """

@@ -7,7 +7,6 @@ import json
 import os
 from typing import Any
 
-
 #: Under xdist each process has the plugin: workers know what was collected, the one that steers them hears the rest.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 
@@ -15,6 +14,22 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 def _say(**entry: Any) -> None:
     with open(os.environ["SECATEUR_OUTCOMES"], "a") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+_state = {"failed": False}
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    """A kernel that has faulted takes its process's GPU context along: all tests after it would fail. xdist begins
+    another process for one that ends, and calls the test that it ended in crashed."""
+    if WORKER and _state["failed"] and os.environ.get("SECATEUR_REQUIRE_GPU") == "1":
+        _state["failed"] = False
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(70)
 
 
 def pytest_collection_finish(session: Any) -> None:
@@ -28,6 +43,7 @@ def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
+    _state["failed"] = _state["failed"] or report.failed
     if WORKER:
         return
     if report.when == "call" or report.outcome != "passed":  # set-up and tear-down speak where they fail or skip

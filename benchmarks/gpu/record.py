@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -73,8 +74,17 @@ class Record:
 def replace(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a half."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_text(json.dumps(data, indent=1, allow_nan=False, default=str) + "\n")
+    new.write_text(json.dumps(_plain(data), indent=1, allow_nan=False, default=str) + "\n")
     new.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities, which JSON has no word for, become None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def reason(error: BaseException) -> str:

@@ -21,7 +21,7 @@ MARGIN_S = 4.0
 
 def main(record: Record) -> None:
     if not record.dry:
-        _judge(record, "tests/cuda", ["-m", "not slow", "tests/cuda"], {"SECATEUR_REQUIRE_GPU": "1"}, side_by_side=4)
+        _judge(record, "tests/cuda", ["-m", "not slow", "tests/cuda"], {"SECATEUR_REQUIRE_GPU": "1"}, side_by_side=6)
         return
     collected = _run(record, ["--collect-only", "-q", "tests/cuda"], {}, 0)[1]
     names = [name for entry in collected for name in entry.get("collected", [])]
@@ -38,7 +38,7 @@ def _run(record: Record, arguments: list[str], environment: dict[str, str], work
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu.outcomes", "-p", "no:cacheprovider", "-q",
                "-W", "default", "-o", "faulthandler_timeout=120", "--durations=15"]  # fmt: skip
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(workers), *(["--dist", "loadfile"] if workers else [])]
+        command += ["-n", str(workers), *(["--dist", "worksteal"] if workers else [])]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes"
         file.touch()

@@ -101,7 +101,7 @@ def goals(rows: Rows) -> list[dict[str, Any]]:
     for case, row in rows:
         who = {name: one for name, one in row["contenders"].items() if "median_ms" in one}
         ours = {name: who[name] for name in OURS if name in who}
-        if not ours or case.operator.startswith("mask_") and case.operator != "mask_apply":
+        if not ours or (case.operator.startswith("mask_") and case.operator != "mask_apply"):
             continue
         best = min(one["median_ms"] for one in ours.values())
         if case.size >= FROM and case.row <= 16 << 10:

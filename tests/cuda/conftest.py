@@ -16,9 +16,11 @@ def gpu() -> Target:
 
 
 @pytest.fixture(autouse=True)
-def _float32_is_float32() -> Iterator[None]:
-    """Convolutions of a GPU round to TF32 by default: two ways to compute one network would differ in the third digit."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def _exact_convolutions() -> Iterator[None]:
+    """A GPU's convolutions round to TF32 by default, and may sum gradients in any order: two ways to compute a network
+    would differ in the third digit."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    cudnn.allow_tf32, cudnn.deterministic = False, True
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    cudnn.allow_tf32, cudnn.deterministic = before

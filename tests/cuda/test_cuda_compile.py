@@ -14,7 +14,11 @@ from secateur.nn import MaskedConv2d, MaskedLinear, ThresholdReLU
 from tensors import same_bits
 from torch import Tensor, nn
 
-pytestmark = on_device
+pytestmark = [
+    on_device,
+    # torch's own: a GPU multiplies faster in TF32.
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32:UserWarning"),
+]
 FIRST = [pytest.param(name, SAMPLES[name][0], id=name) for name in OPERATORS]
 
 

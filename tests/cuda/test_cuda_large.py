@@ -1,12 +1,16 @@
 """2^31 elements and more: indices are 64-bit, a 32-bit one would wrap. Each operator, 2 to 4 GB a tensor.
 
-The tensors repeat a tile whose length is no power of two, so that a wrapped index reads something else. What is compared
-with the twins is a window at the beginning, one on each side of 2^31 and one at the end.
+The tensors repeat a tile whose length is no power of two, so that a wrapped index reads something else. Windows at the
+beginning, on each side of 2^31 and at the end are compared with the twins.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +31,15 @@ SOME = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def _memory() -> Iterator[None]:
-    if ON_GPU and torch.cuda.mem_get_info()[0] < 32 << 30:
-        pytest.skip("needs 32 GB of free GPU memory")
-    yield
-    if ON_GPU:
+    """Enough of it, for one such test at a time, whatever processes run tests side by side."""
+    if not ON_GPU:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"secateur-large-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if torch.cuda.mem_get_info()[0] < 32 << 30:
+            pytest.skip("needs 32 GB of free GPU memory")
+        yield
         torch.cuda.empty_cache()
 
 

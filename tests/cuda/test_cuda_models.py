@@ -1,4 +1,4 @@
-"""The public calls on models that live on the device: the same decisions as on the CPU, and nothing left behind there."""
+"""The public calls on models that live on the device: the same decisions as on the CPU, and all of it stays there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_prune_decides_as_on_the_cpu(gpu: Target, criterion: Any, pattern: str) 
     assert _devices(there) == {gpu.device}
     for (name, a), b in zip(here.named_parameters(), there.parameters(), strict=True):
         off = a != b.cpu()
-        # MeanStd solves k from the score of the very weight that it then compares: a sum's last bit may decide that one.
+        # MeanStd solves k from the score of a weight that it then compares: a sum's last bit may decide that one.
         allowed = (int(pattern[-1]) if a.dim() > 1 else 0) if criterion == MeanStd(sparsity=0.8) else 0
         assert int(off.sum()) <= allowed, name
     assert [row["layer"] for row in reports[0].rows] == [row["layer"] for row in reports[1].rows]

@@ -92,8 +92,8 @@ def test_waits_for_its_input(gpu: Target, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if not name.startswith("statistics_threshold")])
 def test_captured_in_a_graph(gpu: Target, name: str) -> None:
-    """None of these waits for the device, so a graph can hold them; a replay reads its inputs anew. (statistics_threshold
-    waits to learn whether all weights are finite.)"""
+    """None of these waits for the device, so a graph can hold them; a replay reads its inputs anew.
+    (statistics_threshold waits to learn whether all weights are finite.)"""
     arguments = _on(gpu.device, ARGUMENTS[name](False))
 
     def run() -> list[Tensor]:
@@ -133,9 +133,9 @@ def test_streams_side_by_side(gpu: Target) -> None:
         stream = torch.cuda.Stream(gpu.device) if gpu.device.type == "cuda" else None
         with torch.cuda.stream(stream):
             there, bits = weight.to(gpu.device), mask.to(gpu.device)
-            for _ in range(50):
-                if not same_bits(ops.mask_apply(there, bits).cpu(), expected):
-                    wrong.append(number)
+            results = [ops.mask_apply(there, bits).cpu() for _ in range(50)]
+        if not all(same_bits(result, expected) for result in results):
+            wrong.append(number)
 
     threads = [Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

@@ -22,8 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = [
     on_device,
-    # torch's own: a capturable optimizer whose steps are not captured; the mode that looks for waits is new.
+    # torch's own: a capturable optimizer whose steps are not captured; a warm-up in another stream; the mode that looks
+    # for waits is new.
     pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match:UserWarning"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
 ]
 Make = Callable[..., torch.optim.Optimizer]
@@ -215,8 +217,10 @@ def test_a_step_does_not_wait_for_the_device(gpu: Target) -> None:
 
 
 @pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
+def process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of one process: NCCL on a GPU, gloo on the CPU."""
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")  # a machine may have no other network
     backend = "nccl" if KIND == "cuda" else "gloo"
     if not dist.is_available() or not (dist.is_nccl_available() if KIND == "cuda" else dist.is_gloo_available()):
         pytest.skip(f"this torch has no {backend}")
