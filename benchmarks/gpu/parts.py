@@ -35,7 +35,7 @@ class Part:
 
 
 PARTS = (
-    Part(1, "build", "the package, built here", 120, 300),
+    Part(1, "build", "the package, built here", 120, 400),
     Part(2, "tests", "tests/cuda", 110, 180),
     Part(5, "timings", "operators, masks of ResNet-50 in training, pruning", 130, 60),
     Part(4, "bits", "the same bits as the CPU", 20, 30),
