@@ -18,6 +18,10 @@ from ..networks.contest import spread
 from .record import reason
 
 
+#: In place of the figures of a contender whose result is not right.
+WRONG = "WRONG RESULT"
+
+
 @dataclass(frozen=True)
 class Contender:
     """run: what is timed. prepare: done before each call, untimed. check: after one call, whether its result is right
@@ -76,7 +80,7 @@ class Clock:
                     contender.prepare()
                 result = contender.run()
                 if number == 0 and contender.check is not None and not contender.check(result):
-                    return {"failed": "WRONG RESULT"}
+                    return {"failed": WRONG}
                 del result
             self.synchronize()
         except Exception as error:  # one that cannot is named; the others are timed

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import machine, networks
+from . import machine, networks, zeros
 from .clock import Clock, beside_copy
 from .operators import MB, Case, cases, contenders, host_calls, name_of
 from .record import Record, reason
@@ -30,6 +30,7 @@ def main(record: Record) -> None:
     rows += _operators(record, clock, [case for case in todo if not case.compiled])
     _host(record, clock)
     networks.main(record, clock)
+    zeros.main(record, clock)
     # torch.compile at the other sizes takes most of the time and tells least.
     rows += _operators(record, clock, [case for case in todo if case.compiled and case not in telling])
     for goal in goals(rows):
