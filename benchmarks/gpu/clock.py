@@ -17,7 +17,6 @@ import torch
 from ..networks.contest import spread
 from .record import reason
 
-
 #: In place of the figures of a contender whose result is not right.
 WRONG = "WRONG RESULT"
 

@@ -200,6 +200,41 @@ def test_the_clock_names_what_is_wrong_or_breaks_and_times_the_rest() -> None:
     assert half["share_of_copy"] == pytest.approx(0.5 * copy["median_ms"] / half["median_ms"])
 
 
+def test_events_stand_around_the_call_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's branch of the clock, with events that write down when they are recorded."""
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("event")
+
+        def elapsed_time(self, other: object) -> float:
+            return 2.5  # milliseconds
+
+    class Buffer:
+        def sum(self) -> None:
+            order.append("flush")
+
+    ours = clock.Clock(torch.device("cpu"))
+    ours.on_gpu, ours._buffer = True, Buffer()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    one = clock.Contender(lambda: order.append("call"), 5000, prepare=lambda: order.append("prepare"))
+    found = ours.compare({"one": one}, seconds=9.0, rounds=2, warm=0)
+    assert order == ["prepare", "call", "wait"] + ["prepare", "flush", "event", "call", "event", "wait"] * 2
+    assert found["one"] == {
+        "median_ms": 2.5,
+        "iqr_ms": 0.0,
+        "min_ms": 2.5,
+        "runs": 2,
+        "moved_bytes": 5000,
+        "gb_s": 0.002,
+    }
+
+
 @pytest.mark.parametrize("case", list(operators.cases(dry=True)), ids=str)
 def test_contenders_compute_what_the_operator_does(case: operators.Case) -> None:
     if case.compiled:
