@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -36,16 +36,21 @@ def network(dry: bool) -> nn.Module:
     return made
 
 
-def main(record: Record, clock: Clock) -> None:
+def main(record: Record, clock: Clock, after: Sequence[str] = ()) -> None:
+    """after: what comes then, to be named if all of it is cut."""
     try:
         network(record.dry)
     except ImportError as error:
         record.skip("ResNet-50", f"torchvision is not here ({error})")
         return
+    todo: dict[str, Callable[[], None]] = {}
     for title, weights in (("bf16 by autocast, float32 weights", torch.float32), ("bf16 weights", torch.bfloat16)):
-        _attempt(record, f"training, {title}", partial(_training, record, clock, weights, title))
-    _attempt(record, "pruning", partial(_pruning, record, clock))
-    _attempt(record, "calibration", partial(_calibration, record, clock))
+        todo[f"training, {title}"] = partial(_training, record, clock, weights, title)
+    todo["pruning"] = partial(_pruning, record, clock)
+    todo["calibration"] = partial(_calibration, record, clock)
+    for number, (what, run) in enumerate(todo.items()):
+        record.waiting([*list(todo)[number:], *after])
+        _attempt(record, what, run)
 
 
 def _attempt(record: Record, what: str, run: Callable[[], None]) -> None:

@@ -26,23 +26,20 @@ def main(record: Record) -> None:
     record.add("clocks", {"when": "before", "gpus": machine.gpus()})
     todo = list(cases(record.dry))
     telling = [case for case in todo if case.compiled and case.size == todo[0].size]
-    rows = _operators(record, clock, telling)
-    rows += _operators(record, clock, [case for case in todo if not case.compiled])
+    _operators(record, clock, telling)
+    _operators(record, clock, [case for case in todo if not case.compiled])
     _host(record, clock)
-    networks.main(record, clock)
-    zeros.main(record, clock)
     # torch.compile at the other sizes takes most of the time and tells least.
-    rows += _operators(record, clock, [case for case in todo if case.compiled and case not in telling])
-    for goal in goals(rows):
-        record.add("goals", goal)
+    last = [case for case in todo if case.compiled and case not in telling]
+    networks.main(record, clock, after=["zeros", *map(str, last)])
+    record.waiting(["zeros", *map(str, last)])
+    zeros.main(record, clock)
+    record.waiting([])
+    _operators(record, clock, last)
     record.add("clocks", {"when": "after", "gpus": machine.gpus()})
 
 
-Rows = list[tuple[Case, dict[str, Any]]]
-
-
-def _operators(record: Record, clock: Clock, todo: list[Case]) -> Rows:
-    done: Rows = []
+def _operators(record: Record, clock: Clock, todo: list[Case]) -> None:
     with torch.no_grad():
         for number, case in enumerate(todo):
             if record.left() < (8.0 if case.compiled and not record.dry else 2.0):
@@ -66,8 +63,8 @@ def _operators(record: Record, clock: Clock, todo: list[Case]) -> Rows:
             for name, one in found.items():
                 if "failed" in one:
                     record.fail(f"{case}: {name}", one["failed"])
-            done.append((case, row))
-    return done
+            for goal in goals([(case, row)]):
+                record.add("goals", goal)
 
 
 def _host(record: Record, clock: Clock) -> None:
@@ -92,7 +89,7 @@ def _host(record: Record, clock: Clock) -> None:
                              "reached": took <= most})  # fmt: skip
 
 
-def goals(rows: Rows) -> list[dict[str, Any]]:
+def goals(rows: list[tuple[Case, dict[str, Any]]]) -> list[dict[str, Any]]:
     """What was asked of the operators, case by case, and what was found."""
     found: list[dict[str, Any]] = []
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks is run from the repository's root, n
 from benchmarks.gpu import bits, clock, cpu, operators, parts, runner, sanitize, scrub, timings  # noqa: E402
 from benchmarks.gpu.record import Record  # noqa: E402
 from benchmarks.gpu.runner import Runner, summary  # noqa: E402
+from benchmarks.networks.contest import Failed  # noqa: E402
 
 
 def part(name: str, program: str, share: float = 1.0, number: int = 7) -> parts.Part:
@@ -319,6 +320,24 @@ def test_points_of_the_cpu_are_those_that_were_asked_for() -> None:
         assert found == {(t, b) for t in (1, 2, 4, 8, 16) for b in (1, 16)}
     assert len(todo) == 20
     assert {p.threads for p in cpu.points(4, dry=False)} == {1, 2, 4}
+
+
+def test_without_a_model_for_the_peer_ours_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter of the peer's that breaks must not cost our own figures."""
+
+    def run(_point: object, _network: str, _preparer: object, absent: dict[str, str]) -> dict[str, Any]:
+        if "ort" not in absent:
+            raise Failed("OnnxExporterError: no")
+        return {"compile": {"status": "ok"}}
+
+    monkeypatch.setattr(cpu, "_run", run)
+    absent: dict[str, str] = {}
+    whom: Any = None
+    assert cpu._run_even_alone(cpu.Point(1, 1, cpu.FLOAT), "x", whom, absent) == {"compile": {"status": "ok"}}
+    assert absent == {"ort": "no model was made for it: OnnxExporterError: no"}
+    absent.clear()
+    with pytest.raises(Failed):
+        cpu._run_even_alone(cpu.Point(1, 1, cpu.FLOAT[:1]), "x", whom, absent)
 
 
 def test_traffic_is_found_where_a_profile_counts_it() -> None:
