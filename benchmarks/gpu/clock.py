@@ -2,7 +2,7 @@
 
 On a GPU every call finds its tensors out of L2: before each one a buffer of four times the cache is read. (Not written:
 its dirty lines would be written back during the call.) While that runs the host prepares the call, so the time of a
-launch is not in the figure. Clocks are as they are: nobody may set them on a machine that is lent.
+launch is not in the figure. Clocks are as they are: on a rented machine nobody may set them.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _run_even_alone(
         peers = [name for name in point.engines if ENGINES[name].group != "ours" and name not in absent]
         if not peers:
             raise
-        absent |= {name: f"no model was made for it: {error}" for name in peers}
+        absent |= dict.fromkeys(peers, f"no model was made for it: {error}")
         return _run(point, network, preparer, absent)
 
 

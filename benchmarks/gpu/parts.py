@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=480.0)
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
+    # Told to end: temporary folders (models of hundreds of MB) go, workers are closed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     record = Record(arguments.file, arguments.seconds, arguments.dry)
     try:
         importlib.import_module(f"benchmarks.gpu.{arguments.name}").main(record)

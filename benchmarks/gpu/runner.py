@@ -1,6 +1,6 @@
 """Parts one after another, each in processes of its own and with its share of the time; the JSON after each of them.
 
-The time is a wall: whoever lends a GPU lends it for minutes. A part gets the time that is left, by its share among the
+The time is a wall: GPUs are rented by the minute. A part gets the time that is left, by its share among the
 parts that are left. It is told how much that is and should end by itself; one that does not is killed with all its
 children, and what it had recorded until then counts.
 """
