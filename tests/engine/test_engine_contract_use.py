@@ -266,3 +266,22 @@ def test_refresh_in_a_state_that_the_example_does_not_fit() -> None:
             near(fast(four), model(four))
             fast.refresh()  # the example has two images: the state would be one of four
             near(fast(four), model(four))
+
+
+class ReadAgain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.last = conv(3, 4), nn.ReLU(inplace=True), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.last(self.relu(y)) + y
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_that_changes_what_is_written(register: str) -> None:
+    model = ReadAgain().eval()
+    change = (lambda m, args: (args[0] + 0.25,)) if "pre" in register else (lambda m, args, out: out + 0.25)
+    getattr(model.relu, register)(change)
+    with torch.no_grad():
+        near(compiled(model, X)(X), model(X))

@@ -494,3 +494,21 @@ def test_hooks_registered_afterwards_fire_or_are_refused(call: Any) -> None:
         with torch.no_grad():
             net(X)
         assert seen == ["block.0", "block.2", "conv", "conv", ""]
+
+
+class PartlyFrozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.body(x)
+        return self.head(y)
+
+
+def test_what_runs_under_no_grad_is_not_trained() -> None:
+    q = secateur.prepare_qat(PartlyFrozen(), [X], progress=False)
+    q.train()(X).sum().backward()
+    assert q.body.weight.grad is None
+    assert q.head.weight.grad is not None

@@ -202,7 +202,7 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
             else:
                 module.training = mode
             with _Fixed(module) as fixed:
-                graph = _OwnForward().trace(module, concrete_args=dict(absent) or None)
+                graph = _OwnForward(trained=True).trace(module, concrete_args=dict(absent) or None)
             if fixed.found:
                 raise NotImplementedError(f"it computes with {fixed.found}, which a graph would take as it is now")
             graphs.append(graph)

@@ -114,8 +114,8 @@ class _Proxy(InPlaceProxy):
 
 
 class _Tracer(InPlaceTracer):
-    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module]) -> None:
-        super().__init__()
+    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module], trained: bool) -> None:
+        super().__init__(trained=trained)
         self.opaque = opaque
         self.inside = inside  # the model's modules: a forward may make others, such as a slice of a Sequential
         self.failed: nn.Module | None = None
@@ -159,12 +159,13 @@ def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
     return fixed
 
 
-def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
+def trace(module: nn.Module, args: Sequence[Any], trained: bool = False) -> Traced:
     """The graph of ``module(*args)``. Raises :class:`Untraceable`; what the module itself raises goes through.
 
     The module is run, on copies of the arguments, and is afterwards as it was: attributes, tensors, random numbers. It
     must be nobody else's all the same, since other threads would see what it does meanwhile. A module inside it whose
-    own forward writes what outlives the call (an attribute, a buffer, a list) is left as one operation.
+    own forward writes what outlives the call (an attribute, a buffer, a list) is left as one operation; where the graph
+    is to be ``trained``, one that computes under no_grad too.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise Untraceable("it is TorchScript")
@@ -192,7 +193,7 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
                 raise Untraceable("its parameters or buffers are written while the model runs")
             opaque.setdefault(m, "its parameters or buffers are written while the model runs")
     with torch.no_grad(), in_torch(), tracing_lock, held_signals(), trial_from(state):
-        graph = _trace(module, opaque, fixed)
+        graph = _trace(module, opaque, fixed, trained)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
                 drop_asserts(graph, node)
@@ -305,10 +306,10 @@ def _refuse_proxies(graph: fx.Graph) -> None:
                 raise Untraceable("torch.fx cannot trace it: a value of the tracer is left in its graph")
 
 
-def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
+def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any], trained: bool) -> fx.Graph:
     inside = set(module.modules()) - {module}
     while True:
-        tracer = _Tracer(set(opaque), inside)
+        tracer = _Tracer(set(opaque), inside, trained)
         try:
             return tracer.trace(module, concrete_args=fixed or None)
         except Exception as error:
