@@ -137,7 +137,7 @@ def cache_in_list(s: Scope) -> None:
 def stream(s: Scope) -> None:
     v = s.pick()
     name = s.plain("None", "past")
-    w = s.put(f"{v.name} if {name} is None else {v.name} + {name}.mean()", v)
+    w = s.put(f"{v.name} if {name} is None else {v.name} + 0.1 * torch.tanh({name}.mean())", v)
     s.do(f"{name} = {w.name}[:, :, -1:].detach() * 0.5")
 
 
