@@ -43,7 +43,7 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11 python3.13 python
 
 build_sources := CMakeLists.txt $(shell find csrc cmake -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 
-.PHONY: help setup demo test slow-test random-planner bench peers engine-bench lint types format native-test sanitize tsan fuzz fuzz-modules emulated neon werror cuda \
+.PHONY: help setup demo test slow-test random-planner bench peers gpu engine-bench lint types format native-test sanitize tsan fuzz fuzz-modules emulated neon werror cuda \
   abi other-torch pythons sdist check clean distclean
 
 help: ## this list
@@ -100,6 +100,9 @@ bench: setup ## the operators and layers against their peers, side by side
 
 peers: setup ## ONNX Runtime, OpenVINO and DeepSparse, for engine-bench
 	benchmarks/networks/peers
+
+gpu: setup ## all that wants one data-centre GPU; out/gpu/gpu.json (ARGS=--dry: what can be tried without a GPU)
+	PYTHON=$(py) benchmarks/gpu/run $(ARGS)
 
 engine-bench: setup ## whole networks against the peers that are here (ARGS="table --quick"; `make peers` first)
 	$(py) -m benchmarks.networks $(or $(ARGS),table)

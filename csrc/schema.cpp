@@ -5,6 +5,7 @@
 STABLE_TORCH_LIBRARY(secateur, m) {
   m.def("mask_apply(Tensor weight, Tensor mask) -> Tensor");
   m.def("mask_apply_(Tensor(a!) weight, Tensor mask) -> ()");
+  m.def("mask_apply_many_(Tensor(a!)[] weights, Tensor[] masks) -> ()");
   m.def("statistics_threshold(Tensor weight, float k, bool signed=False) -> (Tensor weight, Tensor mask, Tensor theta)");
   m.def("statistics_threshold_(Tensor(a!) weight, float k, bool signed=False) -> (Tensor mask, Tensor theta)");
   m.def("threshold_relu(Tensor x, Tensor theta, float? max=None) -> (Tensor y, Tensor mask)");

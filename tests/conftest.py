@@ -21,6 +21,7 @@ LONG = (
     "test_engine_torchvision",
     "test_distributed",
     "test_cuda_emulated",
+    "test_cuda_on_the_cpu",
     "test_engine_benchmark",
     "test_activation_loss",
     "test_quantize",

@@ -13,8 +13,14 @@
 
 #if defined(__CUDACC__)
 #define SECATEUR_DEVICE __device__ __forceinline__
+#define SECATEUR_ANY_TYPE                    // a type that may stand for any other in memory
+#define SECATEUR_UNROLLED _Pragma("unroll")  // before a loop over registers: rolled, they would lie in local memory
+#define SECATEUR_ROLLED _Pragma("unroll 1")  // before a loop: its unrolled form would take registers from the others
 #else
 #define SECATEUR_DEVICE inline
+#define SECATEUR_ANY_TYPE [[gnu::may_alias]]
+#define SECATEUR_UNROLLED
+#define SECATEUR_ROLLED
 #endif
 
 namespace secateur::cuda {
@@ -61,6 +67,12 @@ SECATEUR_DEVICE int64_t divide(int64_t a, int64_t b) {
 template <class T>
 struct alignas(sizeof(T) == 1 ? 8 : 16) Eight {
   T lane[8];
+};
+
+// The same as the registers that they come in.
+template <class T>
+struct alignas(16) SECATEUR_ANY_TYPE Raw {
+  uint32_t word[2 * sizeof(T)];
 };
 
 template <class T>

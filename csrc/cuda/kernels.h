@@ -45,6 +45,15 @@ inline View flat_view(int64_t rows, int64_t columns) {
 // y[i] = bit i ? w[i] : +0. By element size, since only bits move; y may be w.
 Failure mask_apply(int64_t element_size, const void* w, void* y, const uint8_t* mask, const View& view, Queue queue);
 
+// The same in place for many weights of one element size, in one launch for each 84 of them.
+struct MaskedRows {
+  void* w;
+  const uint8_t* mask;  // in logical order: rows on bytes
+  int64_t rows, columns;
+  int64_t channels;  // of memory that lies [row][columns / channels][channels] (channels_last); 0: in logical order
+};
+Failure mask_apply_many(int64_t element_size, const MaskedRows* weights, int64_t count, Queue queue);
+
 // Bytes (0 or not) to bits and back.
 Failure mask_pack(const uint8_t* keep, uint8_t* mask, const View& view, Queue queue);
 Failure mask_unpack(const uint8_t* mask, uint8_t* keep, const View& view, Queue queue);

@@ -21,6 +21,12 @@ const char* name(ScalarType dtype) {
   }
 }
 
+std::ostream& operator<<(std::ostream& out, const Argument& argument) {
+  out << argument.name;
+  if (argument.index >= 0) out << '[' << argument.index << ']';
+  return out;
+}
+
 std::ostream& operator<<(std::ostream& out, const Shown& shown) {
   out << '[';
   for (size_t i = 0; i < shown.shape.size(); ++i) out << (i ? ", " : "") << shown.shape[i];
@@ -40,12 +46,13 @@ Rows rows_of(Sizes shape, const char* op) {
   return {shape[0], columns};
 }
 
-Tensor checked_mask(const char* op, const Tensor& mask, const Rows& view, const Tensor& like) {
-  check(mask.scalar_type() == ScalarType::Byte, op, ": mask must be uint8, got ", name(mask.scalar_type()));
-  check(mask.is_cpu() == like.is_cpu() && mask.get_device_index() == like.get_device_index(), op,
-        ": mask must be on the device of the tensor that it masks");
-  check(mask.dim() == 2 && mask.size(0) == view.rows && mask.size(1) == view.bytes(), op, ": mask must be [", view.rows,
-        ", ", view.bytes(), "] for a tensor of shape ", show(like.sizes()), ", got ", show(mask.sizes()));
+Tensor checked_mask(const char* op, const Tensor& mask, const Rows& view, const Tensor& like,
+                    const Argument& argument) {
+  check(mask.scalar_type() == ScalarType::Byte, op, ": ", argument, " must be uint8, got ", name(mask.scalar_type()));
+  check(mask.is_cpu() == like.is_cpu() && mask.get_device_index() == like.get_device_index(), op, ": ", argument,
+        " must be on the device of the tensor that it masks");
+  check(mask.dim() == 2 && mask.size(0) == view.rows && mask.size(1) == view.bytes(), op, ": ", argument, " must be [",
+        view.rows, ", ", view.bytes(), "] for a tensor of shape ", show(like.sizes()), ", got ", show(mask.sizes()));
   return mask.is_contiguous() ? mask : torch::stable::contiguous(mask);
 }
 
@@ -53,14 +60,14 @@ Tensor new_mask(const Tensor& like, const Rows& view) {
   return torch::stable::new_empty(like, {view.rows, view.bytes()}, ScalarType::Byte);
 }
 
-void check_floating(const char* op, const char* argument, const Tensor& t) {
+void check_floating(const char* op, const Argument& argument, const Tensor& t) {
   const ScalarType dtype = t.scalar_type();
   check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
             dtype == ScalarType::BFloat16,
         op, ": ", argument, " must be float32, float64, float16 or bfloat16, got ", name(dtype));
 }
 
-void check_writable(const char* op, const char* argument, const Tensor& t) {
+void check_writable(const char* op, const Argument& argument, const Tensor& t) {
   if (t.is_contiguous()) return;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t d = 0; d < t.dim(); ++d) {
@@ -110,6 +117,17 @@ Layout layout_of(const Tensor& t) {
   for (int64_t d = dims - 1; d >= 2; --d)
     if (!fits(d)) return Layout::kStrided;
   return fits(0) ? Layout::kChannelsLast : Layout::kStrided;
+}
+
+Tensor new_like(const Tensor& t) {
+  if (layout_of(t) == Layout::kStrided) return torch::stable::empty_like(t);
+  int32_t dtype, device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(t.dim(), t.sizes().data(), t.strides().data(), dtype, device,
+                                                  t.get_device_index(), &made));
+  return Tensor(made);
 }
 
 namespace {

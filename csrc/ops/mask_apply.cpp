@@ -47,7 +47,7 @@ void apply(const char* op, const Tensor& from, Tensor& to, const Tensor& mask) {
 }
 
 Tensor mask_apply(const Tensor& weight, const Tensor& mask) {
-  Tensor out = torch::stable::empty_like(weight);
+  Tensor out = new_like(weight);
   apply("mask_apply", weight, out, mask);
   return out;
 }

@@ -114,14 +114,14 @@ Rows checked(const char* op, const Tensor& weight, double k) {
 std::tuple<Tensor, Tensor, Tensor> statistics_threshold(const Tensor& weight, double k, bool is_signed) {
   const char* op = "statistics_threshold";
   const Rows view = checked(op, weight, k);
-  Tensor out = torch::stable::empty_like(weight);
+  Tensor out = new_like(weight);
   const Layout layout = layout_of(weight);
   if (layout != Layout::kStrided && layout_of(out) == layout) {
     auto [mask, theta] = threshold_dense(op, weight, out, view, layout, k, is_signed);
     return {out, mask, theta};
   }
   const Tensor dense = torch::stable::contiguous(weight);
-  Tensor pruned = torch::stable::empty_like(dense);
+  Tensor pruned = new_like(dense);
   auto [mask, theta] = threshold_dense(op, dense, pruned, view, Layout::kContiguous, k, is_signed);
   torch::stable::copy_(out, pruned);
   return {out, mask, theta};
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor> statistics_threshold_(Tensor weight, double k, bool i
   const Layout layout = layout_of(weight);
   if (layout == Layout::kStrided) {
     const Tensor dense = torch::stable::contiguous(weight);
-    Tensor pruned = torch::stable::empty_like(dense);
+    Tensor pruned = new_like(dense);
     auto [mask, theta] = threshold_dense(op, dense, pruned, view, Layout::kContiguous, k, is_signed);
     torch::stable::copy_(weight, pruned);
     return {mask, theta};

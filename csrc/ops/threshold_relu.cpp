@@ -89,14 +89,14 @@ Tensor apply(const char* op, const Tensor& x, Tensor& y, const Tensor& theta, st
   const Layout layout = layout_of(x);
   if (layout != Layout::kStrided && layout_of(y) == layout) return threshold_dense(x, y, limits, max, view, layout);
   const Tensor dense = torch::stable::contiguous(x);
-  Tensor out = torch::stable::empty_like(dense);
+  Tensor out = new_like(dense);
   Tensor mask = threshold_dense(dense, out, limits, max, view, Layout::kContiguous);
   torch::stable::copy_(y, out);
   return mask;
 }
 
 std::tuple<Tensor, Tensor> threshold_relu(const Tensor& x, const Tensor& theta, std::optional<double> max) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = new_like(x);
   Tensor mask = apply("threshold_relu", x, y, theta, max);
   return {y, mask};
 }

@@ -18,6 +18,7 @@ from .pruning.counting import sparsity
 from .pruning.criteria import Criterion, Magnitude, MeanStd, OptimalBrain, Random, Wanda
 from .pruning.prune import prune
 from .pruning.restore import restore
+from .pruning.verify import verify
 from .quantization import prepare_qat, quantization_sensitivity, quantize
 from .report import Report
 from .training.activation_loss import ActivationSparsityLoss
@@ -56,6 +57,7 @@ __all__ = [
     "strip",
     "to_dense_state_dict",
     "train_thresholds",
+    "verify",
 ]
 
 if TYPE_CHECKING:

@@ -206,3 +206,154 @@ def test_results_in_dataclasses_are_compared() -> None:
         else:
             torch.testing.assert_close(thin(x).logits, model(x).logits)
         torch.testing.assert_close(secateur.compile(model, x, budget=0.05)(x).logits, model(x).logits)
+
+
+class NearlyTheSame(nn.Module):
+    """A child's edit of the list that tolerances of a comparison would not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.edit, self.relu = nn.Conv2d(3, 4, 3), EditsItsList(), nn.ReLU()
+        for conv in self.edit.convs:
+            nn.init.dirac_(conv.weight)
+            nn.init.constant_(conv.bias, 1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.conv(x))
+        both = {"all": [y, y]}
+        self.edit(both["all"])
+        return torch.relu(both["all"][0]) + both["all"][1]
+
+
+def test_a_list_that_a_child_edits() -> None:
+    model, x = NearlyTheSame().eval(), torch.randn(2, 3, 6, 6)
+    with pytest.warns(UserWarning, match="a child, EditsItsList, changes a list that it is given"):
+        thin = secateur.prune_activations(model, [x], MeanStd(k=1000.0), progress=False)
+    thin.relu.theta.zero_()
+    with torch.no_grad():
+        assert torch.equal(thin(x), model(x))
+
+
+class Positions(nn.Module):
+    """[N, C, H, W] -> [N, H * W, C]: dim 1 follows the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc, self.last = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 5), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.fc(self.relu(self.conv(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+def test_a_dim_that_follows_the_image_size_gets_no_thresholds() -> None:
+    model = Positions().eval()
+    with pytest.warns(UserWarning, match="'relu' is called with different numbers of channels"):
+        thin = prune(model)
+    assert [row["layer"] for row in thin.report.rows] == ["last"]
+    with torch.no_grad():
+        thin.last.theta.zero_()
+        for size in (10, 14):
+            x = torch.randn(2, 3, size, size)
+            assert torch.equal(thin(x), model(x))
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, more: float = 0.0) -> Tensor:
+        y = self.relu(self.a(x))
+        if mask is not None:
+            y = y * mask
+        return F.relu(self.b(y) * scale + more)
+
+
+@pytest.mark.filterwarnings("ignore:quantize")
+@pytest.mark.parametrize("call", ["prune_activations", "quantize", "prepare_qat"])
+def test_optional_arguments_that_calibration_did_not_see(call: str) -> None:
+    model = Optional().eval()
+    rest = [MeanStd(k=1000.0)] if call == "prune_activations" else []
+    result = getattr(secateur, call)(model, [X], *rest, progress=False).eval()
+    for module in result.modules():
+        if isinstance(module, ThresholdReLU):
+            module.theta.zero_()
+    mask = torch.rand(4, 1, 8, 8)
+    nets = (result, copy.deepcopy(result), pickle.loads(pickle.dumps(result)))
+    with torch.no_grad():
+        for args, kwargs in (
+            ((X, mask), {}),
+            ((X,), {"mask": mask}),
+            ((X, None, 2.0), {}),
+            ((X, None, 1.0), {}),
+            ((), {"x": X, "more": 0.5}),
+        ):
+            wanted = model(*args, **kwargs)
+            for net in nets:
+                torch.testing.assert_close(net(*args, **kwargs), wanted, atol=0.03 * float(wanted.max()), rtol=0)
+        with pytest.raises(secateur.Error, match="unexpected keyword argument 'bogus'"):
+            result(X, bogus=1)
+        with pytest.raises(secateur.Error, match="missing a required argument"):
+            result()
+
+
+def test_an_argument_that_needs_thresholds_of_its_own_is_refused() -> None:
+    class Twice(Optional):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            y = self.relu(self.a(x))
+            return self.relu(self.b(y if mask is None else y * mask))
+
+    thin = prune(Twice().eval())
+    thin(X)
+    with pytest.raises(secateur.Error, match="Twice was seen without mask, and cannot take it now: the calls of relu"):
+        thin(X, torch.rand(4, 1, 8, 8))
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.register_buffer("shift", torch.rand(4))
+        torch.nn.utils.prune.random_unstructured(self.fc, "weight", 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.fc(x.mean((2, 3))) - self.shift.view(1, -1))
+        return F.linear(y, self.fc.weight.t())
+
+
+def test_what_a_forward_computes_of_its_tensors_is_computed_at_each_call() -> None:
+    model = Transposed().eval()
+    with pytest.raises(secateur.Error, match=r"computes with fc\.weight, which a graph would take as it is now"):
+        prune(model)
+    torch.nn.utils.prune.remove(model.fc, "weight")
+    thin = prune(model)
+    twice = copy.deepcopy(model)
+    with torch.no_grad():
+        for t in [*twice.parameters(), twice.shift]:
+            t.mul_(2)
+        for net in (thin, copy.deepcopy(thin).double().float()):
+            for module in net.modules():
+                if isinstance(module, ThresholdReLU):
+                    module.theta.zero_()
+            for t in [*net.parameters(), net.shift]:
+                t.mul_(2)
+            torch.testing.assert_close(net(X), twice(X))
+
+
+class KeepsOut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.b(self.relu(self.a(x))))
+
+
+def test_what_a_hook_keeps_on_a_relu_belongs_to_its_last_call() -> None:
+    model = KeepsOut().eval()
+    model.relu.register_forward_hook(lambda m, args, out: setattr(m, "out", out))
+    thin = prune(model)
+    thin.relu.theta.zero_()
+    with torch.no_grad():
+        assert torch.equal(thin(X), model(X))
+        assert torch.equal(thin.relu.out, model.relu.out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_cases import OPERATORS, Target, each_case, each_dtype, packing
-from secateur import ops  # noqa: F401  (the schemas, which the emulated operators share)
+from secateur import ops  # (and the schemas, which the emulated operators share)
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # benchmarks is run from the repository's root, not installed
+
+from benchmarks.gpu import bits  # noqa: E402
+
 CUDA = ROOT / "csrc" / "cuda"
 SHIM = ROOT / "tests" / "cuda" / "shim"
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "g++"
@@ -22,8 +27,8 @@ KERNELS = sorted(CUDA.glob("*.cu"))
 # As nvcc is told (-fmad=false): no a*b+c is fused.
 FLAGS = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", f"-I{SHIM}", f"-I{ROOT / 'csrc'}"]
 pytestmark = pytest.mark.slow  # compilers at work
-GROUPS = ["mask_apply", "mask_bits", "transpose_bits", "threshold_relu", "statistics_threshold", "bad_rows",
-          "at_the_threshold", "deterministic", "elements", "empty"]  # fmt: skip
+GROUPS = ["mask_apply", "mask_apply_many", "mask_bits", "transpose_bits", "threshold_relu", "statistics_threshold",
+          "bad_rows", "at_the_threshold", "deterministic", "elements", "empty"]  # fmt: skip
 
 
 def _run(command: list[str]) -> None:
@@ -94,3 +99,18 @@ def test_fronts(emulated: Target, case: Callable[[Target, torch.dtype], None], d
 
 def test_packing(emulated: Target) -> None:
     packing(emulated, torch.bool)
+
+
+@pytest.mark.parametrize("columns", [5, 2048, 2049, 100_003])
+@each_dtype
+def test_theta_in_the_gpus_order_of_summation(emulated: Target, dtype: torch.dtype, columns: int) -> None:
+    """Within the bound that benchmarks/gpu states of theta beside the CPU's; the two orders do differ."""
+    centers = torch.tensor([0, 0.1, 3, 100, -5]).double().unsqueeze(1)
+    weight = (torch.randn(5, columns, dtype=torch.float64) + centers).to(dtype)
+    for k, signed in [(-1.0, False), (0.7, True)]:
+        there, here = (
+            f(weight, k, signed)[2].double() for f in (emulated.statistics_threshold, ops.statistics_threshold)
+        )
+        assert bool(((there - here).abs() <= bits.bound(weight, k, signed)).all())
+    if dtype == torch.float64 and columns > 1000:
+        assert not torch.equal(there, here)

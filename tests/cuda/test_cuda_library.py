@@ -79,6 +79,41 @@ def test_it_holds_code_for_sm_80_sm_90_and_ptx() -> None:
 
 
 @built
+@pytest.mark.parametrize("machine", ["sm_80", "sm_90"])
+def test_no_kernel_keeps_arrays_in_local_memory(machine: str) -> None:
+    """Registers that are indexed by a loop which was not unrolled, or that do not suffice, lie in memory."""
+    tool = _tool("cuobjdump")
+    if tool is None:
+        pytest.skip("no cuobjdump")
+    usage = _output(tool, "-res-usage", "-arch", machine, str(LIBRARY))
+    kernels = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+)", usage)
+    assert len(kernels) >= 22
+    assert [name for name, stack in kernels if stack != "0"] == []
+
+
+@built
+@pytest.mark.parametrize(
+    ("kernel", "accesses"),
+    [
+        ("9MaskApplyI", "(read ){4}(write ){4}"),
+        ("13MaskApplyManyI", "(read ){4}(write ){4}"),
+        ("13ThresholdReluI", "(read ){4}(write )"),  # two groups, and thresholds
+    ],
+)
+def test_reads_of_16_bytes_are_on_their_way_together(kernel: str, accesses: str) -> None:
+    """In each element type, before the write of what the first has read."""
+    tool = _tool("cuobjdump")
+    if tool is None:
+        pytest.skip("no cuobjdump")
+    functions = _output(tool, "-sass", "-arch", "sm_90", str(LIBRARY)).split("Function : ")[1:]
+    found = [text for text in functions if kernel in text.partition("\n")[0]]
+    assert len(found) >= 3
+    for text in found:
+        order = ["read" if kind == "LD" else "write" for kind in re.findall(r"\b(LD|ST)G\.E\.128", text)]
+        assert re.search(accesses, " ".join([*order, ""])), f"{text.splitlines()[0]}: {order}"
+
+
+@built
 def test_it_loads_where_no_gpu_can_be_seen() -> None:
     """In a process of its own with all GPUs hidden; CPU tensors then still go to the CPU kernels."""
     program = (

@@ -242,3 +242,46 @@ def test_clear_errors() -> None:
     fast = compiled(nn.Sequential(conv(3, 4)), X)
     with pytest.raises(Error, match="compile: inputs must be plain tensors"):
         fast(torch.nested.nested_tensor([X[0]]))
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = conv(3, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        out = y if self.last is None else y + self.last.expand_as(y)
+        self.last = y
+        return out
+
+
+def test_refresh_in_a_state_that_the_example_does_not_fit() -> None:
+    model = Remembers().eval()
+    fast = compiled(model, X)
+    four = torch.rand(4, 3, 12, 12)
+    with torch.no_grad():
+        for _ in range(2):
+            fast.source.last = model.last = None
+            near(fast(four), model(four))
+            fast.refresh()  # the example has two images: the state would be one of four
+            near(fast(four), model(four))
+
+
+class ReadAgain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.last = conv(3, 4), nn.ReLU(inplace=True), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.last(self.relu(y)) + y
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_that_changes_what_is_written(register: str) -> None:
+    model = ReadAgain().eval()
+    change = (lambda m, args: (args[0] + 0.25,)) if "pre" in register else (lambda m, args, out: out + 0.25)
+    getattr(model.relu, register)(change)
+    with torch.no_grad():
+        near(compiled(model, X)(X), model(X))

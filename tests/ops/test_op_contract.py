@@ -12,6 +12,8 @@ from secateur import Error, ops
 from secateur.ops import calls, reference
 from tensors import same_bits
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_structure as structure_of
 
 # The engine's operators run a program that is held elsewhere, so none of their calls stands alone:
 # test_engine_program.py and test_engine_functions.py have them.
@@ -33,9 +35,7 @@ def overload(name: str) -> Any:
 
 
 def tensors_of(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [t for t in result if isinstance(t, Tensor)] if isinstance(result, (tuple, list)) else []
+    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
 def arguments(sample: Sample, dtype: torch.dtype | None = None, grad: bool = False) -> list[Any]:
@@ -108,7 +108,7 @@ def test_opcheck(name: str, sample: Sample) -> None:
 @each_call
 def test_meta_tensors_give_the_shapes_of_real_ones(name: str, sample: Sample) -> None:
     args = arguments(sample)
-    meta = [a.to("meta") if isinstance(a, Tensor) else a for a in args]
+    meta = tree_map_only(Tensor, lambda a: a.to("meta"), args)
     fake, real = tensors_of(getattr(ops, name)(*meta)), tensors_of(getattr(ops, name)(*args))
     assert len(fake) == len(real)
     for a, b in zip(fake, real, strict=True):
@@ -140,7 +140,7 @@ def test_what_the_dispatcher_cannot_take(call: Any, message: str, grad: bool) ->
 def test_every_type_of_the_schemas_is_known() -> None:
     kinds = {str(argument.type) for name in NAMES for argument in overload(name)._schema.arguments}
     plain = {kind.removeprefix("Optional[").removesuffix("]") if "Optional" in kind else kind for kind in kinds}
-    assert plain == {"Tensor", *calls._FITS}
+    assert plain == {"Tensor", "List[Tensor]", *calls._FITS}
 
 
 def test_other_errors_go_through_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,14 +165,15 @@ def test_other_errors_go_through_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
 def test_tensors_on_two_devices_and_what_is_no_tensor(name: str) -> None:
     """A meta tensor among real ones reaches the fake kernel, which would hand back memory as it was found."""
     args = arguments(SAMPLES[name][0])
-    tensors = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+    leaves, structure = tree_leaves(args), structure_of(args)
+    tensors = [i for i, value in enumerate(leaves) if isinstance(value, Tensor)]
     for i in tensors:
-        wrong: list[tuple[Any, str]] = [([1.0], "must be a Tensor, got list"), (args[i].to_sparse(), "got sparse_coo")]
+        wrong: list[tuple[Any, str]] = [({}, "must be a Tensor, got dict"), (leaves[i].to_sparse(), "got sparse_coo")]
         if len(tensors) > 1:
-            wrong.append((args[i].to("meta"), r"must be on (cpu, got meta|meta, got cpu)"))
+            wrong.append((leaves[i].to("meta"), r"must be on (cpu, got meta|meta, got cpu)"))
         for value, message in wrong:
             with torch.no_grad(), pytest.raises(Error, match=f"{name}: .*{message}"):
-                getattr(ops, name)(*args[:i], value, *args[i + 1 :])
+                getattr(ops, name)(*tree_unflatten([*leaves[:i], value, *leaves[i + 1 :]], structure))
 
 
 @each_call
@@ -248,9 +249,9 @@ def test_compiles_as_one_graph(name: str, sample: Sample) -> None:
 @each_call
 def test_vmap_works_or_says_why_not(name: str, sample: Sample) -> None:
     args, again = arguments(sample), arguments(sample)
-    batched = [isinstance(a, Tensor) for a in args]
-    stacked = [torch.stack([a, b]) if isinstance(a, Tensor) else a for a, b in zip(args, again, strict=True)]
-    call = torch.vmap(getattr(ops, name), in_dims=tuple(0 if b else None for b in batched))
+    stacked = tree_map(lambda a, b: torch.stack([a, b]) if isinstance(a, Tensor) else a, args, again)
+    batched = tree_map(lambda a: 0 if isinstance(a, Tensor) else None, args)
+    call = torch.vmap(getattr(ops, name), in_dims=tuple(batched))
     if name.endswith("_"):
         with pytest.raises(RuntimeError, match=f"Batching rule not implemented for secateur::{name}"):
             call(*stacked)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from secateur import Criterion, Error, Magnitude, MeanStd, Random
 from secateur.masks.layout import Layout
 from secateur.pruning import WeightView
-from secateur.pruning.criteria.patterns import Pattern, parse
+from secateur.pruning.criteria.patterns import Pattern, SemiStructured, parse
 from secateur.pruning.criteria.ranking import Field, counted, lowest, statistics
 
 ONE = Pattern(1)
@@ -239,14 +239,24 @@ def test_random_depends_on_seed_and_name_alone() -> None:
     assert torch.equal(once.keep, twice.keep)
 
 
-@pytest.mark.parametrize("text", ["2x2", "1x0", "1xN", "1x", "filter", "x4", "1x4 ", None, 4])
+@pytest.mark.parametrize("text", ["2x2", "1x0", "1xN", "1x", "filter", "x4", "1x4 ", None, 4, "1x" + "9" * 5000])
 def test_bad_patterns(text: object) -> None:
     with pytest.raises(
-        Error, match=r'prune: pattern must be "1x1", "1xN" \(N a whole number, as in "1x4"\) or "neuron", got'
+        Error, match=r'prune: pattern must be "1x1", "1xN" \(N a whole number, as in "1x4"\), "N:M" .* or "neuron", got'
     ):
         parse(text)
     assert parse("1x16") == Pattern(16)
     assert parse("neuron") == Pattern(0)
+    assert parse("2:4") == SemiStructured(2, 4) != Pattern(1)
+    assert [str(parse(text)) for text in ("1x1", "1x4", "2:4", "neuron")] == ["1x1", "1x4", "2:4", "neuron"]
+
+
+@pytest.mark.parametrize(
+    "text", ["N:M", "2:", ":4", "2:2", "4:2", "0:4", "02:4", "2:4 ", "-1:4", "2:4:8", "2.0:4", "\u0662:\u0664", (2, 4)]
+)
+def test_bad_patterns_of_runs(text: object) -> None:
+    with pytest.raises(Error, match=r'"N:M" \(whole numbers, N below M, as in "2:4"\) or "neuron", got'):
+        parse(text)
 
 
 def test_lowest_keeps_ties_together_or_parts_them() -> None:

@@ -82,6 +82,30 @@ def test_it_reaches_its_share_under_a_pattern(rule: Criterion, pattern: str) -> 
 
 
 @each_sample
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("gradually", [False, True])
+def test_it_works_in_runs_or_refuses_them(rule: Criterion, pattern: str, gradually: bool) -> None:
+    model, before = net(), net()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the way layers may have nothing to prune; the first one has short runs
+            if gradually:
+                pruner = GradualPruner(model, rule, CubicSchedule(0.5, end=3), pattern=pattern, data=data_for(rule))
+                for _ in range(4):
+                    pruner.step()
+            else:
+                secateur.prune(model, rule, pattern=pattern, data=data_for(rule))
+    except secateur.Error as refused:
+        assert "pattern must be" in str(refused) or "scope must be" in str(refused)  # noqa: PT017
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+        return
+    assert secateur.verify(model, pattern).holds
+    for layer in (model[2], model[4]):
+        whole = (layer.weight != 0).reshape(*layer.weight.shape[:2], -1)[:, :8]
+        assert torch.equal(whole.sum(1), torch.full_like(whole[:, 0], 4, dtype=torch.int64))
+
+
+@each_sample
 def test_pruned_weights_stay_pruned(rule: Criterion) -> None:
     model = net()
     secateur.prune(model, Magnitude(0.3))

@@ -412,3 +412,103 @@ def test_wrappers_and_what_is_refused() -> None:
         secateur.quantize(copy.deepcopy(model).to(torch.float8_e4m3fn), [X], progress=False)
     with pytest.raises(Error, match=r"prune_activations: model must have values, but 0\.weight is on the meta device"):
         secateur.prune_activations(copy.deepcopy(model).to("meta"), [X], secateur.MeanStd(k=0.0), progress=False)
+
+
+class InAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            self.last = self.a(x)
+        return self.b(self.last.float())
+
+
+def test_autocast_is_followed_and_sums_stay_exact() -> None:
+    model = InAutocast().eval()
+    q = secateur.quantize(model, [X], progress=False)
+    assert type(q.a) is QuantizedConv2d
+    q(X)
+    assert q.last.dtype == torch.bfloat16
+    assert torch.equal(q.last, q.a(X).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert q.a(X.double()).dtype == model.double().a(X.double()).dtype
+
+
+class Marked(nn.Module):
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self.mark = mark
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class NotAllOfItRuns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.used, self.unused = nn.Conv2d(3, 4, 3), Marked("used"), Marked("unused")
+        self.head = nn.Conv2d(4, 4, 1)
+        self.heads = [nn.Conv2d(4, 4, 1)]
+
+    def forward(self, x: Tensor, head: str = "") -> Tensor:
+        y = self.used(self.conv(x))
+        if head:
+            return self.heads[0](y) if head == "listed" else self.head(y)
+        return y
+
+
+@pytest.mark.parametrize("call", [secateur.quantize, secateur.prepare_qat])
+def test_modules_without_layers_stay(call: Any) -> None:
+    model = NotAllOfItRuns().eval()
+    q = call(model, [X], progress=False)
+    assert (q.used.mark, q.unused.mark) == ("used", "unused")
+    with pytest.warns(UserWarning, match="NotAllOfItRuns is called with head, which it was not seen with"):
+        torch.testing.assert_close(q(X, "listed"), model(X, "listed"), atol=0.05, rtol=0)
+    with pytest.raises(Error, match=r"NotAllOfItRuns was seen without head, and cannot take it now: .*'head'"):
+        q(X, "registered")
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.unused = nn.Conv2d(4, 4, 1), Marked("unused")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.conv(self.block(x)))
+
+
+@pytest.mark.parametrize("call", [secateur.quantize, secateur.prepare_qat])
+def test_hooks_registered_afterwards_fire_or_are_refused(call: Any) -> None:
+    q = call(Shared().eval(), [X], progress=False)
+    for net in (q, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), secateur.compile(q, X, budget=0.05)):
+        seen: list[str] = []
+        for path in ("block", "block.1"):
+            for register in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+                with pytest.raises(Error, match=f"quantize: a hook of {path} would never be called"):
+                    getattr(net.get_submodule(path), register)(lambda *_: None)
+        for path in ("", "block.0", "block.2", "conv", "unused"):
+            net.get_submodule(path).register_forward_hook(lambda *_, path=path, seen=seen: seen.append(path))
+        with torch.no_grad():
+            net(X)
+        assert seen == ["block.0", "block.2", "conv", "conv", ""]
+
+
+class PartlyFrozen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.body(x)
+        return self.head(y)
+
+
+def test_what_runs_under_no_grad_is_not_trained() -> None:
+    q = secateur.prepare_qat(PartlyFrozen(), [X], progress=False)
+    q.train()(X).sum().backward()
+    assert q.body.weight.grad is None
+    assert q.head.weight.grad is not None

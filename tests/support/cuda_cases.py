@@ -135,6 +135,31 @@ def packing(target: Target, _dtype: torch.dtype) -> None:
         assert equal(target.mask_unpack(spaced, list(shape)), keep.cpu().contiguous())
 
 
+def many_weights(target: Target, dtype: torch.dtype) -> None:
+    """All arrangements in one list, among weights of the other sizes of elements; then lists that share memory."""
+    kinds = [("channels_last", shape, dtype) for shape in CHANNELS_LAST]
+    kinds += [(layout, shape, dtype) for layout, shape in ARRANGEMENTS]
+    kinds += [("contiguous", (5, 19), other) for other in DTYPES]
+    kinds += [("contiguous", (1, 1000003), dtype), ("offset", (99, 1003), dtype)]
+    weights = [place(target, *kind) for kind in kinds]
+    masks = [random_mask(tuple(weight.shape)) for weight in weights]
+    expected = [reference.mask_apply(weight.cpu(), mask) for weight, mask in zip(weights, masks, strict=True)]
+    strides = [weight.stride() for weight in weights]
+    assert target.mask_apply_many_(weights, [mask.to(target.device) for mask in masks]) is None
+    for i, weight in enumerate(weights):
+        assert equal(weight, expected[i]), kinds[i]
+        assert weight.stride() == strides[i]
+
+    base = place(target, "contiguous", (64, 4099), dtype)
+    views = [base, base, base[:, :100], base[3:], base.t(), base[:, 1::2]]
+    twin = base.cpu().clone()
+    twins = [twin, twin, twin[:, :100], twin[3:], twin.t(), twin[:, 1::2]]
+    masks = [random_mask(tuple(view.shape)) for view in views]
+    reference.mask_apply_many_(twins, masks)
+    target.mask_apply_many_(views, [mask.to(target.device) for mask in masks])
+    assert equal(base, twin)
+
+
 def special_values(target: Target, dtype: torch.dtype) -> None:
     x = special(dtype)
     check_mask_apply(target, x.to(target.device))
@@ -198,6 +223,15 @@ def errors(target: Target, dtype: torch.dtype) -> None:
         ("mask_apply", (weight, mask.bool()), "mask_apply: mask must be uint8, got bool"),
         ("mask_apply_", (weight, mask[:, :1]), r"mask_apply_: mask must be \[4, 2\] for .* \[4, 10\], got \[4, 1\]"),
         ("mask_apply_", (overlapping, mask), "mask_apply_: weight must not overlap itself"),
+        (
+            "mask_apply_many_",
+            ([weight], [mask, mask]),
+            "mask_apply_many_: masks must have one mask for each of the 1 we",
+        ),
+        ("mask_apply_many_", ([weight, weight.int()], [mask] * 2), r"mask_apply_many_: weights\[1\] must be float32"),
+        ("mask_apply_many_", ([weight, overlapping], [mask] * 2), r"weights\[1\] must not overlap itself"),
+        ("mask_apply_many_", ([weight] * 2, [mask, mask[:, :1]]), r"masks\[1\] must be \[4, 2\] .* got \[4, 1\]"),
+        ("mask_apply_many_", ([weight] * 2, [mask, mask.bool()]), r"masks\[1\] must be uint8, got bool"),
         ("statistics_threshold", (weight, float("nan")), "statistics_threshold: k must be finite, got nan"),
         ("statistics_threshold", (weight.int(), 1.0), "statistics_threshold: weight must be float32"),
         ("statistics_threshold_", (overlapping, 1.0), "statistics_threshold_: weight must not overlap itself"),
@@ -219,6 +253,16 @@ def errors(target: Target, dtype: torch.dtype) -> None:
             getattr(target, name)(*args)
 
 
-CASES = [arrangements, channels_last, special_values, long_rows, constant_rows, bad_weights, same_every_time, errors]
+CASES = [
+    arrangements,
+    channels_last,
+    many_weights,
+    special_values,
+    long_rows,
+    constant_rows,
+    bad_weights,
+    same_every_time,
+    errors,
+]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

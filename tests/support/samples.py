@@ -41,6 +41,10 @@ def _mask_apply(shape: tuple[int, ...]) -> Callable[[torch.dtype], tuple[Any, ..
     return lambda dtype: (torch.randn(shape).to(dtype), _mask(shape))
 
 
+def _mask_apply_many(*shapes: tuple[int, ...]) -> Callable[[torch.dtype], tuple[Any, ...]]:
+    return lambda dtype: ([torch.randn(shape).to(dtype) for shape in shapes], [_mask(shape) for shape in shapes])
+
+
 def _away(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Values at steps of 0.25 from +-0.125: a finite difference crosses no threshold of the samples."""
     return (torch.randint(-8, 8, shape).double() * 0.25 + 0.125).to(dtype)
@@ -90,6 +94,17 @@ def _conv(x: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, *geome
 SAMPLES: dict[str, list[Sample]] = {
     "mask_apply": [Sample(name, _mask_apply(shape), (0,)) for name, shape in _MASK_APPLY],
     "mask_apply_": [Sample(name, _mask_apply(shape)) for name, shape in _MASK_APPLY],
+    "mask_apply_many_": [
+        Sample("one", _mask_apply_many((5, 17))),
+        Sample("some", _mask_apply_many((4, 3, 3, 3), (0, 4), (6,), (3, 40))),
+        Sample(
+            "dtypes, channels_last, strided",
+            lambda dtype: (
+                [_channels_last(torch.randn(2, 8, 3, 3)), torch.randn(9, 4).to(dtype).t(), torch.randn(7).bfloat16()],
+                [_mask((2, 8, 3, 3)), _mask((4, 9)), _mask((7,))],
+            ),
+        ),
+    ],
     "statistics_threshold": [
         Sample(name, lambda dtype, s=shape, k=k, g=signed: (_weight(s, dtype), k, g), (0,))
         for name, shape, k, signed in _STATISTICS

@@ -21,13 +21,13 @@ void apply(const char* op, const Tensor& from, Tensor& to, const Tensor& mask) {
     return;
   }
   const Tensor dense = torch::stable::contiguous(from);
-  const Tensor pruned = torch::stable::empty_like(dense);
+  const Tensor pruned = new_like(dense);
   apply_dense(op, dense, pruned, bits, rows, on.queue());
   torch::stable::copy_(to, pruned);
 }
 
 Tensor functional(const Tensor& weight, const Tensor& mask) {
-  Tensor out = torch::stable::empty_like(weight);
+  Tensor out = new_like(weight);
   apply("mask_apply", weight, out, mask);
   return out;
 }

@@ -58,7 +58,7 @@ Rows checked(const char* op, const Tensor& weight, double k) {
 Result threshold_strided(const char* op, const Tensor& weight, Tensor& to, const Rows& rows, double k, bool is_signed,
                          Queue queue) {
   const Tensor dense = torch::stable::contiguous(weight);
-  const Tensor pruned = torch::stable::empty_like(dense);
+  const Tensor pruned = new_like(dense);
   Result result = threshold_dense(op, dense, pruned, rows, Layout::kContiguous, k, is_signed, queue);
   torch::stable::copy_(to, pruned);
   return result;
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> functional(const Tensor& weight, double k, bo
   const char* op = "statistics_threshold";
   const Rows rows = checked(op, weight, k);
   const OnDevice on(weight);
-  Tensor out = torch::stable::empty_like(weight);
+  Tensor out = new_like(weight);
   const Layout layout = layout_of(weight);
   auto [mask, theta] = layout != Layout::kStrided && layout_of(out) == layout
                            ? threshold_dense(op, weight, out, rows, layout, k, is_signed, on.queue())

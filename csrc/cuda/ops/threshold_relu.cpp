@@ -56,14 +56,14 @@ Tensor apply(const char* op, const Tensor& x, Tensor& y, const Tensor& theta, st
   if (layout != Layout::kStrided && layout_of(y) == layout)
     return threshold_dense(op, x, y, limits, max, rows, layout, on.queue());
   const Tensor dense = torch::stable::contiguous(x);
-  const Tensor out = torch::stable::empty_like(dense);
+  const Tensor out = new_like(dense);
   Tensor mask = threshold_dense(op, dense, out, limits, max, rows, Layout::kContiguous, on.queue());
   torch::stable::copy_(y, out);
   return mask;
 }
 
 std::tuple<Tensor, Tensor> functional(const Tensor& x, const Tensor& theta, std::optional<double> max) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = new_like(x);
   Tensor mask = apply("threshold_relu", x, y, theta, max);
   return {y, mask};
 }

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 #: The types, other than tensors, that are compared by value.
 BASES = (bool, int, float, str, type(None))
+#: The classes of tensors that hold their values as torch's own does. Others (those of quantization libraries, DTensor)
+#: may answer as they like.
+PLAIN: set[type] = {Tensor, nn.Parameter}
 
 
 def clones(args: Sequence[Any]) -> list[Any]:
@@ -69,6 +72,11 @@ def held_by(value: Any) -> dict[str, Any] | None:
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     held = getattr(value, "__dict__", None)
     return dict(held) if isinstance(held, dict) else None
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether a tensor, or the data of a Parameter, is of one of the classes :data:`PLAIN`."""
+    return type(t.data) in PLAIN
 
 
 def unusual_form(t: Tensor) -> str:

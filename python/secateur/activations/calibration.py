@@ -137,6 +137,7 @@ class Record:
     def __init__(self) -> None:
         self.statistics: ChannelStatistics | None = None
         self.sequences = False  # it saw 3-d activations: dim 1 is taken for the channel, which may be wrong
+        self.counting_channels = False  # what comes is no data: only its number of channels counts
         self.mixed = False  # it saw different numbers of channels: no threshold per channel fits
         self.replaced: nn.Module | None = None  # the ReLU module in whose place the calibrator stands
 
@@ -168,6 +169,9 @@ class Calibrator(nn.Module):
         by_channel = y.reshape(1, 1) if y.dim() == 0 else y.movedim(channel, 0).flatten(1)  # [C, n]
         if y.dim() == 1:
             by_channel = y.unsqueeze(1)
+        if seen.counting_channels:
+            seen.mixed |= seen.statistics is not None and seen.statistics.channels != by_channel.shape[0]
+            return
         if not bool(torch.isfinite(by_channel).all()):
             raise Error(f"{self.caller}: the activations of {self.name!r} must be finite, got NaN or Inf")
         if seen.statistics is None:

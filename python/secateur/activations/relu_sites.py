@@ -15,19 +15,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .._base.held import every_module
-from .._base.modules import forward_replaced
+from .._base.modules import forward_replaced, hooks_of
 from .._base.signals import held_signals
 from .._base.state import state_kept
 from .._base.trial import flags_kept
 from ..graph import operators
 from ..graph.in_place import InPlaceTracer
+from ..graph.own_forward import Arguments
 from ..graph.rewritten import RewrittenModule, as_graph_module, why_not_graph
-from ..graph.tracing import tracing_lock
+from ..graph.tracing import drop_asserts, tracing_lock
 from ..masks import masked_parameters
 from ..nn.threshold_relu import ThresholdReLU
 from .calibration import Calibrator
@@ -68,6 +69,7 @@ class Calls:
     functional: int = 0
     modules: Counter[int] = field(default_factory=Counter)  # id of a ReLU module -> how often
     given: tuple[str, ...] = ()  # the names of the arguments it was called with
+    edited: str = ""  # the class of a child that changed a list or dict that it was given
 
 
 class _Watch(TorchFunctionMode):
@@ -88,6 +90,7 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
     """While open, note for each module what every call of its own forward does about ReLUs."""
     seen: dict[nn.Module, list[Calls]] = {}
     mode = _Watch()
+    containers: list[list[tuple[Any, Any]]] = []  # what each running module was given, and a shallow copy
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if mode.stack and relu_kind(module) is not None:
@@ -98,11 +101,15 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
             given = ()
         calls = Calls(given=given)
         mode.stack.append(calls)
+        containers.append([(c, c.copy()) for c in _containers((*args, *kwargs.values()))])
         if relu_kind(module) is None:
             seen.setdefault(module, []).append(calls)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         mode.stack.pop()
+        edited = any(not _holds_the_same(now, before) for now, before in containers.pop())
+        if edited and mode.stack:
+            mode.stack[-1].edited = type(module).__name__
 
     hooks = []
     for module in every_module(model).values():
@@ -118,6 +125,21 @@ def watch(model: nn.Module) -> Iterator[dict[nn.Module, list[Calls]]]:
             hook.remove()
 
 
+def _containers(values: Any) -> Iterator[Any]:
+    """The lists and dicts among ``values``, those inside others too."""
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, list | dict):
+            yield value
+        if isinstance(value, list | tuple | dict):
+            yield from _containers(value)
+
+
+def _holds_the_same(now: Any, before: Any) -> bool:
+    if isinstance(now, dict):
+        return list(now) == list(before) and all(now[key] is before[key] for key in now)
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+
+
 def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
     """Whether replacing this module's children can't give every ReLU of its forward a threshold of its own."""
     if any(c.functional for c in calls):
@@ -127,10 +149,36 @@ def needs_rewriting(module: nn.Module, calls: list[Calls]) -> bool:
 
 
 class _OwnForward(InPlaceTracer):
-    """Traces a module's own forward: every child is a leaf."""
+    """Traces a module's own forward: every child is a leaf, and a buffer is read at each call."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+
+class _Fixed(TorchFunctionMode):
+    """While a forward is traced: whether it computes with a tensor that hangs in a plain attribute, as the weights of
+    ``torch.nn.utils.prune`` do, which are made anew at each call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.found = ""
+        self._names = {
+            id(value): f"{path}.{name}" if path else name
+            for path, each in every_module(module).items()
+            for name, value in vars(each).items()
+            if isinstance(value, Tensor)
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") != "__get__" or func in (Tensor.T.__get__, Tensor.mT.__get__):  # type: ignore[attr-defined]
+            leaves = pytree.tree_leaves((args, kwargs or {}))
+            if not any(isinstance(leaf, fx.Proxy) for leaf in leaves):  # else the graph reads it by its name
+                self.found = self.found or next((self._names[id(x)] for x in leaves if id(x) in self._names), "")
+        return func(*args, **(kwargs or {}))
 
 
 def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
@@ -138,6 +186,8 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
     given = {c.given for c in calls}
     if len(given) > 1:
         raise NotImplementedError("it is called with different sets of arguments")
+    if editor := next((c.edited for c in calls if c.edited), ""):  # a graph hands every call lists of its own
+        raise NotImplementedError(f"a child, {editor}, changes a list that it is given")
     parameters = inspect.signature(module.forward).parameters.values()
     absent = {
         p.name: p.default
@@ -151,7 +201,10 @@ def _trace(module: nn.Module, calls: list[Calls]) -> fx.Graph:
                 module.train(mode)  # torchvision's, with a graph for each mode
             else:
                 module.training = mode
-            graph = _OwnForward().trace(module, concrete_args=dict(absent) or None)
+            with _Fixed(module) as fixed:
+                graph = _OwnForward(trained=True).trace(module, concrete_args=dict(absent) or None)
+            if fixed.found:
+                raise NotImplementedError(f"it computes with {fixed.found}, which a graph would take as it is now")
             graphs.append(graph)
             for node in graph.nodes:
                 if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
@@ -213,19 +266,23 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
     if why := why_not_graph(module):
         raise NotImplementedError(why)
     graph = _trace(module, calls)
+    arguments = Arguments("prune_activations", calls[0].given, lost="without thresholds for its functional ReLUs")
+    complete = _drop_absent(graph, arguments.given)
     used: set[str] = set()
     for node in list(graph.nodes):
         if node.op == "call_module":
-            child = module.get_submodule(str(node.target))
+            child_name = str(node.target)
+            child = module.get_submodule(child_name)
             kind = relu_kind(child)
             if kind is None:
                 continue
-            if node.target not in used:
+            if node.target not in used or hooks_of(child):  # what hooks keep on it belongs to its last call
                 used.add(str(node.target))
                 continue
             name = _free_name(module, str(node.target).replace(".", "_"))
             module.add_module(name, make(f"{path}.{name}" if path else name, *kind, child).train(module.training))
             node.target = name
+            arguments.why_not = f"the calls of {child_name} have thresholds of their own"
         elif (call := _relu_call(node)) is not None:
             name = _site_name(module, node)
             made = make(f"{path}.{name}" if path else name, *call, None)
@@ -234,7 +291,21 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
             node.op, node.target, node.args, node.kwargs = "call_module", name, (source,), {}
         elif node.meta.get("follows_training"):
             _swap_dropout(module, node)
-    return as_graph_module(module, graph)
+    return as_graph_module(module, graph, arguments=arguments if complete else None)
+
+
+def _drop_absent(graph: fx.Graph, given: tuple[str, ...]) -> bool:
+    """Makes ``given`` the only inputs: the defaults of the others are in the graph. False: it has another form."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    if type(graph._codegen) is not fx.graph.CodeGen or any(str(n.target).startswith("*") for n in inputs):
+        return False
+    for node in inputs:
+        if node.target not in given:
+            drop_asserts(graph, node)
+            if node.users:
+                return False
+            graph.erase_node(node)
+    return True
 
 
 def _swap_dropout(module: nn.Module, node: fx.Node) -> None:

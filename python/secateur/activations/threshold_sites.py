@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from .._base.held import every_module, exchange, unregistered
 from .._base.tensors import same
 from .._base.trial import trial
 from .._base.wrappers import unwrapped
+from ..graph.other_inputs import other_inputs
 from ..graph.tracing import writers_of
 from ..graph.writes import statically_writing
 from ..nn.threshold_relu import ThresholdReLU
@@ -66,6 +68,7 @@ def place(model: nn.Module, batches: Iterable[Any], exclude: Sequence[str], prog
         raise Error(f"{caller}: batches must be an iterable of batches, got one tensor: write [tensor]")
 
     watched = _instrument(model, first, tuple(exclude), caller)
+    _try_other_sizes(watched, first)
     try:
         length = len(batches)  # type: ignore[arg-type]
     except TypeError:
@@ -123,6 +126,22 @@ def _instrument(model: nn.Module, first: Tensor, exclude: tuple[str, ...], calle
             return watched
         problem = "tracing changed what the model computes, so functional ReLUs were left alone"
     raise Error(f"{caller}: model must compute the same twice in evaluation mode, its outputs differ")
+
+
+def _try_other_sizes(watched: _Watched, first: Tensor) -> None:
+    """Where dim 1 follows the batch or the image size, no threshold a channel would fit the next input."""
+    records = [m.record for m in every_module(watched.model).values() if isinstance(m, Calibrator)]
+    for record in records:
+        record.counting_channels = True
+    try:
+        for others in other_inputs([first]):
+            if others.batch or others.size:
+                # The model may not take such a batch or size: nothing is asked of it then.
+                with contextlib.suppress(Exception), trial(watched.model):
+                    watched.model(*others.args)
+    finally:
+        for record in records:
+            record.counting_channels = False
 
 
 def _writers(work: nn.Module, first: Tensor, changed: list[str]) -> dict[nn.Module, str]:

@@ -114,7 +114,7 @@ class Group:
 
     def zeros(self, thetas: Mapping[str, Tensor]) -> float:
         """How many values would be zero, ReLU's own zeros included."""
-        return sum(s.zeros_below(counting(s, thetas[name]))[0] for name, s in self.sites.items())
+        return sum(float(s.counts_below(counting(s, thetas[name]))[0].sum()) for name, s in self.sites.items())
 
     def apply(self, criterion: Criterion) -> dict[str, Chosen]:
         """The rule's thresholds for each layer."""
@@ -136,7 +136,7 @@ class Group:
         if self.by_channel:
             return {name: self._quantiles(name, sparsity) for name in self.sites}
         level = self._level(sparsity)
-        return {name: s.mean.new_tensor([level]) for name, s in self.sites.items()}
+        return {name: torch.full_like(s.mean[:1], level) for name, s in self.sites.items()}
 
     def share_of_counted(self, zeros: float) -> float:
         """A share of all values as a share of those that count; below 0 or above 1 where that cannot be."""

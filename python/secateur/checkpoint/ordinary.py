@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .._base.errors import Error
+from .._base.tensors import is_plain
 
 
 def kind_of_tensor(value: Tensor) -> str | None:
     """What a tensor is that is no ordinary one: sparse, nested, quantized, on the meta device, spread or wrapped."""
     if is_lazy(value):
         return "one that is not initialized"
-    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it may answer all else as it likes
+    if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_plain(value):
         return type(value).__name__
     if value.is_nested:
         return "a nested tensor"

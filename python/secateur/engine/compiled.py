@@ -328,7 +328,10 @@ class CompiledModel(nn.Module):
         try:
             unit.state(args)
         except Exception as error:
-            _blame_example(source, args, error)
+            if (own := _not_taken(source, args)) is not None:
+                raise _ExampleNotTaken(
+                    f"compile: example_input must be what the model takes: {type(own).__name__}: {own}"
+                ) from error
             raise
         settings.sealed = True
         unit.forget_weights()
@@ -373,7 +376,12 @@ class CompiledModel(nn.Module):
         with held["_lock"]:
             built: _Built | None = held["_built"]
             held["_watch"].prepare(source)
-            made = None if built is None else self._made(source, built.example)
+            try:
+                made = None if built is None else self._made(source, built.example)
+            except _ExampleNotTaken:
+                if model is not None:
+                    raise
+                made = None  # in the state that its calls left: planned with the next one's inputs
             if made is not None:  # before any other thread sees it
                 pack_parameters(source, held["_watch"])
             self._take(source, made)
@@ -515,13 +523,18 @@ def _check_gradients(args: tuple[Any, ...]) -> None:
             )
 
 
-def _blame_example(source: nn.Module, args: tuple[Any, ...], error: Exception) -> None:
-    """An Error, if the model itself does not run on the example."""
+class _ExampleNotTaken(Error):
+    pass
+
+
+def _not_taken(source: nn.Module, args: tuple[Any, ...]) -> Exception | None:
+    """What the model itself raises on the example, if it does."""
     try:
         with torch.no_grad(), in_torch(), state_kept(source):
             source(*clones(args))
     except Exception as own:
-        raise Error(f"compile: example_input must be what the model takes: {type(own).__name__}: {own}") from error
+        return own
+    return None
 
 
 BACKENDS = {backend.name: backend for backend in (ENGINE, REFERENCE)}

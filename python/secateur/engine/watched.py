@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._base.refused_hooks import RefusedHooks
 from .._base.state import MODE
 from .._base.trial import TrialHooks
 
@@ -37,13 +38,20 @@ class Watch:
 
     def prepare(self, source: nn.Module) -> None:
         """Put tables that tell in place of the modules' own."""
+        made: dict[int, HookTable] = {}  # of a table, which several modules may share
+        kept: list[Any] = []  # so that no id comes twice
         for module in source.modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             held = module.__dict__
             for name in _HOOKS:
-                if type(held[name]) is not HookTable or held[name].watch is not self:
-                    held[name] = HookTable(dict.items(held[name]), self)
+                table = held[name]
+                if isinstance(table, RefusedHooks) or (type(table) is HookTable and table.watch is self):
+                    continue
+                if id(table) not in made:
+                    made[id(table)] = HookTable(dict.items(table), self)
+                    kept.append(table)
+                held[name] = made[id(table)]
             for name in _TABLES:
                 table = held[name]
                 if isinstance(table, WatchedTable) and table.watch is self:

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 
@@ -31,7 +32,24 @@ for _function in (
 
 
 class InPlaceTracer(fx.Tracer):
-    """A tracer of such proxies."""
+    """A tracer of such proxies. It refuses what runs under autocast, or under no_grad where the graph is to be trained:
+    a graph would forget that."""
+
+    def __init__(self, *args: Any, trained: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._autocast = torch._C._is_any_autocast_enabled()
+        self._trained = trained
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        with torch.set_grad_enabled(self._trained or torch.is_grad_enabled()):
+            return super().trace(*args, **kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if self._trained and not torch.is_grad_enabled():
+            raise NotImplementedError("a part of its forward runs under no_grad")
+        if torch._C._is_any_autocast_enabled() != self._autocast:
+            raise NotImplementedError("a part of its forward runs under autocast")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return InPlaceProxy(node, self)

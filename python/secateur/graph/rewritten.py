@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from .in_place import InPlaceTracer
+from .own_forward import Arguments, dispatching, takes_more
 
 #: A module's own tables, which a graph's module takes over as they are.
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
@@ -28,6 +29,13 @@ class RewrittenModule(fx.GraphModule):
                 node.type = None
         super().__init__(root, graph, class_name)
 
+    def recompile(self) -> Any:
+        code = super().recompile()
+        if self.__dict__.get("_arguments") is not None:
+            kind: Any = type(self)
+            kind.forward = dispatching(kind.forward, self.original)
+        return code
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenModule:
         result = super().__deepcopy__(memo)
         assert isinstance(result, RewrittenModule)
@@ -36,6 +44,8 @@ class RewrittenModule(fx.GraphModule):
             # Copied a second time from the memo: these very copies.
             if key not in vars(result) or _is_own(key):
                 result.__dict__[key] = copy.deepcopy(value, memo)
+        if "_arguments" in vars(result):
+            result.recompile()
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -98,18 +108,25 @@ def _unpickle(
     for key, value in body.items():
         if _is_own(key) or key not in vars(result):
             result.__dict__[key] = value
+    if "_arguments" in vars(result):
+        result.recompile()
     return result
 
 
 def as_graph_module(
-    module: nn.Module, graph: fx.Graph, original: type[nn.Module] | None = None, stock: bool = False
+    module: nn.Module,
+    graph: fx.Graph,
+    original: type[nn.Module] | None = None,
+    stock: bool = False,
+    arguments: Arguments | None = None,
 ) -> RewrittenModule:
     """The module with this graph for its forward; it shares its tables, attributes and hooks with ``module``.
 
     Args:
         module: what it was, with all that the graph mentions. original: whose methods it has, ``module``'s own class
             where that is None. stock: torch's own ``train``, ``load_state_dict`` and so on, for a module whose parts
-            are no longer those that the original's would look for.
+            are no longer those that the original's would look for. arguments: what the graph was made for; None: it has
+            every argument of the original's forward.
     """
     name = type(module).__name__
     if original is None:
@@ -121,4 +138,8 @@ def as_graph_module(
         if _is_own(key) or key not in vars(result):
             result.__dict__[key] = value
     result.__dict__["_graphmodule_cls_name"] = name  # read when it is unpickled
+    plain = original is None or issubclass(original, fx.GraphModule)
+    if arguments is not None and original is not None and not plain and takes_more(original, arguments.given):
+        result.__dict__["_arguments"] = arguments
+        result.recompile()
     return result

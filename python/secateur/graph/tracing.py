@@ -37,6 +37,7 @@ from ..nn import (
     ThresholdReLU,
 )
 from . import operators
+from .in_place import InPlaceProxy, InPlaceTracer
 from .other_inputs import Others, other_inputs
 from .writes import statically_writing
 
@@ -107,13 +108,21 @@ def _is_torch(module: nn.Module) -> bool:
     return type(module) in _OURS or any(has_stock_forward(module, kind) for kind in plain)
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module]) -> None:
-        super().__init__()
+class _Proxy(InPlaceProxy):
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError("a part of a value is assigned to")  # whoever does so runs in torch
+
+
+class _Tracer(InPlaceTracer):
+    def __init__(self, opaque: set[nn.Module], inside: set[nn.Module], trained: bool) -> None:
+        super().__init__(trained=trained)
         self.opaque = opaque
         self.inside = inside  # the model's modules: a forward may make others, such as a slice of a Sequential
         self.failed: nn.Module | None = None
         self._thread = threading.get_ident()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.opaque or _is_torch(m)
@@ -150,12 +159,13 @@ def absent_arguments(module: nn.Module, args: Sequence[Any]) -> dict[str, Any]:
     return fixed
 
 
-def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
+def trace(module: nn.Module, args: Sequence[Any], trained: bool = False) -> Traced:
     """The graph of ``module(*args)``. Raises :class:`Untraceable`; what the module itself raises goes through.
 
     The module is run, on copies of the arguments, and is afterwards as it was: attributes, tensors, random numbers. It
     must be nobody else's all the same, since other threads would see what it does meanwhile. A module inside it whose
-    own forward writes what outlives the call (an attribute, a buffer, a list) is left as one operation.
+    own forward writes what outlives the call (an attribute, a buffer, a list) is left as one operation; where the graph
+    is to be ``trained``, one that computes under no_grad too.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise Untraceable("it is TorchScript")
@@ -183,10 +193,10 @@ def trace(module: nn.Module, args: Sequence[Any]) -> Traced:
                 raise Untraceable("its parameters or buffers are written while the model runs")
             opaque.setdefault(m, "its parameters or buffers are written while the model runs")
     with torch.no_grad(), in_torch(), tracing_lock, held_signals(), trial_from(state):
-        graph = _trace(module, opaque, fixed)
+        graph = _trace(module, opaque, fixed, trained)
         for node in list(graph.nodes):  # "this argument has been specialized": the caller handles it
             if node.op == "placeholder" and not _is_given(node, args, graph):
-                _drop_asserts(graph, node)
+                drop_asserts(graph, node)
         _refuse_proxies(graph)
         traced = fx.GraphModule(module, graph)  # now, for fx keeps tensors made in the forward on the module
     examiner = _Examiner(traced)
@@ -296,10 +306,10 @@ def _refuse_proxies(graph: fx.Graph) -> None:
                 raise Untraceable("torch.fx cannot trace it: a value of the tracer is left in its graph")
 
 
-def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any]) -> fx.Graph:
+def _trace(module: nn.Module, opaque: dict[nn.Module, str], fixed: dict[str, Any], trained: bool) -> fx.Graph:
     inside = set(module.modules()) - {module}
     while True:
-        tracer = _Tracer(set(opaque), inside)
+        tracer = _Tracer(set(opaque), inside, trained)
         try:
             return tracer.trace(module, concrete_args=fixed or None)
         except Exception as error:
@@ -325,7 +335,7 @@ def _is_given(node: fx.Node, args: Sequence[Any], graph: fx.Graph) -> bool:
     return place < len(args) and not isinstance(args[place], BASES)
 
 
-def _drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
+def drop_asserts(graph: fx.Graph, node: fx.Node) -> None:
     for user in list(node.users):
         for check in list(user.users):
             if check.target is torch._assert:
@@ -410,4 +420,4 @@ def _describe(value: Any) -> Meta:
     return Meta(number=value if simple else None)
 
 
-__all__ = ["Meta", "Traced", "Untraceable", "trace", "tracing_lock", "writers_of"]
+__all__ = ["Meta", "Traced", "Untraceable", "drop_asserts", "trace", "tracing_lock", "writers_of"]

@@ -76,6 +76,8 @@ def _redirect(
         if any(traced.is_opaque(n) and place[n] < place[writer] for n in (member, *member.users)):
             return False  # a hook, or a forward that keeps values, may hold it
         late = any(place[user] > place[writer] for user in member.users)
+        if late and traced.is_opaque(writer):
+            return False  # its hooks may hand it, or give, another tensor: then nothing is written here
         if late and traced.meta[member].geometry != where:
             return False  # a view of it shows the write too
     for member in earlier:

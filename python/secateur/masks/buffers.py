@@ -111,10 +111,10 @@ def strip(model: nn.Module) -> nn.Module:
 
 def apply(model: nn.Module) -> nn.Module:
     """Zero every pruned weight again: for updates by no ``torch.optim`` optimizer (averaging, copying by hand)."""
-    for _, module in masked_modules(model, "apply"):
-        for parameter in masked_parameters(module):
-            get_mask(module, parameter)  # one that was averaged must not zero what lives
-        apply_to(module, masked_parameters(module))
+    places = [(m, parameter) for _, m in masked_modules(model, "apply") for parameter in masked_parameters(m)]
+    for module, parameter in places:
+        get_mask(module, parameter)  # one that was averaged must not zero what lives
+    apply_to(places)
     tell_written(model)
     return model
 

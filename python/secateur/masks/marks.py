@@ -169,22 +169,35 @@ def write(module: nn.Module, parameter: str, mask: Tensor, bits: Tensor) -> Tens
     return mask
 
 
-def apply_mask(value: Tensor, mask: Tensor) -> None:
-    if value.device.type == "meta":
-        return
-    ops.mask_apply_(value, mask if mask.device == value.device else mask.to(value.device))
+def mask_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Zero what each packed mask prunes of the tensor beside it, with one call of the operator for each device.
 
-
-def apply_to(module: nn.Module, parameters: Iterable[str]) -> None:
+    Nothing here waits for a device, and a CUDA graph can capture it, where each mask lies on its tensor's device.
+    """
+    by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+    for value, mask in pairs:
+        if value.device.type != "meta":
+            values, masks = by_device.setdefault(value.device, ([], []))
+            values.append(value)
+            masks.append(mask if mask.device == value.device else mask.to(value.device))
     with torch.no_grad():
-        for parameter in parameters:
-            value = module._parameters.get(parameter)
-            mask = stored_mask(module, parameter)
-            if value is None or mask is None:
-                continue
-            if value.is_nested:
-                kind = type(module).__name__
-                raise Error(f"the pruned {parameter!r} of a {kind} must be an ordinary tensor, got a nested one")
-            part = sharding.local_mask(module, parameter, value, mask)
-            if part is not None:
-                apply_mask(sharding.local_part(value), part)
+        for values, masks in by_device.values():
+            ops.mask_apply_many_(values, masks)
+
+
+def apply_to(places: Iterable[tuple[nn.Module, str]]) -> None:
+    """Zero the pruned weights of parameters, given as (module, name)."""
+    with torch.no_grad():
+        mask_all([pair for place in places if (pair := _held_here(*place)) is not None])
+
+
+def _held_here(module: nn.Module, parameter: str) -> tuple[Tensor, Tensor] | None:
+    """The part of a weight that this process holds, and the mask of that part."""
+    value, mask = module._parameters.get(parameter), stored_mask(module, parameter)
+    if value is None or mask is None:
+        return None
+    if value.is_nested:
+        kind = type(module).__name__
+        raise Error(f"the pruned {parameter!r} of a {kind} must be an ordinary tensor, got a nested one")
+    part = sharding.local_mask(module, parameter, value, mask)
+    return None if part is None else (sharding.local_part(value), part)

@@ -1,7 +1,7 @@
 """Two global hooks around every ``torch.optim`` step, whatever the optimizer and whenever it was made.
 
-After the step, the fused mask-apply zeroes the pruned weights that it moved. Before it, an optimizer that remembers
-weights from before their pruning is reported, once.
+After the step, one call of the operator for each device zeroes the pruned weights that it moved. Before it, an
+optimizer that remembers weights from before their pruning is reported, once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 
 from .. import ops
 from . import sharding
-from .marks import apply_mask, apply_to, get_mask, mark_of, marked, stored_mask, was_written
+from .marks import apply_to, get_mask, mark_of, marked, mask_all, stored_mask, was_written
 
 #: Optimizers that have been reported as stale.
 _reported: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -38,18 +38,18 @@ def clear_state(optimizer: Optimizer, pruned: Iterable[tuple[Tensor, Tensor]]) -
     """
     held = _held(optimizer)
     hits = 0
-    with torch.no_grad():
-        for parameter, mask in pruned:
-            if id(parameter) not in held:
-                continue
-            hits += 1
-            if parameter.grad is not None and parameter.grad.layout == torch.strided:
-                apply_mask(parameter.grad, mask)
-            for value in _elementwise(optimizer, parameter):
-                apply_mask(value, mask)
-        if hits:
-            for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
-                del optimizer.state[key]
+    remembered: list[tuple[Tensor, Tensor]] = []
+    for parameter, mask in pruned:
+        if id(parameter) not in held:
+            continue
+        hits += 1
+        if parameter.grad is not None and parameter.grad.layout == torch.strided:
+            remembered.append((parameter.grad, mask))
+        remembered += [(value, mask) for value in _elementwise(optimizer, parameter)]
+    mask_all(remembered)
+    if hits:
+        for key in [key for key, state in optimizer.state.items() if "old_dirs" in state]:
+            del optimizer.state[key]
     return hits
 
 
@@ -67,15 +67,15 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not marked:
         return
     held = _held(optimizer)
+    mine: list[tuple[nn.Module, str]] = []
     for module in tuple(marked):
         mark = mark_of(module)
         if mark is None:
             continue
-        mine = []
         for parameter in mark.thetas:
             value = module._parameters.get(parameter)
             if value is not None and id(value) in held:
-                mine.append(parameter)
+                mine.append((module, parameter))
             elif value is None and parameter not in mark.lost:
                 mark.lost.add(parameter)
                 warnings.warn(
@@ -83,7 +83,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                     "(another library has replaced it): its mask is not applied after optimizer steps",
                     stacklevel=2,
                 )
-        apply_to(module, mine)
+    apply_to(mine)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -91,7 +91,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
     Report a state older than the pruning, once for each optimizer: this is the earliest point where it is known.
     """
-    if not marked or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+    if not marked or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
         return  # a CUDA graph cannot capture a check of values; the hook after the step is captured
     held: set[int] | None = None
     for module in tuple(marked):

@@ -38,6 +38,8 @@ register_module_module_registration_hook(_note)
 
 def _is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
     """A process that holds a DTensor has imported its module, which costs as much as a third of ``import torch``."""
+    if type(tensor) is nn.Parameter or type(tensor) is Tensor:  # every weight, twice after each step
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

@@ -109,4 +109,4 @@ def _fill(module: nn.Module, parameter: str, mask: Tensor, given: Tensor, weight
 
 def after_load(module: nn.Module, incompatible_keys: Any) -> None:
     """A state_dict without masks (``strict=False``) must not bring pruned weights back."""
-    marks.apply_to(module, marks.masked_parameters(module))
+    marks.apply_to((module, parameter) for parameter in marks.masked_parameters(module))

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 from .._base.errors import Error
+from .._base.tensors import is_plain
 from .._base.wrappers import unwrapped
 from . import sharding
 from .layout import Layout
@@ -171,7 +172,7 @@ def _examine(weight: Weight) -> None:
         weight.problem = f"its {name} is a nested tensor, not an ordinary one"
     elif (spread := sharding.problem_of(stored)) is not None:
         weight.problem, weight.refuse = spread, True
-    elif stored.layout != torch.strided or stored.is_quantized or type(stored.data) is not Tensor:
+    elif stored.layout != torch.strided or stored.is_quantized or not is_plain(stored):
         weight.problem = f"its {name} is a {type(stored.data).__name__} ({stored.layout}), not an ordinary tensor"
     elif any(stride == 0 and size > 1 for stride, size in zip(stored.stride(), stored.shape, strict=True)):
         weight.problem = f"its {name} is an expanded view, in which one number stands for many weights"

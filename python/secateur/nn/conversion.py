@@ -46,6 +46,7 @@ _CONV2D = (nn.Conv2d, MaskedConv2d)
 _OTHERS = (nn.Linear, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _INTEGERS = (QuantizedConv2d, QuantizedLinear)
 
+_WRITTEN = "the forward writes into its weight, which a sparse layer does not hold"
 _ROUNDS = 9
 _BUDGET_S = 1.0
 
@@ -181,6 +182,7 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
     arguments = example if isinstance(example, tuple) else (example,)
     with torch.no_grad():
         for layer, module in candidates:
+            module.register_forward_pre_hook(_sees_writes(layer), prepend=True)
             module.register_forward_hook(_timer(layer), prepend=True)
         try:
             work(*clones(arguments))
@@ -192,7 +194,17 @@ def _time(model: nn.Module, layers: Iterable[_Layer], example: Any) -> None:
             ) from error
         for layer, module in candidates:
             if not torch.equal(cast(Tensor, module.weight), cast(Tensor, with_current_weight(layer.module).weight)):
-                layer.failed = "the forward writes into its weight, which a sparse layer does not hold"
+                layer.failed = _WRITTEN
+
+
+def _sees_writes(layer: _Layer) -> Callable[[nn.Module, Any], None]:
+    """Before a hook of ``torch.nn.utils.prune`` makes the weight anew, and what the forward wrote into it is gone."""
+
+    def hook(module: nn.Module, inputs: Any) -> None:
+        if not close(cast(Tensor, module.weight), cast(SparseConv2d | SparseLinear, layer.sparse).weight):
+            layer.failed = _WRITTEN
+
+    return hook
 
 
 def _timer(layer: _Layer) -> Callable[[nn.Module, Any, Any], None]:

@@ -184,11 +184,18 @@ class _QuantizedLayer(nn.Module):
     def _real(self, x: Tensor, channel: int) -> Tensor:
         if not x.is_floating_point():
             raise Error(f"{type(self).__name__}: x must be floating point, got {x.dtype}")
-        sums = self._sums(self._integers(x))
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device):
+            if dtype != torch.float64:  # which autocast leaves alone
+                dtype = torch.get_autocast_dtype(device)
+            with torch.autocast(device, enabled=False):  # the sums must stay exact
+                sums = self._sums(self._integers(x))
+        else:
+            sums = self._sums(self._integers(x))
         shape = [1] * sums.dim()
         shape[channel] = -1
         sums = sums + self.bias_int32().reshape(shape)
-        return (sums.to(torch.float32) * (self.input_scale * self.weight_scale).reshape(shape)).to(x.dtype)
+        return (sums.to(torch.float32) * (self.input_scale * self.weight_scale).reshape(shape)).to(dtype)
 
     def _shown(self) -> str:
         if self.weight_int8.is_meta:

@@ -7,6 +7,7 @@ and ``twins`` give torch the fakes, the gradients, and the twins for devices wit
 from .calls import (
     mask_apply,
     mask_apply_,
+    mask_apply_many_,
     mask_pack,
     mask_unpack,
     sparse_conv2d,
@@ -22,6 +23,7 @@ from .calls import (
 __all__ = [
     "mask_apply",
     "mask_apply_",
+    "mask_apply_many_",
     "mask_pack",
     "mask_unpack",
     "sparse_conv2d",

@@ -56,15 +56,21 @@ def _misfit(op: Any, name: str, args: tuple[Any, ...]) -> str | None:
         plain = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional[") else kind
         if value is None and plain != kind:
             continue
-        if plain != "Tensor":
-            if not _FITS[plain](value):
-                got = repr(value) if isinstance(value, int | list) else type(value).__name__
-                return f"{name}: {argument.name} must be {kind}, got {got}"
-        elif not isinstance(value, Tensor):
-            return f"{name}: {argument.name} must be a Tensor, got {type(value).__name__}"
-        elif value.layout != torch.strided or value.is_quantized:
-            layout = "a quantized one" if value.is_quantized else str(value.layout).removeprefix("torch.")
-            return f"{name}: {argument.name} must be an ordinary (strided) Tensor, got {layout}"
+        if plain == "List[Tensor]" and isinstance(value, list | tuple):
+            named = [(f"{argument.name}[{i}]", one) for i, one in enumerate(value)]
+        elif plain == "Tensor":
+            named = [(argument.name, value)]
+        elif plain in _FITS and _FITS[plain](value):
+            named = []
+        else:
+            got = repr(value) if isinstance(value, int | list) else type(value).__name__
+            return f"{name}: {argument.name} must be {kind}, got {got}"
+        for which, tensor in named:
+            if not isinstance(tensor, Tensor):
+                return f"{name}: {which} must be a Tensor, got {type(tensor).__name__}"
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                layout = "a quantized one" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+                return f"{name}: {which} must be an ordinary (strided) Tensor, got {layout}"
     return None
 
 
@@ -87,24 +93,27 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _call_in_place(op: Callable[..., Any], written: Tensor, *args: Any) -> Any:
-    """Call an operator that writes its first argument, so that autograd cannot be fooled.
+def _call_in_place(op: Callable[..., Any], written: Tensor | Sequence[Tensor], *args: Any) -> Any:
+    """Call an operator that writes its first argument, a tensor or a list of them, so that autograd cannot be fooled.
 
     These schemas carry no gradient. A write that autograd should have recorded is refused, and every write bumps the
     version counter: a backward that had saved the old values then complains, as it does for torch's own operators.
     """
-    if not isinstance(written, Tensor):
-        _call(op, written, *args)  # says what is wrong
-    if written.requires_grad and torch.is_grad_enabled():
+    tensors = written if isinstance(written, list | tuple) else (written,)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return _call(op, written, *args)  # says what is wrong
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         name = op.__name__.removesuffix(".default")
         what = op._schema.arguments[0].name  # type: ignore[attr-defined]
-        functional = name.removesuffix("_")
+        if tensors is written:
+            what = f"{what}[{[tensor.requires_grad for tensor in tensors].index(True)}]"
+        functional = name.removesuffix("_").removesuffix("_many")
         raise Error(
             f"{name}: {what} must not require a gradient here; use {functional}, or write under torch.no_grad()"
         )
     result = _call(op, written, *args)
-    if not torch.compiler.is_compiling() and not written.is_inference():
-        torch.autograd.graph.increment_version(written)
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
     return result
 
 
@@ -129,6 +138,27 @@ def mask_apply(weight: Tensor, mask: Tensor) -> Tensor:
 def mask_apply_(weight: Tensor, mask: Tensor) -> None:
     """:func:`mask_apply` in place: one read and one write of the weights."""
     _call_in_place(_ops.mask_apply_.default, weight, mask)
+
+
+def mask_apply_many_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """:func:`mask_apply_` on every weight of a list, in one call: what keeps a network's zeros after a training step.
+
+    On the CPU, threads share the elements of all weights, however many are small. On CUDA, one launch masks up to 84
+    weights of one element size (a second, a third follow where there are more); nothing waits for the device, and a
+    CUDA graph can capture the call.
+
+    Args:
+        weights: tensors as :func:`mask_apply` takes them, of any shapes, dtypes and strides, all on one device. Ones
+            that share memory (the same weight twice, say) are masked one after another.
+        masks: the packed mask of each.
+
+    Raises:
+        Error: lists of different lengths; or, naming the place in the list, a wrong dtype, shape or device. Then every
+            weight is as it was.
+    """
+    if isinstance(weights, list | tuple) and isinstance(masks, list | tuple) and not weights and not masks:
+        return  # the dispatcher finds an operator's kernel by its tensors
+    _call_in_place(_ops.mask_apply_many_.default, weights, masks)
 
 
 def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor, Tensor]:

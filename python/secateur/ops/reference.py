@@ -50,6 +50,20 @@ def mask_apply_(weight: Tensor, mask: Tensor) -> None:
     weight.copy_(mask_apply(weight, mask))
 
 
+def mask_apply_many_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """:func:`mask_apply_` on each weight and its mask, in the order of the lists."""
+    check_lists(weights, masks)
+    for weight, mask in zip(weights, masks, strict=True):
+        mask_apply_(weight, mask)
+
+
+def check_lists(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    if len(weights) != len(masks):
+        raise Error(
+            f"mask_apply_many_: masks must have one mask for each of the {len(weights)} weights, got {len(masks)}"
+        )
+
+
 def statistics_threshold(weight: Tensor, k: float, signed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """theta_j = mean(|w_j|) - k * std(|w_j|) over row j (biased std); keeps |w| >= theta_j, all of a row of std 0.
 

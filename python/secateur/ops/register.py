@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._base import library  # noqa: F401  (the operators must exist before they get their kernels)
+from . import reference
 
 _ops = torch.ops.secateur
 
@@ -46,6 +47,15 @@ def _(weight: Tensor, mask: Tensor) -> Tensor:
 @torch.library.register_fake("secateur::mask_apply_")
 def _(weight: Tensor, mask: Tensor) -> None:
     check_device("mask_apply_", weight, "mask", mask)
+    return None
+
+
+@torch.library.register_fake("secateur::mask_apply_many_")
+def _(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    reference.check_lists(weights, masks)
+    for i, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+        check_device("mask_apply_many_", weights[0], f"weights[{i}]", weight)
+        check_device("mask_apply_many_", weight, f"masks[{i}]", mask)
     return None
 
 

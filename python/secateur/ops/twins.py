@@ -19,6 +19,7 @@ from . import reference
 FUSED = (
     "mask_apply",
     "mask_apply_",
+    "mask_apply_many_",
     "statistics_threshold",
     "statistics_threshold_",
     "threshold_relu",

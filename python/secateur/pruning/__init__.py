@@ -1,4 +1,4 @@
-"""Weights that are pruned: criteria, patterns, which weights they apply to, and the report."""
+"""Weights that are pruned: criteria, patterns, which weights they apply to, and the reports."""
 
 from .counting import sparsity
 from .criteria import (
@@ -15,6 +15,7 @@ from .criteria import (
 )
 from .prune import prune
 from .restore import restore
+from .verify import PatternReport, verify
 
 __all__ = [
     "Criterion",
@@ -23,6 +24,7 @@ __all__ = [
     "Magnitude",
     "MeanStd",
     "OptimalBrain",
+    "PatternReport",
     "Random",
     "Wanda",
     "WeightView",
@@ -30,4 +32,5 @@ __all__ = [
     "prune",
     "restore",
     "sparsity",
+    "verify",
 ]

@@ -20,7 +20,8 @@ from ..masks.weights import Weight
 from ..ops.packing import mask_shape
 from . import inputs
 from .criteria import Criterion, Decision, Inputs, WeightView
-from .criteria.base import Written
+from .criteria.base import Written, share_of
+from .criteria.patterns import ANYWHERE, SemiStructured
 from .sequence import Decided, decide_in_sequence
 from .targets import Target, by_criterion
 from .verdict import Verdict, bias_of
@@ -169,7 +170,7 @@ def _check_answer(criterion: Criterion, answer: Any, count: int) -> None:
 
 def _fused(pool: Sequence[Target], looks: Sequence[_Look]) -> Callable[[Tensor], Written] | None:
     target = pool[0]
-    if target.pooled or looks[0].alive is not None or target.pattern.block != 1 or target.weight.layout.groups:
+    if target.pooled or looks[0].alive is not None or target.pattern != ANYWHERE or target.weight.layout.groups:
         return None
     order = type(target.criterion).__mro__
     by = {name: next(i for i, one in enumerate(order) if name in vars(one)) for name in ("decide", "fused")}
@@ -198,6 +199,7 @@ def _checked(target: Target, look: _Look, view: WeightView, decision: Decision) 
     """The decision, stored so that it can be written; an Error for one that cannot."""
     weight = target.weight
     keep = _keep(target, view, decision.keep, look.alive is not None)
+    _check_runs(target, keep)
     values = bias = None
     if decision.weight is not None:
         values = _numbers(target, "new weights", decision.weight, view.shape, weight.value.dtype)
@@ -225,6 +227,18 @@ def _keep(target: Target, view: WeightView, keep: Any, masked: bool) -> Tensor:
         raise _bad(target, f"keep must be bool {list(view.shape)}, got {_form(keep)}")
     own: Tensor = keep.to(target.weight.value.device)
     return own & view.alive if masked else own
+
+
+def _check_runs(target: Target, keep: Tensor) -> None:
+    """Whoever ranks without drop_lowest may have forgotten the limit of "N:M"."""
+    pattern, share = target.pattern, share_of(target.criterion)
+    if not isinstance(pattern, SemiStructured) or share is None or not pattern.reached_by(share):
+        return
+    broken = pattern.broken(keep)
+    if bool(broken.any()):
+        where = f"{int(broken.sum()):,} of {broken.numel():,} runs (secateur.pruning.drop_lowest knows patterns)"
+        rule = f'keep must leave at most {pattern.keep} of {pattern.run} input channels for pattern "{pattern}"'
+        raise _bad(target, f"{rule}, but leaves more in {where}")
 
 
 def _numbers(target: Target, what: str, values: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._base.checks import names_of
 from .criteria.base import share_of
+from .criteria.patterns import SemiStructured
 from .targets import Target, by_criterion
 
 
@@ -33,6 +34,21 @@ class Pruned:
         return self.target.weight.value.numel()
 
     @property
+    def why_nothing(self) -> str:
+        """Why nothing went, where the share of zeros is not there already."""
+        pattern = self.target.pattern
+        if isinstance(pattern, SemiStructured):
+            return f"no {pattern.run} input channels in a row hold more than {pattern.keep} weights at one tap"
+        return self.target.criterion.why_nothing
+
+    @property
+    def why_missed(self) -> str:
+        pattern = self.target.pattern
+        if isinstance(pattern, SemiStructured):
+            return f'"{pattern}" keeps {pattern.keep} of a shorter last run too, and zeros may have been there before'
+        return self.target.criterion.why_missed
+
+    @property
     def wanted(self) -> int:
         """Zeros that the criterion was to reach; 0 for one without ``sparsity``."""
         return round((share_of(self.target.criterion) or 0) * self.total)
@@ -46,12 +62,14 @@ def outcome(pruned: Sequence[Pruned]) -> list[str]:
         return [[by_target[id(target)] for target in group] for group in by_criterion(one.target for one in some)]
 
     said = []
-    for idle in grouped(one for one in pruned if one.unchanged and not one.target.pooled):
-        criterion = idle[0].target.criterion
-        reached = share_of(criterion) is not None and all(one.gone >= one.wanted for one in idle)
-        why = "that many zeros are there already" if reached else criterion.why_nothing
-        names = names_of([one.target.label for one in idle])
-        said.append(f"{criterion!r} pruned nothing in {names}: {why}")
+    for group in grouped(one for one in pruned if one.unchanged and not one.target.pooled):
+        for why_nothing in dict.fromkeys(one.why_nothing for one in group):  # patterns have reasons of their own
+            idle = [one for one in group if one.why_nothing == why_nothing]
+            criterion = idle[0].target.criterion
+            reached = share_of(criterion) is not None and all(one.gone >= one.wanted for one in idle)
+            why = "that many zeros are there already" if reached else why_nothing
+            names = names_of([one.target.label for one in idle])
+            said.append(f"{criterion!r} pruned nothing in {names}: {why}")
     said += [
         f"{pool[0].target.criterion!r} pruned nothing: that many zeros are there already"
         for pool in grouped(one for one in pruned if one.target.pooled)
@@ -73,5 +91,5 @@ def _missed(pruned: Sequence[Pruned]) -> list[str]:
             continue
         if abs(one.zeros - one.wanted) > one.step:
             text = f"{one.target.label} has {100 * one.zeros / one.total:.1f} %, not {100 * share:.1f} %"
-            missed.setdefault(criterion.why_missed, []).append(text)
+            missed.setdefault(one.why_missed, []).append(text)
     return [f"{names_of(texts)}: {why}" for why, texts in missed.items()]

@@ -26,6 +26,7 @@ from ..report import WEIGHT_COLUMNS, Report
 from .counting import row_of, total_of
 from .criteria import Criterion
 from .decide import decide, needless_data
+from .gpu import zeros_save_nothing
 from .outcome import Pruned, outcome
 from .targets import Override, assign_criteria
 from .verdict import Verdict, bias_of
@@ -63,7 +64,10 @@ def prune(
         criterion: :class:`MeanStd`, :class:`Magnitude`, :class:`Random`, :class:`Wanda`, :class:`OptimalBrain` or
             another :class:`secateur.Criterion`.
         pattern: ``"1x1"`` zeros anywhere; ``"1xN"``, such as ``"1x4"``, blocks of N consecutive input channels at one
-            kernel tap; ``"neuron"`` whole output units (their biases stay).
+            kernel tap; ``"neuron"`` whole output units (their biases stay). ``"N:M"``, such as ``"2:4"``: the best N of
+            M consecutive input channels (of a group) at one kernel tap stay; of a shorter last run as many. Sparse
+            tensor cores multiply ``"2:4"`` (:func:`secateur.verify`). The criterion's ``sparsity`` must be 1 - N/M, its
+            scope not ``"global"``.
         exclude: layers to leave alone, by name (of a layer, a weight, or a module around it), glob pattern or type.
         include: layers to prune that are left out by default (embeddings), named alike.
         overrides: another criterion, pattern (``"1x4"``), ``(criterion, pattern)`` or None (leave alone) for some
@@ -109,10 +113,11 @@ def prune_quietly(
     data: Iterable[Any] | None = None,
     inputs: int = 1,
     progress: bool = False,
+    partly: bool = False,
 ) -> tuple[Report, list[str]]:
-    """:func:`prune`, with its warnings returned instead of issued."""
+    """:func:`prune`, with its warnings returned instead of issued; ``partly`` on a schedule's way to the last share."""
     optimizers = check_optimizers(optimizer)
-    targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides)
+    targets, said, notes = assign_criteria(model, criterion, pattern, exclude, include, overrides, partly)
     said += needless_data(targets, data)
     with torch.no_grad():
         decided = decide(model, targets, data, inputs, progress)
@@ -125,6 +130,7 @@ def prune_quietly(
             tell_written(model)
     said += outcome(pruned)
     notes += [note for one in pruned for note in one.notes] + decided.notes
+    notes += zeros_save_nothing((one.target.weight.value, one.target.pattern) for one in pruned)
     rows = [row_of(one.target.weight, one) for one in pruned]
     return Report(
         f"prune: {criterion!r}, pattern {pattern}", WEIGHT_COLUMNS, rows, [*said, *notes], total_of(rows)

@@ -14,7 +14,7 @@ from .._base.errors import Error
 from ..masks.weights import Entry, Weight, check_entries, match, matches, unknown_weights, weights_of
 from .criteria import Criterion, patterns
 from .criteria.base import NEEDS, SCOPES, share_of
-from .criteria.patterns import Pattern
+from .criteria.patterns import Pattern, SemiStructured
 
 #: The values that an override may have for the layers that its key names.
 Override = Criterion | str | tuple[Criterion, str] | None
@@ -45,11 +45,15 @@ def assign_criteria(
     exclude: Iterable[Entry] | Entry,
     include: Iterable[Entry] | Entry,
     overrides: Mapping[Any, Override] | None,
+    partly: bool = False,
 ) -> tuple[list[Target], list[str], list[str]]:
-    """Which weights are pruned by which rule; the warnings; the notes."""
+    """Which weights are pruned by which rule; the warnings; the notes.
+
+    ``partly``: a schedule is on the way to its last share, which is the one that a pattern "N:M" asks for.
+    """
     check_criterion(criterion, "criterion")
     default = patterns.parse(pattern)
-    rule = (criterion, criterion.pattern_for(default))
+    rule = (criterion, _pattern_of(criterion, default, partly))
     weights = weights_of(model)
     if not weights:
         raise Error(f"prune: model must hold a layer that can be pruned, got a {type(model).__name__} without any")
@@ -81,7 +85,7 @@ def assign_criteria(
                 rules.pop(id(w), None)
             else:
                 wanted.add(id(w))
-                rules[id(w)] = _override(override, criterion, default)
+                rules[id(w)] = _override(override, criterion, default, partly)
     for entry in check_entries(exclude, "exclude"):
         for w in matches(entry, weights, "exclude"):
             wanted.discard(id(w))
@@ -147,7 +151,24 @@ def check_criterion(criterion: Any, argument: str, caller: str = "prune") -> Non
         checked_number(f"{caller}: {name}", "sparsity", share_of(criterion), 0, 1)
 
 
-def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criterion, Pattern]:
+def _pattern_of(criterion: Criterion, pattern: Pattern, partly: bool) -> Pattern:
+    """The pattern that a criterion works under; an Error where "N:M" and its share or scope do not agree."""
+    pattern = criterion.pattern_for(pattern)
+    if not isinstance(pattern, SemiStructured):
+        return pattern
+    share = share_of(criterion)
+    needed = f'prune: sparsity must be {pattern.share:.10g} (1 - {pattern.keep}/{pattern.run}) for pattern "{pattern}"'
+    if share is None:
+        raise Error(f"{needed}, but {criterion!r} has none")
+    if criterion.scope == "global":
+        raise Error(f'prune: scope must be "layer" (or "row") for pattern "{pattern}", got {criterion!r}')
+    too_many, too_few = share > pattern.share + 1e-6, not pattern.reached_by(share)
+    if too_many or (too_few and not partly):
+        raise Error(f"{needed}, got {criterion!r}")
+    return pattern
+
+
+def _override(override: Any, rule: Criterion, pattern: Pattern, partly: bool) -> tuple[Criterion, Pattern]:
     if isinstance(override, str):
         pattern = patterns.parse(override)
     elif isinstance(override, tuple):
@@ -157,7 +178,7 @@ def _override(override: Any, rule: Criterion, pattern: Pattern) -> tuple[Criteri
     else:
         rule = override
     check_criterion(rule, "a criterion in overrides")
-    return rule, rule.pattern_for(pattern)
+    return rule, _pattern_of(rule, pattern, partly)
 
 
 def by_criterion(targets: Iterable[Target]) -> list[list[Target]]:

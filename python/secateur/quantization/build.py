@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._base.copies import own_copy
+from ..graph.own_forward import Arguments
 from ..graph.rewritten import as_graph_module
 from ..masks import attach, strip
 from ..nn import Quantize, ThresholdReLU
 from .calibrate import Calibrated, attribute, put_between
 from .grids import Grid, Method
 from .layers import Layer
+from .network import Network
 from .places import Values
 from .shells import shells
 
@@ -107,6 +109,8 @@ def _with_graph(
                 held[layer.name] = built.made[layer.name] = make_layer(layer, grid, memo)
             else:
                 held[layer.name] = _real(layer, memo, masked)
+            if str(node.target) != layer.name and isinstance(first := held.get(str(node.target)), nn.Module):
+                _share_hooks(held[layer.name], first)
             if str(node.target) in modules:
                 memo.setdefault(id(modules[str(node.target)]), held[layer.name])
         elif node.op == "call_module":
@@ -131,10 +135,28 @@ def _with_graph(
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     graph.lint()
     top = shells(network, {name: held[name] for name in held if name in used}, memo)
-    result = as_graph_module(top, graph, stock=True)
+    result = as_graph_module(top, graph, stock=True, arguments=_arguments(given, network, built))
     type(result).__name__ = network.class_name
     result.__dict__["_graphmodule_cls_name"] = network.class_name  # read when it is unpickled
     return result
+
+
+def _share_hooks(module: nn.Module, first: nn.Module) -> None:
+    """Another call of one layer: hooks are called at each."""
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        module.__dict__[name] = first.__dict__[name]
+
+
+def _arguments(graph: fx.Graph, network: Network, built: Built) -> Arguments:
+    """What the graph takes. The model's own forward can take more where each layer that it calls is there once."""
+    why = ""
+    for node, layer in network.layers.items():
+        if node.op != "call_module":
+            why = f"{layer.name} is a function's, and its weights are an int8 layer's now"
+        elif str(node.target) != layer.name:
+            why = f"the calls of {node.target} are layers of their own"
+    inputs = tuple(str(n.target) for n in graph.nodes if n.op == "placeholder")
+    return Arguments("quantize", inputs, why, "without rounding between its layers")
 
 
 def _threshold(module: nn.Module | None, shape: tuple[int, ...] | None, grid: Grid) -> Tensor | None:

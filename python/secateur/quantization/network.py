@@ -72,7 +72,7 @@ def prepare(model: nn.Module, example: Tensor, caller: str) -> Network:
         if why := why_not_graph(work):
             raise Untraceable(why)
         with trial(work):
-            traced = trace(work, [example])
+            traced = trace(work, [example], trained=caller == "prepare_qat")
         seen.restore()
         if traced.batch_bound or traced.size_bound:
             raise Untraceable("its graph would hold for this input's size alone")

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .._base.copies import own_copy
+from .._base.copies import is_ours, is_torchs, own_copy
+from .._base.errors import Error
 from .._base.held import attributes_of
+from .._base.refused_hooks import refuse_hooks
 from .calibrate import place
 from .layers import is_layer
 from .network import Network
@@ -28,6 +30,7 @@ def shells(network: Network, held: Mapping[str, Any], memo: dict[int, Any]) -> n
     given = dict(template.named_modules(remove_duplicate=False))
     inside = {path for path in held if "." in path} | {path for path in network.folded if "." in path}
     prefixes = {".".join(path.split(".")[:n]) for path in inside for n in range(1, path.count(".") + 1)}
+    prefixes |= {path for path, module in given.items() if path and _is_plain(module)}
     made = {"": _empty(template)}
     for path in sorted(prefixes, key=lambda p: p.count(".")):
         if path in given and path not in held and not any(path.startswith(f"{outer}.") for outer in held):
@@ -44,13 +47,37 @@ def shells(network: Network, held: Mapping[str, Any], memo: dict[int, Any]) -> n
             gone = nn.Identity().eval()
             place(made[""], path, gone)
             memo.setdefault(id(given[path]), gone)
+            _refuse_hooks(gone, path, "it is a part of the layer before it now")
     for module in given.values():
         if id(module) not in memo:  # never called
-            memo[id(module)] = nn.Identity().eval()
+            memo[id(module)] = LeftOut().eval()
     for path, shell in made.items():
         _furnish(shell, given[path], memo)
         _in_order(shell, given[path])
+        if path and given[path] in network.seen.parents:  # it was called, and its forward is in the graph now
+            _refuse_hooks(shell, path, "its forward is a part of one graph now")
     return made[""]
+
+
+def _refuse_hooks(module: nn.Module, path: str, why: str) -> None:
+    refuse_hooks(
+        module,
+        f"quantize: a hook of {path} would never be called, for {why}: register it on the model, then quantize (what "
+        "has hooks stays a module)",
+    )
+
+
+class LeftOut(nn.Module):
+    """In plain lists and attributes, where a module stood that calibration never called."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise Error("quantize: a module that no batch of the calibration reached was left out, and is called now")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a module of the model's own, without parameters: it stays, with its attributes, although it is not
+    called, or all that it computes is in the graph."""
+    return not (is_torchs(module) or is_ours(module) or module._parameters)
 
 
 def _empty(module: nn.Module) -> nn.Module:

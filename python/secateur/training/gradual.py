@@ -85,7 +85,9 @@ class GradualPruner:
         model: pruned in place. criterion: one that has ``sparsity``, which must be the schedule's ``final``.
         schedule: the share of zeros at each step.
         pattern, exclude, include, overrides, optimizer, data, inputs: as in :func:`secateur.prune`. An override's own
-            ``sparsity`` is reached along the same curve. ``data`` is gone through at each pruning.
+            ``sparsity`` is reached along the same curve. ``data`` is gone through at each pruning. Under a pattern
+            ``"N:M"`` the schedule ends at 1 - N/M; until then the share of each step is made of the lowest weights that
+            are not among the best N of their run, so that every run keeps N, and has no more at the end.
 
     Raises:
         Error: a rule without ``sparsity=``, or with another one than the schedule's; :func:`secateur.prune`'s errors.
@@ -157,7 +159,8 @@ class GradualPruner:
         rule = _raised(self.criterion, share)
         how = (self._how["pattern"], self._how["exclude"], self._how["include"], overrides)
         first = self.report is None
-        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data, self.inputs)
+        partly = now < self.schedule.end
+        self.report, said = prune_quietly(self.model, rule, *how, self.optimizer, self.data, self.inputs, partly=partly)
         self.steps += 1  # now, so that a pruning that was interrupted is made up for by the next step
         if first or now == self.schedule.end:
             for text in said:

@@ -105,6 +105,7 @@ inline void check_mask_is(uint8_t* mask, const View& view, const std::vector<boo
 
 // The groups, by operator; main.cpp gives them names.
 void mask_apply_group();
+void mask_apply_many_group();
 void mask_bits_group();
 void transpose_bits_group();
 void threshold_relu_group();

@@ -8,6 +8,7 @@
 int main(int count, char** arguments) {
   const std::map<std::string, void (*)()> groups = {
       {"mask_apply", checks::mask_apply_group},
+      {"mask_apply_many", checks::mask_apply_many_group},
       {"mask_bits", checks::mask_bits_group},
       {"transpose_bits", checks::transpose_bits_group},
       {"threshold_relu", checks::threshold_relu_group},

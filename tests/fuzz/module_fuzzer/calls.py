@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from . import trees
 
-BUDGET_S = 0.05
+#: Nothing is timed, so it only bounds planning: a busy machine must not leave the module to torch.
+BUDGET_S = 2.0
 
 
 @dataclass(frozen=True)
 class Call:
     name: str
-    run: Callable[[nn.Module, tuple[Any, ...]], nn.Module]
+    run: Callable[..., nn.Module]  # (model, example), and more batches to calibrate on
     one_tensor: bool = True  # its batches are tensors
     integer: bool = False
     evaluates: bool = False  # the result is for evaluation only
@@ -40,12 +41,12 @@ def _convert(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     return secateur.convert(model, example)
 
 
-def _quantize(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    return secateur.quantize(model, [example[0]], progress=False)
+def _quantize(model: nn.Module, example: tuple[Any, ...], more: Sequence[Any] = ()) -> nn.Module:
+    return secateur.quantize(model, [example[0], *more], progress=False)
 
 
-def _prepare_qat(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    return secateur.prepare_qat(model, [example[0]], progress=False)
+def _prepare_qat(model: nn.Module, example: tuple[Any, ...], more: Sequence[Any] = ()) -> nn.Module:
+    return secateur.prepare_qat(model, [example[0], *more], progress=False)
 
 
 def _prune_activations(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:

@@ -7,6 +7,7 @@ show are torch's.  4. Hooks, kept values and state are the model's.  5. No trace
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 import random
@@ -33,7 +34,7 @@ OTHERS: tuple[Size, ...] = ((1, 8, 8), (3, 10, 12), (2, 7, 9), (1, 6, 6), (5, 8,
 EMPTY: Size = (0, 8, 8)
 #: Of processor time; one call and its inputs take a tenth of a second.
 LONGEST_S = 6.0
-EXTRAS = ("deepcopy", "pickle", "save", "refresh", "gradients")
+EXTRAS = ("deepcopy", "pickle", "save", "refresh", "gradients", "late hook", "keywords")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Trial:
     sizes: list[Size]
     extra: str
     near: trees.Tolerance = field(default=trees.EXACT)
+    draw: int = 0
 
 
 class Dull(Exception):
@@ -87,7 +89,8 @@ def prepare(program: Program, seed: int) -> Trial:
         once, again = twice(sizes[0]), twice(sizes[0])
         if trees.difference(once, again, trees.Tolerance(0.0)) is not None:
             raise Dull("not the same twice")
-    return Trial(program, sizes, rng.choice(EXTRAS), trees.LOW_PRECISION if program.low_precision else trees.EXACT)
+    near = trees.LOW_PRECISION if program.low_precision else trees.EXACT
+    return Trial(program, sizes, rng.choice(EXTRAS), near, rng.randrange(1 << 30))
 
 
 def _first_that_fails(program: Program, sizes: Sequence[Size]) -> tuple[int | None, str]:
@@ -155,7 +158,7 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
     program = trial.program
     model = program.make()
     in_evaluation = not any(m.training for m in model.modules())
-    result = _called(program, call, model, example, outcome)
+    result = _called(program, call, model, example, outcome, _more(trial, call))
     if result is None:
         return
     if call.name == "compile":
@@ -178,6 +181,10 @@ def _hold(trial: Trial, call: Call, example: tuple[Any, ...], outcome: Outcome) 
             pair = _Pair(trial, call, reference, other)
             for size in trial.sizes[-2:]:
                 pair.step(size, f"{trial.extra} ")
+    if trial.extra == "late hook":
+        pair.late_hook(trial.sizes[0])
+    if trial.extra == "keywords":
+        pair.step(trial.sizes[0], "keywords: ", by_name=True)
     if trial.extra == "gradients" and call.trains:
         pair.gradients(trial.sizes[0])
 
@@ -186,13 +193,20 @@ def _report_of(result: nn.Module) -> Any:
     return result.report.rows  # type: ignore[union-attr]
 
 
-def _called(program: Program, call: Call, model: nn.Module, example: tuple[Any, ...], outcome: Outcome) -> Any:
+def _more(trial: Trial, call: Call) -> list[list[Any]]:
+    """Where values are rounded: inputs of every size, as a branch that never ran has no range."""
+    return [[trial.program.inputs(size)[0] for size in trial.sizes[1:] if size != EMPTY]] if call.integer else []
+
+
+def _called(
+    program: Program, call: Call, model: nn.Module, example: tuple[Any, ...], outcome: Outcome, more: list[list[Any]]
+) -> Any:
     program.seen.clear()
     before = Snapshot(model, example)
     raised: Exception | None = None
     result = None
     try:
-        result = call.run(model, example)
+        result = call.run(model, example, *more)
     except secateur.Error as error:
         outcome.refused = str(error)
         if "must be what the model takes" in str(error) or "does not run on" in str(error):
@@ -225,12 +239,13 @@ class _Pair:
         self.near = trees.INTEGER if call.integer else trial.near
         self.first_keys = {name: set(vars(m)) for name, m in trial.program.make().named_modules()}
 
-    def step(self, size: Size, tag: str) -> None:
+    def step(self, size: Size, tag: str, by_name: bool = False) -> None:
         program = self.trial.program
         theirs, ours = program.inputs(size), program.inputs(size)
-        want, want_seen = _run(program, self.reference, theirs)
+        names = _names_of(self.reference) if by_name else []
+        want, want_seen = _run(program, self.reference, theirs, names)
         try:
-            got, got_seen = _run(program, self.result, ours)
+            got, got_seen = _run(program, self.result, ours, names)
         except Exception as error:
             if isinstance(error, secateur.Error) and str(error).startswith("ThresholdReLU: x must have"):
                 raise _Refused(str(error)) from error  # channels that follow the image size: refused, in words
@@ -243,6 +258,27 @@ class _Pair:
             raise _Found(kind, f"inputs{size}", f"{len(want_seen)} times", f"{len(got_seen)} times")
         self._same(want_seen, got_seen, size, f"{tag}hook sees ", "SEEN")
         self._kept(size, tag)
+
+    def late_hook(self, size: Size) -> None:
+        """A hook that is registered on a part of the result fires from then on, or registering it is refused."""
+        theirs = dict(self.reference.named_modules())
+        paths = [
+            path for path, _ in self.result.named_modules() if path in theirs and not _is_script(theirs, path)
+        ]  # fmt: skip
+        path = random.Random(self.trial.draw).choice(paths)
+        want: list[Any] = []
+        got: list[Any] = []
+        try:
+            self.result.get_submodule(path).register_forward_hook(partial(_note, got))
+        except secateur.Error:
+            return
+        theirs[path].register_forward_hook(partial(_note, want))
+        self.step(size, f"late hook: {type(theirs[path]).__name__}: ")
+        if len(want) != len(got):
+            kind = f"{self.call.name}: late hook not called alike"
+            raise _Found(kind, f"{path} of inputs{size}", f"{len(want)} times", f"{len(got)} times")
+        if not self.call.integer:  # a folded BatchNorm's place gives what the layer before it gives
+            self._same(want, got, size, "late hook sees ", path)
 
     def gradients(self, size: Size) -> None:
         """With gradients on: what has one has one, kept values too, and a step's gradients are the model's."""
@@ -325,10 +361,27 @@ def _is_data(value: Any) -> bool:
     return parts is not None and all(_is_data(part) for _, part in parts)
 
 
-def _run(program: Program, model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+def _note(into: list[Any], module: nn.Module, args: Any, out: Any) -> None:
+    into.append(out.clone() if isinstance(out, torch.Tensor) else type(out).__name__)
+
+
+def _is_script(modules: dict[str, nn.Module], path: str) -> bool:
+    """TorchScript, or a part of it."""
+    scripts = [outer for outer, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
+    return any(path == outer or path.startswith(f"{outer}.") for outer in scripts)
+
+
+def _names_of(model: nn.Module) -> list[str]:
+    """The names of the arguments that the forward takes one by one."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _run(program: Program, model: nn.Module, args: tuple[Any, ...], names: Sequence[str] = ()) -> tuple[Any, list[Any]]:
+    """``names``: of arguments that are given by name, where all of ``args`` have one."""
     program.seen.clear()
     with torch.no_grad():
-        out = model(*args)
+        out = model(**dict(zip(names, args, strict=False))) if len(names) >= len(args) > 0 else model(*args)
     seen = list(program.seen)
     program.seen.clear()
     return out, seen
@@ -417,7 +470,9 @@ def _saved(trial: Trial, call: Call, result: nn.Module) -> None:
         except Exception as error:
             raise _Found(f"{call.name}: save raises {_named(error)}", str(error)[:300]) from error
         try:
-            filled = secateur.load(path, shell if call.name == "compile" else call.run(shell, program.inputs(size)))
+            filled = secateur.load(
+                path, shell if call.name == "compile" else call.run(shell, program.inputs(size), *_more(trial, call))
+            )
         except Exception as error:
             if call.name == "convert" and "must hold the same names" in str(error):
                 return  # the other model's layers were chosen by their own timing

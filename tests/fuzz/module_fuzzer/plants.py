@@ -6,18 +6,18 @@ They stand around the five calls and their results, so that they are defects wha
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import secateur
 import torch
+from secateur._base.copies import own_copy
 from torch import Tensor, fx, nn
 
 from . import calls, trees
 
-Run = Callable[[nn.Module, tuple[Any, ...]], nn.Module]
+Run = Callable[..., nn.Module]
 Plant = Callable[[Run], Run]
 PLANTS: dict[str, tuple[str, Plant]] = {}
 
@@ -69,10 +69,10 @@ def _shared(result: nn.Module) -> list[nn.Module]:
 def trial_runs_on_the_callers_model(run: Run) -> Run:
     """Trial runs use the caller's own storage and attributes, and fire its hooks."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
         with torch.no_grad():
             model(*trees.copied(example))
-        return run(model, example)
+        return run(model, example, *more)
 
     return wrapped
 
@@ -81,8 +81,8 @@ def trial_runs_on_the_callers_model(run: Run) -> Run:
 def parameters_shared(run: Run) -> Run:
     """A write into the result's parameters reaches the caller's."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         with torch.no_grad():
             for p in model.parameters():
                 p.clamp_(-0.3, 0.3)
@@ -95,12 +95,12 @@ def parameters_shared(run: Run) -> Run:
 def inplace_switched_off(run: Run) -> Run:
     """Every ``inplace`` is off, whoever reads the value behind it."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        model = copy.deepcopy(model)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        model = own_copy(model, "plant")
         for module in _shared(model):
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
-        return run(model, example)
+        return run(model, example, *more)
 
     return wrapped
 
@@ -109,8 +109,8 @@ def inplace_switched_off(run: Run) -> Run:
 def writes_into_inputs_lost(run: Run) -> Run:
     """The result works on copies of its inputs."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        return _around(run(model, example), _on_copies)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        return _around(run(model, example, *more), _on_copies)
 
     return wrapped
 
@@ -123,8 +123,8 @@ def _on_copies(own: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def proxy_kept(run: Run) -> Run:
     """Tracing leaves a Proxy where the forward keeps a value."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         for module in _shared(result):
             for name, value in list(vars(module).items()):
                 if name.startswith(("last", "cache", "past", "grid", "kept")):
@@ -141,8 +141,8 @@ def proxy_kept(run: Run) -> Run:
 def threshold_in_place(run: Run) -> Run:
     """Activations write over what the layer before them made, whoever else reads it."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         for module in _shared(result):
             if isinstance(module, nn.ReLU):
                 module.inplace = True
@@ -155,12 +155,12 @@ def threshold_in_place(run: Run) -> Run:
 def state_of_the_trial(run: Run) -> Run:
     """The result goes on from where the example left it."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        trial = copy.deepcopy(model)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        trial = own_copy(model, "plant")
         with torch.no_grad():
             trial(*trees.copied(example))
         getattr(trial, "eval", lambda: None)()
-        return run(trial, example)
+        return run(trial, example, *more)
 
     return wrapped
 
@@ -169,8 +169,8 @@ def state_of_the_trial(run: Run) -> Run:
 def training_mode(run: Run) -> Run:
     """The result comes back in training mode."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         result.train()
         return result
 
@@ -181,8 +181,8 @@ def training_mode(run: Run) -> Run:
 def batch_one_as_two(run: Run) -> Run:
     """A call with one image gives the shapes that the example's gave."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        return _around(run(model, example), _batch_kept)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        return _around(run(model, example, *more), _batch_kept)
 
     return wrapped
 
@@ -198,8 +198,8 @@ def _batch_kept(own: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def hooks_dropped(run: Run) -> Run:
     """Hooks of the model are not called any more."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         for module in _shared(result):
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
@@ -214,11 +214,11 @@ def hooks_dropped(run: Run) -> Run:
 def raw_errors(run: Run) -> Run:
     """A layer whose weight is read elsewhere ends in an error of a tracer."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
         weights = [id(p) for m in model.modules() for p in m._parameters.values() if p is not None]
         if len(weights) != len(set(weights)):
             raise KeyError("weight")
-        return run(model, example)
+        return run(model, example, *more)
 
     return wrapped
 
@@ -227,8 +227,8 @@ def raw_errors(run: Run) -> Run:
 def masks_averaged(run: Run) -> Run:
     """Packed masks are averaged as if they were numbers: other weights die."""
 
-    def wrapped(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-        result = run(model, example)
+    def wrapped(model: nn.Module, example: tuple[Any, ...], *more: Any) -> nn.Module:
+        result = run(model, example, *more)
         with torch.no_grad():
             for module in result.modules():
                 for name in secateur.masks.masked_parameters(module):

@@ -14,7 +14,8 @@ from ..._base.checks import checked_number
 from ..._base.errors import Error
 from ...reconstruction.curves import Curve
 from .patterns import Pattern
-from .ranking import Chosen, counted
+from .ranking import Chosen
+from .runs import counted_under
 from .view import Decision, WeightView
 
 C = TypeVar("C", bound="Criterion")
@@ -163,7 +164,8 @@ def drop_lowest(pool: Sequence[WeightView], scores: Sequence[Tensor], sparsity: 
     """Drop what scores lowest over the whole pool until the share of zeros is reached, under the pool's patterns.
 
     Blocks count by the mean score of their weights. Equal scores go in order of their place. Zeros that are there
-    already count. At least one block stays unless ``sparsity`` is 1.
+    already count. At least one block stays unless ``sparsity`` is 1. Under "N:M" all but the best N of each run go,
+    whatever their scores; with a smaller ``sparsity`` (a schedule is on its way) the lowest of those.
 
     Args:
         pool: the weights. scores: one [J, C, T] a weight, float. sparsity: 0 to 1, of all weights of the pool.
@@ -182,7 +184,7 @@ def drop_lowest(pool: Sequence[WeightView], scores: Sequence[Tensor], sparsity: 
         if not bool(torch.isfinite(score).all()):
             raise Error(f"{where} NaN or Inf")
     fields = [view.blocks(score) for view, score in zip(pool, scores, strict=True)]
-    return decisions(pool, counted(fields, [field.score for field in fields], sparsity))
+    return decisions(pool, counted_under(pool, fields, [field.score for field in fields], sparsity))
 
 
 def decisions(pool: Sequence[WeightView], chosen: Sequence[Chosen]) -> list[Decision]:

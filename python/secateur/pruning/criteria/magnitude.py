@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._base.checks import checked_choice, checked_number
 from .base import TIES_MISS, ActivationGroup, Criterion, decisions
-from .ranking import counted
+from .runs import counted_under
 from .view import Decision, WeightView
 
 
@@ -38,7 +38,7 @@ class Magnitude(Criterion):
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
         fields = [view.blocks() for view in pool]
-        return decisions(pool, counted(fields, [field.score for field in fields], self.sparsity))
+        return decisions(pool, counted_under(pool, fields, [field.score for field in fields], self.sparsity))
 
     def activation_thresholds(self, group: ActivationGroup) -> tuple[dict[str, Tensor], float | None]:
         return group.lowest(self.sparsity), None

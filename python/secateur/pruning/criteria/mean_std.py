@@ -14,7 +14,9 @@ from ... import ops
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
 from .base import TIES_KEEP, TIES_MISS, ActivationGroup, Criterion, Written, decisions
+from .patterns import SemiStructured
 from .ranking import Chosen, Field, lowest, picked, put_back, statistics
+from .runs import in_runs
 from .view import Decision, WeightView
 
 
@@ -24,7 +26,8 @@ class MeanStd(Criterion):
 
     Give k, or the share of zeros to reach: then k is solved for each layer from its own weights, as the quantile of
     (|w| - mean_j) / std_j. For Gaussian weights k = 1 drops 15.5 %, 0 drops 57.5 %, -1 drops 83.9 %, -2 drops 95.5 %,
-    and from 1.33 up nothing at all, so k may be negative. A neuron whose std is 0 keeps all its weights.
+    and from 1.33 up nothing at all, so k may be negative. A neuron whose std is 0 keeps all its weights. Under "N:M",
+    which takes ``sparsity`` alone, there is no k: (|w| - mean_j) / std_j ranks the weights of each run.
 
     Args:
         k: how many standard deviations below the mean the threshold lies; either sign.
@@ -70,8 +73,18 @@ class MeanStd(Criterion):
         return "no weight lies below theta = mean - k * std (a lower k prunes more; sparsity= solves k for you)"
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
-        fields = [view.blocks(signed=self.of == "signed", precise=True) for view in pool]
-        return decisions(pool, [mean_std(field, self) for field in fields])
+        return decisions(pool, [self._chosen(view) for view in pool])
+
+    def _chosen(self, view: WeightView) -> Chosen:
+        signed = self.of == "signed"
+        if not isinstance(view.pattern, SemiStructured):
+            return mean_std(view.blocks(signed=signed, precise=True), self)
+        if self.sparsity is None:
+            raise Error(f'prune: sparsity must be given for pattern "{view.pattern}", got {self!r}')
+        field = view.blocks(signed=signed)
+        # A run lies in one neuron, where z has the order of |w|. Runs compare on a schedule's way alone.
+        z = None if view.pattern.reached_by(self.sparsity) else standardized(field)
+        return in_runs(view, field, field.score, self.sparsity, across=z)
 
     def fused(self) -> Callable[[Tensor], Written] | None:
         k, signed = self.k, self.of == "signed"
@@ -86,6 +99,12 @@ class MeanStd(Criterion):
     @classmethod
     def for_activation_zeros(cls, zeros: float, group: ActivationGroup) -> MeanStd:
         return cls(sparsity=zeros)
+
+
+def standardized(field: Field) -> Tensor:
+    """(score - mean) / std of its row, float64 [R, B]; 0 in rows of equal values."""
+    mean, std = (each.unsqueeze(1) for each in statistics(field.sample, field.alive))
+    return torch.where(std > 0, (field.score.to(torch.float64) - mean) / std, 0.0)
 
 
 def mean_std(field: Field, rule: MeanStd) -> Chosen:

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
 from .base import TIES_MISS, Criterion, decisions
-from .patterns import Pattern
-from .ranking import Chosen, Field, counted
+from .patterns import ANYWHERE, Pattern
+from .ranking import Chosen, Field
+from .runs import counted_under
 from .view import Decision, WeightView
 
 
@@ -24,7 +25,8 @@ class Random(Criterion):
 
     Args:
         sparsity: zeros to reach, as a share (0 to 1) of the layer's weights.
-        unit: ``"element"`` draws single weights (or blocks, under a block pattern), ``"neuron"`` whole output units.
+        unit: ``"element"`` draws single weights (or blocks, under a block pattern; for each run, under "N:M"),
+            ``"neuron"`` whole output units.
         seed: makes the draw repeatable, layer by layer (a layer's draw does not depend on the other layers). None draws
             from torch's global generator. Processes that must prune alike need a seed.
     """
@@ -46,15 +48,17 @@ class Random(Criterion):
         return f"Random(sparsity={self.sparsity:g}{unit}{'' if self.seed is None else f', seed={self.seed}'})"
 
     def pattern_for(self, pattern: Pattern) -> Pattern:
-        if self.unit == "neuron" and pattern.block > 1:
+        if self.unit == "neuron" and pattern not in (ANYWHERE, Pattern(0)):
             raise Error(f'prune: pattern must be "1x1" or "neuron" for {self!r}, which drops neurons, got "{pattern}"')
         return Pattern(0) if self.unit == "neuron" else pattern
 
     def decide(self, pool: Sequence[WeightView]) -> list[Decision]:
         fields = [view.blocks() for view in pool]
-        scores = [self._scores(field, view.name) for field, view in zip(fields, pool, strict=True)]
-        chosen = [counted([field], [score], self.sparsity)[0] for field, score in zip(fields, scores, strict=True)]
-        return decisions(pool, [Chosen(one.keep) for one in chosen])  # a draw's threshold means nothing
+        chosen = []
+        for view, field in zip(pool, fields, strict=True):
+            (one,) = counted_under([view], [field], [self._scores(field, view.name)], self.sparsity)
+            chosen.append(Chosen(one.keep))  # a draw's threshold means nothing
+        return decisions(pool, chosen)
 
     def _scores(self, field: Field, name: str) -> Tensor:
         """Scores [R, B] drawn uniformly; with a seed they depend on it and on the layer's name alone."""

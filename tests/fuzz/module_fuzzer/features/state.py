@@ -69,7 +69,7 @@ def counter(s: Scope) -> None:
     v = s.pick()
     name = s.plain("0", "calls")
     s.do(f"{name} += 1")
-    s.put(f"{v.name} * (1 + 0.125 * {name})", v)
+    s.put(f"{v.name} * (1 + 0.125 * ({name} % 3))", v)
 
 
 @feature("statement")
@@ -77,7 +77,7 @@ def counter_buffer(s: Scope) -> None:
     v = s.pick()
     name = s.buffer("torch.zeros((), dtype=torch.long)", "count", s.rng.random() < 0.5)
     s.do(f"{name} += 1")
-    s.put(f"{v.name} + 0.125 * {name}", v)
+    s.put(f"{v.name} + 0.125 * ({name} % 3)", v)
 
 
 @feature("statement")
@@ -137,7 +137,7 @@ def cache_in_list(s: Scope) -> None:
 def stream(s: Scope) -> None:
     v = s.pick()
     name = s.plain("None", "past")
-    w = s.put(f"{v.name} if {name} is None else {v.name} + {name}.mean()", v)
+    w = s.put(f"{v.name} if {name} is None else {v.name} + 0.1 * torch.tanh({name}.mean())", v)
     s.do(f"{name} = {w.name}[:, :, -1:].detach() * 0.5")
 
 
