@@ -86,14 +86,76 @@ def test_far_less_is_lost_than_by_magnitude(norm: bool, pattern: str) -> None:
     assert best < (0.5 if pattern != "neuron" else 0.9) * plain, lost
 
 
-def test_one_layer_is_what_least_squares_finds() -> None:
+def runs_of(layer: nn.Module, run: int) -> tuple[Tensor, ...]:
+    return (layer.weight != 0).reshape(*layer.weight.shape[:2], -1).split(run, 1)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:5"])
+def test_runs_lose_less_than_by_magnitude_and_restore(norm: bool, pattern: str) -> None:
+    keep, run = map(int, pattern.split(":"))
+    dense = net(norm)
+    model, plain = copy.deepcopy(dense), copy.deepcopy(dense)
+    report = quiet(model, OptimalBrain(1 - keep / run), data=BATCHES, pattern=pattern, exclude=["0"])
+    quiet(plain, Magnitude(1 - keep / run), pattern=pattern, exclude=["0"])
+    secateur.restore(plain, dense, BATCHES, progress=False)
+    assert secateur.verify(model, pattern, exclude=["0"]).holds
+    for layer in (model[3], model[7]):
+        for part in runs_of(layer, run):
+            assert (part.sum(1) == min(keep, part.shape[1])).all()
+    assert {row["pattern"] for row in report} == {pattern}
+    secateur.recalibrate(model, BATCHES, progress=False)
+    assert error(model, dense) < error(plain, dense)
+
+
+def test_runs_grow_from_zeros_that_are_there_and_step_by_step() -> None:
+    model = net(False)
+    quiet(model, Magnitude(0.3))
+    gone = [model[i].weight == 0 for i in (0, 3, 7)]
+    pruner = GradualPruner(model, OptimalBrain(0.5), CubicSchedule(0.5, end=3), data=BATCHES, pattern="2:4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(4):
+            pruner.step()
+    assert secateur.verify(model, "2:4").holds
+    for i, before in zip((0, 3, 7), gone, strict=True):
+        assert (model[i].weight[before] == 0).all()
+        for lives, stays in zip(
+            (~before).reshape(*before.shape[:2], -1).split(4, 1), runs_of(model[i], 4), strict=True
+        ):
+            assert (stays.sum(1) == lives.sum(1).clamp(max=2)).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (nn.Conv2d(8, 6, 3, groups=2), normal(64, 8, 6, 6)),
+        lambda: (nn.ConvTranspose2d(8, 6, 2, groups=2), normal(64, 8, 6, 6)),
+        lambda: (nn.Conv1d(10, 6, 3), normal(64, 10, 6)),
+        lambda: (nn.LSTM(8, 6), normal(16, 20, 8)),
+        lambda: (nn.Linear(8, 6, dtype=torch.float64), normal(200, 8).double()),
+        lambda: (nn.Linear(2, 6), normal(200, 2)),
+    ],
+    ids=["grouped", "transposed", "conv1d", "lstm", "double", "narrow"],
+)
+def test_runs_in_layers_of_all_kinds(make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    layer, x = make()
+    quiet(layer, OptimalBrain(0.5), data=[x], pattern="2:4")
+    assert secateur.verify(layer, "2:4").holds
+    quiet(layer, OptimalBrain(0.75), data=[x], pattern="1:4")
+    assert secateur.verify(layer, "1:4").holds
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "2:4"])
+def test_one_layer_is_what_least_squares_finds(pattern: str) -> None:
     """The bias too: weights and bias of a Linear by torch.linalg.lstsq on its survivors."""
     torch.manual_seed(0)
     mixed = torch.eye(12) + 0.2 * normal(12, 12)
     x = [normal(200, 12, seed=seed) @ mixed + 1 for seed in range(2)]
     layer = nn.Linear(12, 5)
     dense = copy.deepcopy(layer)
-    quiet(layer, OptimalBrain(0.5), data=x)
+    quiet(layer, OptimalBrain(0.5), data=x, pattern=pattern)
+    assert pattern == "1x1" or secateur.verify(layer, pattern).holds
     whole = torch.cat(x).double()
     for j in range(5):
         s = layer.weight[j] != 0
@@ -502,3 +564,19 @@ def test_wide_layers_are_solved_in_parts(pattern: str, scope: Any, monkeypatch: 
         assert torch.equal(w.all(1), w.any(1))
     secateur.restore(plain, dense, BATCHES, progress=False)
     assert error(plain, dense) < 1
+
+
+def test_parts_of_wide_layers_cut_no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.pruning.inputs.WIDEST", 80)
+    torch.manual_seed(0)
+    for channels, pattern, parts in ((192, "2:4", 3), (180, "3:5", 3), (252, "4:9", 4)):
+        layer = nn.Linear(channels, 6)
+        keep, run = map(int, pattern.split(":"))
+        report = quiet(layer, OptimalBrain(1 - keep / run), data=[normal(400, channels)], pattern=pattern)
+        assert f"solved in {parts} parts" in str(report)
+        assert secateur.verify(layer, pattern).holds
+    layer = nn.Linear(128, 6)
+    before = snapshot(layer)
+    with pytest.raises(Error, match="pattern must have runs that 2 equal parts of 128 input channels do not cut"):
+        quiet(layer, OptimalBrain(0.4), data=[normal(400, 128)], pattern="3:5")
+    assert same(layer, before)

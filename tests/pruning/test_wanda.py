@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import secateur
 import torch
-from secateur import Error, Wanda
+from secateur import CubicSchedule, Error, GradualPruner, Wanda
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +81,47 @@ def test_blocks_and_neurons() -> None:
     gone = (layer.weight.flatten(1) == 0).all(1)
     assert gone.sum() == 3
     assert sums[gone].max() <= sums[~gone].min()
+
+
+@pytest.mark.parametrize("scope", ["row", "layer"])
+@pytest.mark.parametrize(("keep", "run"), [(2, 4), (1, 4), (4, 8), (3, 5)])
+def test_the_best_of_each_run_stay(scope: str, keep: int, run: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3)
+    s, before = score(layer).reshape(6, 8, 9), layer.weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 5 does not divide 8
+        secateur.prune(layer, Wanda(1 - keep / run, scope), data=BATCHES, pattern=f"{keep}:{run}", progress=False)
+    stays = layer.weight != 0
+    assert secateur.verify(layer, f"{keep}:{run}").holds
+    assert torch.equal(layer.weight[stays], before[stays])
+    for products, kept in zip(s.split(run, 1), stays.flatten(2).split(run, 1), strict=True):
+        best = products.argsort(dim=1, descending=True).argsort(dim=1) < keep
+        assert torch.equal(kept, best)
+
+
+@pytest.mark.parametrize("scope", ["row", "layer"])
+def test_on_the_way_to_a_run_the_lowest_that_may_go(scope: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3)
+    s = score(layer).reshape(6, 8, 9)
+    pruner = GradualPruner(layer, Wanda(0.5, scope), CubicSchedule(0.5, end=8), data=BATCHES, pattern="2:4")
+    pruner.step()
+    pruner.step()
+    gone = (layer.weight == 0).flatten(2)
+    share = float(gone.double().mean())
+    assert 0.1 < share < 0.4
+    assert (gone.reshape(6, 2, 4, 9).sum(2) <= 2).all()
+    best = (s.reshape(6, 2, 4, 9).argsort(dim=2, descending=True).argsort(dim=2) < 2).reshape(6, 8, 9)
+    assert not (gone & best).any()
+    for one, drop, held in zip(s, gone, best, strict=True) if scope == "row" else [(s, gone, best)]:
+        assert one[drop].max() <= one[~drop & ~held].min()
+    if scope == "row":
+        assert len(set(gone.flatten(1).sum(1).tolist())) == 1
+    for _ in range(6):
+        pruner.step()
+    assert secateur.verify(layer, "2:4").holds
+    assert float((layer.weight == 0).double().mean()) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Least squares on the survivors, the sweep, exact prices and shared zeros: against torch's solvers and brute force."""
+"""Least squares on the survivors, the sweep, exact prices, shared zeros, runs: by torch's solvers and brute force."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from secateur.pruning.criteria.optimal_brain import choose_lowest
 from secateur.reconstruction import curves, survivors
-from secateur.reconstruction.blocks import Blocks, channel_blocks
+from secateur.reconstruction.blocks import channel_blocks, channel_runs
 from secateur.reconstruction.curves import Curve, allocated
 from secateur.reconstruction.problem import Problem, problem
 from secateur.reconstruction.surgeon import _priced, first_share, pruned
@@ -176,16 +176,81 @@ def test_a_curve_rises_from_0_to_1() -> None:
     assert curve.at(0.75) < curve.at(0.77) < curve.at(0.8)
 
 
-def test_a_chooser_with_limits_of_its_own() -> None:
-    """Two of four, as N:M patterns choose: the solver asks for nothing but a mask from scores."""
+def runs_by_hand(C: int, T: int, M: int) -> list[list[int]]:
+    return blocks_by_hand(C, T, M)  # the same columns, of which some stay
 
-    def two_of_four(score: Tensor, cost: Tensor, need: int) -> Tensor:
-        parts = score.reshape(score.shape[0], -1, 4)
-        lowest = parts.argsort(dim=2)[:, :, :2]
-        return torch.zeros_like(parts, dtype=torch.bool).scatter_(2, lowest, value=True).reshape(score.shape)
 
-    task, _ = made(R=4, F=96, n=300)
-    plain = channel_blocks(96, 1, 1)
-    blocks = Blocks(plain.order, plain.of, unit=4)
-    keep = swept(task, blocks, two_of_four, 0.5)
-    assert (keep.reshape(1, 4, 24, 4).sum(3) == 2).all()
+@pytest.mark.parametrize(
+    ("C", "T", "keep", "M"), [(8, 3, 2, 4), (7, 2, 2, 4), (3, 5, 1, 4), (12, 1, 3, 5), (2, 2, 2, 4)]
+)
+def test_the_best_of_each_run_are_held_back(C: int, T: int, keep: int, M: int) -> None:
+    blocks = channel_runs(C, T, keep, M, 1 - keep / M)
+    score = torch.randint(0, 4, (6, C * T), generator=torch.Generator().manual_seed(1)).double()  # ties
+    score[random_mask((6, C * T), 0.7)] = torch.inf  # gone
+    stays = torch.zeros(6, C * T, dtype=torch.bool)
+    for row, run in itertools.product(range(6), runs_by_hand(C, T, M)):
+        there = [c for c in run if score[row, c] < torch.inf]
+        for c in sorted(there, key=lambda c: (float(score[row, c]), c))[-keep:]:
+            stays[row, c] = True
+    offered = torch.empty_like(score)
+    offered[:, blocks.order] = blocks.offered(score[:, blocks.order])
+    assert torch.equal(offered, score.masked_fill(stays, torch.inf))
+    for size in (1, 3, 64):
+        ranges = blocks.chunks(size)
+        steps = [step for chunk in ranges for step in blocks.steps(*chunk)]
+        assert [blocks.order[a:b].tolist() for a, b in steps] == runs_by_hand(C, T, M)
+
+
+def sparse_gpt(task: Problem, runs: list[list[int]], keep: int) -> Tensor:
+    """The paper's algorithm, one row, one column and one run at a time."""
+    order = [c for run in runs for c in run]
+    stays = torch.ones_like(task.alive)
+    for g in range(len(task.target)):
+        U = torch.linalg.cholesky(torch.linalg.inv(task.hessian[g][order][:, order]), upper=True)
+        for r in range(task.target.shape[1]):
+            w, at = task.target[g, r, order].clone(), 0
+            for run in runs:
+                here = range(at, at + len(run))
+                price = {c: float((w[c] / U[c, c]) ** 2) for c in here}
+                goes = sorted(here, key=price.__getitem__)[: max(len(run) - keep, 0)]
+                for c in goes:
+                    stays[g, r, order[c]] = False
+                for c in here:
+                    if c in goes:
+                        w[c:] -= w[c] / U[c, c] * U[c, c:]
+                at += len(run)
+    return stays
+
+
+@pytest.mark.parametrize(("C", "T", "keep", "M"), [(8, 3, 2, 4), (24, 1, 4, 8), (7, 3, 1, 4), (80, 1, 2, 4)])
+def test_the_sweep_takes_runs_as_sparse_gpt_does(C: int, T: int, keep: int, M: int) -> None:
+    task, _ = made(G=2, R=4, F=C * T, n=300)
+    share = 1 - keep / M
+    kept = swept(task, channel_runs(C, T, keep, M, share), choose_lowest, share)
+    assert torch.equal(kept, sparse_gpt(task, runs_by_hand(C, T, M), keep))
+
+
+@pytest.mark.parametrize("bound", [2e11, 0.0])  # by exact prices in stages; all by the sweep
+@pytest.mark.parametrize("gone", [0.0, 0.4])
+def test_runs_keep_as_many_as_may_stay(bound: float, gone: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.reconstruction.surgeon.MOST_WORK", bound)
+    task, _ = made(R=16, F=96, n=300)
+    task = Problem(task.target, task.hessian, random_mask((1, 16, 96), gone))
+    w, keep = pruned(task, channel_runs(12, 8, 2, 4, 0.5), choose_lowest, 0.5)
+    assert torch.equal(w != 0, keep)
+    lives, stays = (each.reshape(16, 3, 4, 8).sum(2) for each in (task.alive, keep))
+    assert torch.equal(stays, lives.clamp(max=2))
+    # On the way every run keeps as many, and the count is exact.
+    _, partly = pruned(task, channel_runs(12, 8, 2, 4, 0.5), choose_lowest, max(0.3, gone + 0.02))
+    assert (partly.reshape(16, 3, 4, 8).sum(2) >= lives.clamp(max=2)).all()
+    assert int((~partly).sum()) == max(round(max(0.3, gone + 0.02) * 16 * 96), int((~task.alive).sum()))
+
+
+def test_runs_lose_less_than_by_size_or_by_the_sweep() -> None:
+    task, _ = made(R=16, F=96, n=300)
+    blocks = channel_runs(12, 8, 2, 4, 0.5)
+    plain = torch.empty(1, 16, 96, dtype=torch.bool)
+    plain[0][:, blocks.order] = torch.isinf(blocks.offered(task.target[0].abs()[:, blocks.order]))
+    sweep = swept(task, blocks, choose_lowest, 0.5)
+    w, _ = pruned(task, blocks, choose_lowest, 0.5)
+    assert task.error(w) < task.error(solved(task, sweep)) < task.error(solved(task, plain))

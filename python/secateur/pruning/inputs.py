@@ -6,6 +6,7 @@ pass. Gram matrices of all layers are in memory together: F * F * 8 bytes a grou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -61,15 +62,19 @@ def width_of(weight: Weight) -> int:
     return weight.value.numel() // max(weight.layout.neurons(weight.value).shape[0], 1)
 
 
-def parts_of(weight: Weight) -> int:
-    """In how many parts of its inputs a layer is solved: more than one where its Gram matrix would be too large."""
+def parts_of(weight: Weight, run: int = 1) -> int:
+    """In how many parts of its inputs a layer is solved: more than one where its Gram matrix would be too large.
+
+    ``run``: of so many channels, which no part should cut.
+    """
     width, groups = width_of(weight), groups_of(weight.module, weight.parameter)
     if groups > 1 or width <= WIDEST:
         return 1
     channels = weight.layout.neurons(weight.value).shape[1]
     parts = [n for n in range(2, channels + 1) if channels % n == 0 and width // n <= WIDEST]
     # Blocks of a pattern, 1x4 or 1x16, are not cut in two if it can be helped.
-    return next((n for n in parts if channels // n % 16 == 0), parts[0] if parts else 1)
+    whole = (n for each in (math.lcm(run, 16), run) for n in parts if channels // n % each == 0)
+    return next(whole, parts[0] if parts else 1)
 
 
 def check(weights: Sequence[Weight], needs: Sequence[str]) -> None:

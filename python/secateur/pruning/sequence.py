@@ -24,6 +24,7 @@ from ..masks.weights import Weight, take_over, weights_of
 from ..reconstruction.curves import Curve, allocated
 from .criteria import Criterion, Inputs, WeightView
 from .criteria.base import share_of
+from .criteria.patterns import SemiStructured
 from .sites import Site, batch_norms, in_order, solvable, take_again
 from .targets import Target, by_criterion
 from .verdict import Verdict, bias_of
@@ -68,7 +69,12 @@ def decide_in_sequence(
             _write(twins[0][verdict.target.weight.key], verdict)
         own = {id(t): t.criterion for t in targets}
         sites = {
-            id(t): Site(t.weight, [found[t.weight.key] for found in twins], getattr(t.criterion, "seed", None) or 0)
+            id(t): Site(
+                t.weight,
+                [found[t.weight.key] for found in twins],
+                getattr(t.criterion, "seed", None) or 0,
+                t.pattern.run if isinstance(t.pattern, SemiStructured) else 1,
+            )
             for t in targets
         }
         pooled = [target for target in targets if target.pooled]

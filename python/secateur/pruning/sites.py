@@ -28,6 +28,7 @@ class Site:
     weight: Weight
     twins: list[Weight]
     seed: int = 0  # of the positions that are sampled
+    run: int = 1  # of channels, which no part of a wide layer should cut
 
     @property
     def names(self) -> list[str]:
@@ -37,7 +38,7 @@ class Site:
     @property
     def note(self) -> str:
         """What the report should say of it; empty: nothing."""
-        parts = parts_of(self.weight)
+        parts = parts_of(self.weight, self.run)
         if parts == 1:
             return ""
         width = width_of(self.weight)
@@ -46,7 +47,7 @@ class Site:
     def inputs(self, walk: Walk, caller: str, twins: Sequence[Weight] = ()) -> Inputs:
         """Sums over the layer's inputs in the networks of ``twins`` (all); with two, how those go together."""
         weight, twins = self.weight, twins or self.twins
-        parts = parts_of(weight)
+        parts = parts_of(weight, self.run)
         groups, width = max(groups_of(weight.module, weight.parameter), parts), width_of(weight) // parts
         into = InputMoments(groups, width, weight.value.device, len(twins) > 1)
         sampler = Sampler(self.seed, weight.label, walk.calls.count)

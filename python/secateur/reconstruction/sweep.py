@@ -2,7 +2,8 @@
 
 Frantar and Alistarh, "SparseGPT", ICML 2023, over Hassibi and Stork's optimal brain surgeon, NeurIPS 1992: with U the
 upper Cholesky factor of H^-1, the weight w of column c costs (w / U_cc)^2 when it goes, and the columns behind it take
-over -w / U_cc * U_c. A block B of columns costs \\|w_B U_BB^-1\\|^2.
+over -w / U_cc * U_c. A block B of columns costs \\|w_B U_BB^-1\\|^2. Under "N:M" each run of M columns is chosen when
+the sweep comes to it, as SparseGPT does: what the columns before it have handed on is in its weights by then.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ def swept(problem: Problem, blocks: Blocks, choose: Chooser, share: float, upper
     keep = alive.clone()
     gone = 0
     for first, last in blocks.chunks(CHUNK):
-        part = blocks.part(first, last)
-        U = upper[:, first:last, first:last]
-        chunk = w[:, :, first:last]
-        drop = _drop(part, chunk, U, alive[:, :, first:last], choose, round(share * G * R * last) - gone)
-        stay = alive[:, :, first:last] & ~drop
-        gone += int((~stay).sum())
-        keep[:, :, first:last] = stay
-        errors = torch.zeros_like(chunk)
-        for c in range(last - first):
-            error = torch.where(stay[:, :, c], 0.0, chunk[:, :, c]) / U[:, c, c, None]  # [G, R]
-            chunk[:, :, c:] -= error.unsqueeze(2) * U[:, c, None, c:]
-            errors[:, :, c] = error
+        errors = torch.zeros_like(w[:, :, first:last])
+        for begin, end in blocks.steps(first, last):
+            part, here = blocks.part(begin, end), slice(begin, end)
+            need = blocks.goal(share, G * R * end) - gone
+            drop = _drop(part, w[:, :, here], upper[:, here, here], alive[:, :, here], choose, need)
+            stay = alive[:, :, here] & ~drop
+            gone += int((~stay).sum())
+            keep[:, :, here] = stay
+            for c in range(begin, end):
+                error = torch.where(stay[:, :, c - begin], 0.0, w[:, :, c]) / upper[:, c, c, None]  # [G, R]
+                w[:, :, c:last] -= error.unsqueeze(2) * upper[:, c, None, c:last]
+                errors[:, :, c - first] = error
         w[:, :, last:] -= errors @ upper[:, first:last, last:]
     result = torch.empty_like(keep)
     result[:, :, order] = keep
@@ -67,5 +68,6 @@ def _drop(blocks: Blocks, w: Tensor, U: Tensor, alive: Tensor, choose: Chooser, 
     )
     score = blocks.sums(z.square()).reshape(G * R, -1)
     cost = blocks.sums(alive.to(torch.int64)).reshape(G * R, -1)
-    chosen = choose(score.masked_fill(cost == 0, torch.inf), cost, need - int((~alive).sum()))
+    score = blocks.offered(score.masked_fill(cost == 0, torch.inf))
+    chosen = choose(score, cost, need - int((~alive).sum()))
     return blocks.spread(chosen.reshape(G, R, -1))

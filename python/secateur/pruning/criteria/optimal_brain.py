@@ -12,11 +12,12 @@ from torch import Tensor
 from ..._base.checks import checked_choice, checked_number
 from ..._base.errors import Error
 from ...reconstruction import curves, surgeon
-from ...reconstruction.blocks import Blocks, channel_blocks
+from ...reconstruction.blocks import Blocks, channel_blocks, channel_runs
 from ...reconstruction.curves import Curve
 from ...reconstruction.problem import Problem, problem
 from ...reconstruction.survivors import solved
 from .base import Criterion
+from .patterns import SemiStructured
 from .ranking import lowest
 from .view import Decision, Inputs, WeightView
 
@@ -35,7 +36,8 @@ class OptimalBrain(Criterion):
     w^2 / U_cc^2, with U the Cholesky factor of H^-1, and the columns behind take over what is lost. When twice as many
     weights are left as should be (in small layers: from the start), they go by what each one's loss costs exactly, in
     stages of a fifth, with least squares on the survivors after each. Biases are solved with the weights. H is damped
-    by 1 % of its mean diagonal.
+    by 1 % of its mean diagonal. Under "N:M" a run of M columns is chosen when the sweep comes to it, and the best N of
+    each run, by these prices, are held back from every choice; stages are of a tenth then.
 
     Args:
         sparsity: zeros to reach, as a share (0 to 1) of all weights, those that are zero already included.
@@ -86,7 +88,8 @@ class OptimalBrain(Criterion):
     def _decide(self, view: WeightView) -> Decision:
         task = problem_of(view)
         total = view.total
-        share = self.sparsity if self.sparsity == 1 else min(self.sparsity, (total - 1) / total)
+        spared = self.sparsity == 1 or isinstance(view.pattern, SemiStructured)  # which keeps weights by itself
+        share = self.sparsity if spared else min(self.sparsity, (total - 1) / total)
         if view.pattern.block == 0:
             keep = _neurons(task, share, _known(view).parts > 1)
             w = solved(task, keep)
@@ -109,7 +112,15 @@ def choose_lowest(score: Tensor, cost: Tensor, need: int) -> Tensor:
 
 def blocks_of(view: WeightView) -> Blocks:
     _, C, T = view.shape
-    return channel_blocks(C // _known(view).parts, T, view.pattern.block, view.alive.device)
+    parts, pattern = _known(view).parts, view.pattern
+    if not isinstance(pattern, SemiStructured):
+        return channel_blocks(C // parts, T, pattern.block, view.alive.device)
+    if parts > 1 and C // parts % pattern.run:
+        raise Error(
+            f"prune: pattern must have runs that {parts} equal parts of {C:,} input channels do not cut for "
+            f'{view.label}, which is too wide to be solved at once, got "{pattern}" (exclude it)'
+        )
+    return channel_runs(C // parts, T, pattern.keep, pattern.run, pattern.share, view.alive.device)
 
 
 def problem_of(view: WeightView) -> Problem:
