@@ -36,9 +36,7 @@ def checked_labels(labels: Any, z: Tensor, caller: str) -> Tensor | None:
         raise Error(f"{caller}: labels must be a tensor or None, got {type(labels).__name__}")
     if labels.is_floating_point():
         if labels.shape != z.shape:
-            raise Error(
-                f"{caller}: labels in shares must be {list(z.shape)} like the logits, got {list(labels.shape)}"
-            )
+            raise Error(f"{caller}: labels in shares must be {list(z.shape)} like the logits, got {list(labels.shape)}")
         return None
     positions, classes = [z.shape[0], *z.shape[2:]], z.shape[1]
     if labels.dtype == torch.bool or labels.is_complex() or list(labels.shape) != positions:
