@@ -197,6 +197,8 @@ def _held_out(source: Source, evaluate: Any) -> tuple[list[Any], list[str]]:
     if source.held:
         return source.held, [f"held out to judge by, and never trained on: {source.share}"]
     few = list(itertools.islice(source.examples(0), MOST_BATCHES))
+    if not few:
+        raise Error(f"{CALLER}: batches must hold at least one batch, got none")
     return few, ["too few batches to hold some out: judged on what was trained on, overfitting would not be seen"]
 
 

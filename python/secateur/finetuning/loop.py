@@ -88,6 +88,7 @@ class Run:
         self._written = time.monotonic()
         self._began = time.monotonic()
         self._stream: Iterator[Example] | None = None
+        self._barren = False
 
     # ---- from start to end ----
 
@@ -247,21 +248,19 @@ class Run:
 
     def _next_example(self) -> Example:
         state = self.state
-        found = False  # a sample, in this pass
         while True:
             if self._stream is None:
                 self._stream = self.source.examples(state.number, state.place)
-                found = found or state.place > 0
+                self._barren = state.place == 0  # no sample was met in this pass, from its beginning on
             for example in self._stream:
                 if example.rows > 0:
+                    self._barren = False
                     self.goal.check(example)
                     return example
                 state.place += 1
-            if state.place == 0 and not found:
-                raise Error(
-                    f"{CALLER}: batches must hold at least one sample in each pass, got none in pass {state.number}"
-                )
-            state.number, state.place, self._stream, found = state.number + 1, 0, None, False
+            if self._barren:
+                raise Error(f"{CALLER}: batches must hold a sample in each pass, got none in pass {state.number}")
+            state.number, state.place, self._stream = state.number + 1, 0, None
 
     # ---- judged, kept, written ----
 
