@@ -147,7 +147,7 @@ class _Asked(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         distill = self.__dict__["distill"]
         if len(args) == 1 and not kwargs:
-            return distill._answer(args[0])
+            return distill.answer(args[0])
         return distill.teacher(*args, **kwargs)
 
 

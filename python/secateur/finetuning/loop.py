@@ -74,7 +74,8 @@ class Run:
         self.runner, self.net, self.source, self.goal, self.judge = runner, net, source, goal, judge
         self.rates, self.limits, self.checkpoint, self.ranks = rates, limits, checkpoint, ranks
         self.device, self.seed, self.amp = device, seed, amp
-        self.wrapped = isinstance(runner, nn.parallel.DistributedDataParallel)
+        # It averages the gradients itself.
+        self.wrapped = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in runner.modules())
         self.state = State()
         self.average = Average(net)
         self.best: Values = copied(live(net))

@@ -109,7 +109,7 @@ class DistillationLoss(nn.Module):
                 one.
         """
         with _outputs(self.teacher, list(self.hints), "teacher") as expected, torch.no_grad():
-            t = self._answer(x)
+            t = self.answer(x)
         if isinstance(student, nn.Module):
             with _outputs(student, list(self.hints.values()), "student") as found:
                 z = student(x)
@@ -136,7 +136,7 @@ class DistillationLoss(nn.Module):
             loss = loss + self.hint_weight * torch.stack([term.to(loss) for term in terms]).mean()
         return loss
 
-    def _answer(self, x: Any) -> Any:
+    def answer(self, x: Any) -> Any:
         """What the teacher says to x, on x's device and in the teacher's dtype."""
         if isinstance(x, Tensor):
             held = [*self.teacher.parameters(), *self.teacher.buffers()]
