@@ -226,12 +226,15 @@ def test_a_compiled_teacher(dense: nn.Module) -> None:
     assert report.best["kl"] < report.start["kl"]
 
 
-def test_a_student_in_torchs_wrappers(dense: nn.Module) -> None:
-    inner = pruned(dense)
-    report = tune(torch.compile(inner, backend="eager"), plain(), dense)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", ["compiled", "data parallel"])
+def test_a_student_in_torchs_wrappers(dense: nn.Module, kind: str) -> None:
+    inner, same = pruned(dense), pruned(dense)
+    wrapper: Any = torch.compile(inner, backend="eager") if kind == "compiled" else nn.DataParallel(inner)
+    flags = [m.training for m in wrapper.modules()]
+    report = tune(wrapper, plain(), dense, mixed_precision=False)
     assert report.improved
-    same = pruned(dense)
-    tune(same, plain(), dense)
+    assert [m.training for m in wrapper.modules()] == flags
+    tune(same, plain(), dense, mixed_precision=False)
     torch.testing.assert_close(values(inner)["5.weight"], values(same)["5.weight"])
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from secateur import Error
-from secateur.finetuning import sources
 from secateur.finetuning.example import Example, Reader
+from secateur.finetuning.listed import Listed
+from secateur.finetuning.loaded import Loaded
 from secateur.finetuning.ranks import Ranks
-from secateur.finetuning.sources import Listed, Loaded, Source, Streamed, open_source
+from secateur.finetuning.source import Source
+from secateur.finetuning.sources import Streamed, open_source
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 from tuning import X, Y, assert_same, labelled, net, plain, pruned, tune, values
@@ -164,7 +166,7 @@ def test_an_iterators_batches_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyP
     tune(listed, labelled(), steps=30)
     tune(iterated, iter(labelled()), steps=30)
     assert_same(values(listed), values(iterated))
-    monkeypatch.setattr(sources, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(lists, "KEPT_BYTES", 10_000)
     with pytest.raises(Error, match="is an iterator, which cannot be gone through again"):
         tune(net(), iter(labelled()))
 

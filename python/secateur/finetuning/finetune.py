@@ -26,11 +26,13 @@ from .checkpoints import Checkpoint
 from .example import CALLER, Reader
 from .goal import Goal
 from .judge import Judge
-from .loop import Limits, Run
+from .loop import Run
 from .optimizers import Maker, Rates
 from .ranks import Ranks
 from .report import FinetuneReport
-from .sources import MOST_BATCHES, Source, open_source
+from .source import MOST_BATCHES, Source
+from .sources import open_source
+from .state import Limits
 from .student import checked_student, held_note, masks_of, zeros_held
 
 #: Of a run that is given neither steps nor minutes.
@@ -101,7 +103,8 @@ def finetune(
             that has them as ``logits``).
         steps: the number of optimizer steps; 2000 where there are no ``minutes``.
         minutes: the wall time, judging included. With ``steps``: whichever ends first.
-        lr: the highest learning rate; None: 1e-3 for the default optimizer, an optimizer's own.
+        lr: the highest learning rate; None: 2e-3 for the default optimizer (less for what was pruned little and is sensitive:
+            transformers, say), an optimizer's own.
         optimizer: None: AdamW, with a decay of 1e-4 for weights and none for biases and normalization. A torch
             optimizer over the student's parameters, whose rates follow the schedule and are put back. Or a function of
             parameter groups (``torch.optim.SGD``, a ``functools.partial``), called with ``lr=`` where that is given.
@@ -138,7 +141,7 @@ def finetune(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(flags_kept(net))
+        stack.enter_context(flags_kept(student))
         if ranks.size > 1:
             _agree(net, ranks)
         held = stack.enter_context(zeros_held(net))

@@ -6,14 +6,11 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
-from .. import ops
 from .._base.errors import Error
 from .._base.signals import held_signals
 from .averages import Average, Values, copied, live, put, statistics
@@ -21,47 +18,17 @@ from .checkpoints import Checkpoint
 from .example import CALLER, Example
 from .goal import Goal
 from .judge import Judge
+from .listed import Listed
 from .optimizers import Rates
 from .ranks import Ranks
-from .seeds import mixed, seed_all
-from .sources import Listed, Source
-from .student import mask_by_parameter
+from .source import Source
+from .state import Limits, State
+from .step import Stepper
 
 #: So many steps in a row that give NaN or Inf end the run.
 _MOST_SKIPPED = 10
-#: Gradients longer than so many times their running average are cut to that.
-_CLIP, _MEMORY = 3.0, 0.95
 #: The checkpoint is written at a judgement if it is older than so many seconds, and between two if much older.
 _WRITE_AFTER, _WRITE_EVERY = 30.0, 300.0
-#: The teacher's answers to batches that come again unchanged are kept up to so many bytes.
-_ANSWER_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Limits:
-    """``steps`` or ``seconds``, whichever ends first; judged ``evaluations`` times on the way."""
-
-    steps: int | None
-    seconds: float | None
-    evaluations: int
-
-
-@dataclass
-class State:
-    """Where a run stands: plain values, as the checkpoint has them."""
-
-    step: int = 0
-    seconds: float = 0.0
-    mark: int = 0  # how many of the judgements are done
-    number: int = 0  # of the pass through the batches
-    place: int = 0  # in that pass
-    norm: float = 0.0  # running average of the gradient's length
-    total: float = 0.0  # of the losses since the last row
-    counted: int = 0
-    skipped: int = 0
-    best: int = 0  # the row of the best
-    stopped: str = ""
-    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
@@ -73,15 +40,12 @@ class Run:
     ) -> None:  # fmt: skip
         self.runner, self.net, self.source, self.goal, self.judge = runner, net, source, goal, judge
         self.rates, self.limits, self.checkpoint, self.ranks = rates, limits, checkpoint, ranks
-        self.device, self.seed, self.amp = device, seed, amp
-        # It averages the gradients itself.
-        self.wrapped = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in runner.modules())
+        self.device, self.amp = device, amp
         self.state = State()
         self.average = Average(net)
+        again = isinstance(source, Listed)
+        self.stepper = Stepper(runner, net, goal, rates, self.average, ranks, device, seed, amp, again)
         self.best: Values = copied(live(net))
-        self.masks = mask_by_parameter(net)
-        self._answers: dict[int, Tensor] = {}
-        self._answer_bytes = 0
         self.in_a_row = 0
         self.whole = True  # the student's values and the state belong together
         self.resumed = 0
@@ -155,7 +119,7 @@ class Run:
         began = time.monotonic()
         with held_signals():
             self.whole = False
-            done = self._step(example, share)
+            done = self.stepper.take(self.state, example, share)
             self.state.place += 1
             self.in_a_row = 0 if done else self.in_a_row + 1
             if self.in_a_row >= _MOST_SKIPPED:
@@ -169,83 +133,6 @@ class Run:
         self._longest_step = max(self._longest_step, time.monotonic() - began)
         if time.monotonic() - self._written > _WRITE_EVERY:
             self._write()
-
-    def _step(self, example: Example, share: float) -> bool:
-        """False: NaN or Inf came, and nothing was changed."""
-        state, optimizer = self.state, self.rates.optimizer
-        if self.ranks.size == 1 and not example.finite():
-            state.skipped += 1
-            return False
-        seed_all(mixed(self.seed, "step", state.step, self.ranks.rank))
-        answer, example = self._answer(example), example.on(self.device)
-        with self._precision(self.amp):
-            loss = self.goal.loss(self.runner, example, answer)
-        if not loss.requires_grad:
-            raise Error(f"{CALLER}: loss must depend on the student's parameters, it has no gradient")
-        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
-        norm = self._gradients()
-        value = float(loss.detach())
-        if not math.isfinite(norm) or (self.ranks.size == 1 and not math.isfinite(value)):
-            state.skipped += 1
-            optimizer.zero_grad(set_to_none=True)
-            self.average.mend_statistics()
-            return False
-        self._clip(norm)
-        self.rates.set(share)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        state.step += 1
-        self.average.update(state.step)
-        state.total += value
-        state.counted += 1
-        return True
-
-    def _answer(self, example: Example) -> Any:
-        """The teacher's, once for a batch of a list."""
-        if self.goal.hints or self.goal.teacher is None:
-            return None  # with hints the loss asks its teacher itself
-        known = self._answers.get(id(example))
-        if known is not None:
-            return known
-        with self._precision(self.amp and not self.goal.compiled_teacher):
-            answer = self.goal.answer(example.on(self.device))
-        if isinstance(self.source, Listed) and isinstance(answer, Tensor):
-            self._answer_bytes += answer.nbytes
-            if self._answer_bytes <= _ANSWER_BYTES:
-                self._answers[id(example)] = answer
-        return answer
-
-    def _precision(self, bfloat16: bool) -> torch.autocast:
-        # Without its cache: inside another autocast block that one is not emptied, and the weights of the first step
-        # would be used in all others.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
-
-    def _gradients(self) -> float:
-        """Averages them over the ranks, takes those of pruned weights away, and gives their length."""
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
-        if self.ranks.size > 1 and not self.wrapped:
-            for p in parameters:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-            self.ranks.average_([p.grad for p in parameters if p.grad is not None])
-        for p, mask in self.masks:
-            if p.grad is not None and p.grad.layout == torch.strided:
-                # Else they would fill the length and the momentum, and weights that stay would hardly move.
-                ops.mask_apply_(p.grad, mask)
-        found = [p.grad for p in parameters if p.grad is not None]
-        if not found:
-            raise Error(f"{CALLER}: loss must reach parameters of student that require grad, it reaches none")
-        norms = torch._foreach_norm([g.coalesce().values() if g.is_sparse else g for g in found])
-        return float(torch.stack([n.to(torch.float64) for n in norms]).norm())
-
-    def _clip(self, norm: float) -> None:
-        state = self.state
-        limit = _CLIP * state.norm
-        if state.step >= _MOST_SKIPPED and norm > limit:
-            gradients: list[Tensor] = [p.grad for p in self.net.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, limit / norm)
-            norm = limit
-        state.norm = norm if state.step == 0 else _MEMORY * state.norm + (1 - _MEMORY) * norm
 
     def _next_example(self) -> Example:
         state = self.state
@@ -335,4 +222,4 @@ class Run:
             self._began = time.monotonic()
 
 
-__all__ = ["Limits", "Run", "State"]
+__all__ = ["Run"]
