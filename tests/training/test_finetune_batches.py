@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from secateur import Error
+from secateur.finetuning import listed as lists
 from secateur.finetuning.example import Example, Reader
 from secateur.finetuning.listed import Listed
 from secateur.finetuning.loaded import Loaded

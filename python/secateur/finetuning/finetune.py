@@ -103,8 +103,8 @@ def finetune(
             that has them as ``logits``).
         steps: the number of optimizer steps; 2000 where there are no ``minutes``.
         minutes: the wall time, judging included. With ``steps``: whichever ends first.
-        lr: the highest learning rate; None: 2e-3 for the default optimizer (less for what was pruned little and is sensitive:
-            transformers, say), an optimizer's own.
+        lr: the highest learning rate; None: 2e-3 for the default optimizer (a network that was pruned little, or is
+            large, may want less), an optimizer's own.
         optimizer: None: AdamW, with a decay of 1e-4 for weights and none for biases and normalization. A torch
             optimizer over the student's parameters, whose rates follow the schedule and are put back. Or a function of
             parameter groups (``torch.optim.SGD``, a ``functools.partial``), called with ``lr=`` where that is given.

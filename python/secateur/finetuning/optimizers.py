@@ -15,9 +15,9 @@ from .._base.errors import Error
 from ..nn.trainable_threshold import TrainableThresholdReLU
 from .example import CALLER
 
-#: Of the default AdamW: the highest learning rate, and the decay of weights. Pruned networks want the rates of training,
-#: not those of fine-tuning (Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning", ICLR 2020); measured in
-#: benchmarks/README.md.
+#: Of the default AdamW: the highest learning rate, and the decay of weights. Pruned networks want the rates of
+#: training, not of fine-tuning (Renda, Frankle and Carbin, "Comparing Rewinding and Fine-tuning in Neural Network
+#: Pruning", ICLR 2020).
 RATE, DECAY = 2e-3, 1e-4
 #: How much faster thresholds learn.
 THRESHOLDS = 10.0
