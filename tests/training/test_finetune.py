@@ -131,6 +131,16 @@ def test_a_distillation_loss_with_hints(dense: nn.Module) -> None:
     tune(pruned(dense), labelled(), loss=DistillationLoss(dense, temperature=2.0), steps=3)
 
 
+def test_a_term_for_sparse_activations() -> None:
+    model = net()
+    with secateur.ActivationSparsityLoss(model, weight=1.0) as term:
+        loss = lambda z, y: nn.functional.cross_entropy(z, y) + term()  # noqa: E731
+        with pytest.raises(Error, match="ActivationSparsityLoss: a forward pass in training mode"):
+            tune(model, labelled(), loss=loss)
+        report = tune(model, labelled(), loss=loss, evaluate=lambda m: float((m(X).argmax(1) == Y).double().mean()))
+    assert report.improved
+
+
 # ---- what holds ----
 
 

@@ -23,7 +23,8 @@ def batches(kind: str) -> Any:
     if kind == "list":
         return labelled()
     generator = torch.Generator().manual_seed(0) if kind == "generator" else None
-    return DataLoader(TensorDataset(X, Y), 20, shuffle=True, generator=generator)
+    workers = 1 if kind == "worker" else 0
+    return DataLoader(TensorDataset(X, Y), 20, shuffle=True, generator=generator, num_workers=workers)
 
 
 def cutting(at: int) -> Any:
@@ -43,7 +44,7 @@ def cutting(at: int) -> Any:
     return Cut
 
 
-@pytest.mark.parametrize("kind", ["list", "loader", "generator"])
+@pytest.mark.parametrize("kind", ["list", "loader", "generator", "worker"])
 def test_a_run_that_was_cut_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     """Weights, averages, the optimizer's state and the rows; with dropout, a teacher and BatchNorm."""
     teacher, whole, cut = net(1), pruned(net(dropout=0.3)), pruned(net(dropout=0.3))

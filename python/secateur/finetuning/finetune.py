@@ -110,7 +110,9 @@ def finetune(
             parameter groups (``torch.optim.SGD``, a ``functools.partial``), called with ``lr=`` where that is given.
         loss: None; a :class:`secateur.DistillationLoss`, which brings its teacher; or a function of the student's
             output and, as far as they are there, the labels and the teacher's output, that returns a scalar to be made
-            small. Values after the inputs are then given as a tuple where they are several.
+            small. Values after the inputs are then given as a tuple where they are several. Held-out batches are judged
+            by it in evaluation mode: with a term that exists in training mode alone (that of
+            :class:`secateur.ActivationSparsityLoss`) give ``evaluate`` as well.
         evaluate: a function of the model, called in evaluation mode without gradients, that returns a finite number:
             the higher, the better. Under torch.distributed the mean over the ranks counts.
         checkpoint: a file to write now and then and to resume from, if it is there.
@@ -152,7 +154,7 @@ def finetune(
         source = open_source(batches, read, seed, evaluate is None, ranks)
         stack.callback(source.close)
         examples, notes = _held_out(source, evaluate)
-        for example in examples[:1]:
+        for example in examples:
             goal.check(example)
         judge = Judge(net, goal, examples, evaluate, ranks, device)
         settings: dict[str, Any] = {

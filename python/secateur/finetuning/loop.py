@@ -172,7 +172,7 @@ class Run:
         if which == "start" and not math.isfinite(measures[self.judge.by]):
             raise Error(
                 f"{CALLER}: student must give finite outputs before it is trained, its {self.judge.by} is "
-                f"{measures[self.judge.by]} (NaN or Inf in the batches, perhaps)"
+                f"{measures[self.judge.by]} (NaN or Inf in the batches, or in the teacher's answers, perhaps)"
             )
         loss = self.ranks.sum([state.total, float(state.counted)], self.device)
         with held_signals():
