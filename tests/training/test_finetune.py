@@ -305,18 +305,13 @@ def test_the_average_and_its_statistics(dense: nn.Module) -> None:
 
 def test_statistics_of_the_kept_average_are_those_of_its_activations() -> None:
     model = net()
-    report = tune(model, labelled(), steps=200, lr=3e-3, evaluate=lambda m: 0.0 if m is None else float(next(_COUNT)))
-    assert report.best["weights"] == "last"
-    average = net()
-    report = tune(average, labelled(), steps=200, lr=3e-3)
+    report = tune(model, labelled(), steps=200, lr=3e-3)
+    assert report.improved
     with torch.no_grad():
-        x = average[0](X)
-    kept, exact = average[1].running_var, x.var((0, 2, 3))
+        x = model[0](X)
+    kept, exact = model[1].running_var, x.var((0, 2, 3))
     # Of batches of 20 and of slowly moving weights: a fifth apart at most; the start's are 1, two thirds apart.
     assert float(((kept - exact) / exact).abs().max()) < 0.2  # type: ignore[operator]
-
-
-_COUNT = iter(range(1000))
 
 
 def test_long_gradients_are_cut() -> None:
