@@ -10,6 +10,7 @@ from .activations.prune import prune_activations
 from .activations.sensitivity import activation_sensitivity
 from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
 from .engine import compile, profile
+from .finetuning import finetune
 from .masks import strip
 from .nn.conversion import convert
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
@@ -37,6 +38,7 @@ __all__ = [
     "activation_sensitivity",
     "compile",
     "convert",
+    "finetune",
     "freeze_thresholds",
     "import_checkpoint",
     "load",
