@@ -11,6 +11,7 @@ from .activations.sensitivity import activation_sensitivity
 from .calibration.recalibrate import recalibrate
 from .checkpoint import import_checkpoint, load, save, to_dense_state_dict
 from .engine import compile, profile
+from .finetuning import finetune
 from .masks import strip
 from .nn.conversion import convert
 from .nn.trainable_threshold import freeze_thresholds, train_thresholds
@@ -41,6 +42,7 @@ __all__ = [
     "activation_sensitivity",
     "compile",
     "convert",
+    "finetune",
     "freeze_thresholds",
     "import_checkpoint",
     "load",

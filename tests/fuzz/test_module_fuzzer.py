@@ -88,7 +88,7 @@ def script(forward: str, init: str = "pass", make: str = "pass") -> str:
 POOLED = "return self.fc(F.relu(y).mean((2, 3)))"
 
 
-def itself(model: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+def itself(model: nn.Module, example: tuple[Any, ...], more: Any = ()) -> nn.Module:
     """A call without a fault, for networks as simple as those below."""
     return copy.deepcopy(model).eval()
 

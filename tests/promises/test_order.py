@@ -22,6 +22,7 @@ ROOMS = (
     "commands",
     "commands/demo",
     ".",
+    "finetuning",
     "checkpoint",
     "checkpoint/graph",
     "checkpoint/format",

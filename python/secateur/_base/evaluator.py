@@ -20,15 +20,19 @@ log = logging.getLogger("secateur")
 
 
 class Evaluator:
-    """``evaluate``, checked: called in evaluation mode, without gradients, and counted."""
+    """``evaluate``, checked: called in evaluation mode, without gradients, and counted.
 
-    def __init__(self, caller: str, evaluate: Callable[[nn.Module], Any] | None) -> None:
+    ``bounded``: it must give an accuracy, 0 to 1; else any finite number.
+    """
+
+    def __init__(self, caller: str, evaluate: Callable[[nn.Module], Any] | None, bounded: bool = True) -> None:
         if evaluate is None:
             raise Error(f"{caller}: evaluate must be given with max_accuracy_drop, got None")
         if not callable(evaluate):
             raise Error(f"{caller}: evaluate must be a function of the model, got {type(evaluate).__name__}")
         self.caller = caller
         self.evaluate = evaluate
+        self.bounded = bounded
         self.calls = 0
 
     def __call__(self, model: nn.Module) -> float:
@@ -42,8 +46,9 @@ class Evaluator:
                 state.restore()
         self.calls += 1
         number = _number(answer)
-        if not 0 <= number <= 1:  # NaN as well
-            raise Error(f"{self.caller}: evaluate must return an accuracy from 0 to 1, got {answer!r}")
+        if not (0 <= number <= 1 if self.bounded else math.isfinite(number)):  # NaN is neither
+            what = "an accuracy from 0 to 1" if self.bounded else "a finite number"
+            raise Error(f"{self.caller}: evaluate must return {what}, got {answer!r}")
         return number
 
     def of_given(self, model: nn.Module) -> float:

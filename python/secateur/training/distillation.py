@@ -14,10 +14,9 @@ from .._base.checks import checked_number
 from .._base.copies import evaluating, own_copy
 from .._base.errors import Error
 from .._base.wrappers import unwrapped
+from .logits import checked_labels, checked_logits, cross_entropy, divergence, wide
 
 _CALLER = "DistillationLoss"
-#: The label that torch's cross entropy leaves out, too.
-IGNORED = -100
 
 
 class DistillationLoss(nn.Module):
@@ -110,7 +109,7 @@ class DistillationLoss(nn.Module):
                 one.
         """
         with _outputs(self.teacher, list(self.hints), "teacher") as expected, torch.no_grad():
-            t = self._answer(x)
+            t = self.answer(x)
         if isinstance(student, nn.Module):
             with _outputs(student, list(self.hints.values()), "student") as found:
                 z = student(x)
@@ -118,26 +117,26 @@ class DistillationLoss(nn.Module):
             raise Error(f"{_CALLER}: student must be the network where there are hints, got {type(student).__name__}")
         else:
             z, found = student, []
-        z = _logits(z, "student")
-        t = _logits(t, "teacher").to(z)
+        z = checked_logits(z, "student", _CALLER)
+        t = checked_logits(t, "teacher", _CALLER).to(z)
         if z.shape != t.shape:
             raise Error(
                 f"{_CALLER}: the student's logits must be {list(t.shape)} like the teacher's, got {list(z.shape)}"
             )
-        counted = None if labels is None else _check_labels(labels, z)  # [N, ...] or None: all of them
+        counted = None if labels is None else checked_labels(labels, z, _CALLER)  # [N, ...] or None: all of them
         share = 1.0 if labels is None else self.alpha
         loss = z.new_zeros(())
         if share > 0:  # a part without weight is left out: 0 times its infinity would be NaN
-            loss = loss + share * self._soft(z, t, counted)
+            loss = loss + share * self.temperature**2 * divergence(z, t, self.temperature, counted)
         if labels is not None and share < 1:
-            loss = loss + (1 - share) * _hard(z, labels, counted)
+            loss = loss + (1 - share) * cross_entropy(z, labels, counted)
         if self.hints and self.hint_weight > 0:
             pairs = zip(self.hints.items(), found, expected, strict=True)
             terms = [_hint(names, s, e, z.requires_grad) for names, s, e in pairs]
             loss = loss + self.hint_weight * torch.stack([term.to(loss) for term in terms]).mean()
         return loss
 
-    def _answer(self, x: Any) -> Any:
+    def answer(self, x: Any) -> Any:
         """What the teacher says to x, on x's device and in the teacher's dtype."""
         if isinstance(x, Tensor):
             held = [*self.teacher.parameters(), *self.teacher.buffers()]
@@ -148,15 +147,6 @@ class DistillationLoss(nn.Module):
             if len(dtypes) == 1 and x.is_floating_point():
                 x = x.to(dtypes.pop())
         return self.teacher(x)
-
-    def _soft(self, z: Tensor, t: Tensor, counted: Tensor | None) -> Tensor:
-        """T^2 times the divergence of the student's softened classes from the teacher's, in nats."""
-        p = F.log_softmax(t / self.temperature, 1)  # [N, C, ...]
-        q = F.log_softmax(z / self.temperature, 1)
-        share = p.exp()
-        # Where the teacher is sure that it is not this class (a logit of -inf), 0 * log 0 is 0.
-        each = torch.where(share == 0, torch.zeros_like(q), share * (p - q)).sum(1)  # [N, ...]
-        return self.temperature**2 * _mean(each, counted)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationLoss:
         # to(), half(), cuda() ... all end here.
@@ -244,60 +234,5 @@ def _hint(names: tuple[str, str], student: Tensor, teacher: Tensor, expect_gradi
     if expect_gradient and not student.requires_grad:
         # Frozen layers, or reentrant checkpointing: the hint would silently do nothing.
         raise Error(f"{_CALLER}: hints must name layers that learn, no gradient reaches the student's {names[1]!r}")
-    student = _wide(student)
+    student = wide(student)
     return F.mse_loss(student, teacher.to(student))
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Half precision as float32: sums and T^2 overflow in it."""
-    return value if value.dtype == torch.float64 else value.to(torch.float32)
-
-
-def _logits(value: Any, whose: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise Error(f"{_CALLER}: the {whose}'s logits must be one tensor, got {type(value).__name__}")
-    if not value.is_floating_point() or value.dim() < 2:
-        raise Error(
-            f"{_CALLER}: the {whose}'s logits must be floating point [N, C, ...], got {value.dtype} {list(value.shape)}"
-        )
-    return _wide(value)
-
-
-def _check_labels(labels: Any, z: Tensor) -> Tensor | None:
-    """Which positions count, bool ``[N, ...]``; None: all do."""
-    if not isinstance(labels, Tensor):
-        raise Error(f"{_CALLER}: labels must be a tensor or None, got {type(labels).__name__}")
-    if labels.is_floating_point():
-        if labels.shape != z.shape:
-            raise Error(
-                f"{_CALLER}: labels in shares must be {list(z.shape)} like the logits, got {list(labels.shape)}"
-            )
-        return None
-    positions, classes = [z.shape[0], *z.shape[2:]], z.shape[1]
-    if labels.dtype == torch.bool or labels.is_complex() or list(labels.shape) != positions:
-        raise Error(
-            f"{_CALLER}: labels must be integers {positions} or shares {list(z.shape)}, got {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
-    counted = labels != IGNORED
-    if labels.device.type == "cpu":
-        wrong = counted & ((labels < 0) | (labels >= classes))
-        if bool(wrong.any()):
-            raise Error(
-                f"{_CALLER}: labels must be classes from 0 to {classes - 1} (or {IGNORED}), got {int(labels[wrong][0])}"
-            )
-    return counted.to(z.device)
-
-
-def _hard(z: Tensor, labels: Tensor, counted: Tensor | None) -> Tensor:
-    if labels.is_floating_point():
-        return F.cross_entropy(z, labels.to(z))
-    each = F.cross_entropy(z, labels.to(z.device, torch.int64), ignore_index=IGNORED, reduction="none")
-    return _mean(each, counted)
-
-
-def _mean(each: Tensor, counted: Tensor | None) -> Tensor:
-    """Over the positions that count; 0 where none does."""
-    if counted is None:
-        return each.mean()
-    return torch.where(counted, each, torch.zeros_like(each)).sum() / counted.sum().clamp_min(1)

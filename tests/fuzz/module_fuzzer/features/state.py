@@ -60,7 +60,7 @@ def kept_on_child(s: Scope) -> None:
 def replaced_attribute(s: Scope) -> None:
     v = s.pick()
     name = s.plain("torch.ones(1, 1, 1, 1)", "given")
-    w = s.put(f"{v.name} + {name}.mean()", v)
+    w = s.put(f"{v.name} + 0.1 * {name}.mean()", v)
     s.do(f"{name} = {w.name}[:1, :1] * 0.1")
 
 
@@ -92,7 +92,7 @@ def running_mean(s: Scope) -> None:
 def set_buffer(s: Scope) -> None:
     v = s.pick()
     name = s.buffer("torch.zeros(1)", "buf")
-    w = s.put(f"{v.name} + {name}.mean()", v)
+    w = s.put(f"{v.name} + 0.1 * {name}.mean()", v)
     s.do(f"{name} = {w.name}.detach()[:1] * 0.1")
 
 
