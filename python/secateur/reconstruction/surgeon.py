@@ -36,6 +36,7 @@ def pruned(
     """
     G, R, F = problem.target.shape
     stage = STAGE if blocks.runs is None else STAGE_IN_RUNS
+    fresh, begin = keep is None, 0.0
     if keep is None:
         begin = first_share(G * R, F, share, stage)
         keep = swept(problem, blocks, choose, begin) if begin > 0 else problem.alive
@@ -52,7 +53,15 @@ def pruned(
         if now == left:  # the blocks that are left are larger than what should go, or held back
             break
         keep, left = fewer, now
-    return solved(problem, keep), keep
+    w = solved(problem, keep)
+    if blocks.runs is not None and fresh and begin < share:
+        # Stages drop what is cheap now, wherever it is; where inputs hardly depend on one another the sweep may come
+        # out ahead (by 2 %; else the stages by 10 to 30), and it costs little.
+        other = swept(problem, blocks, choose, share)
+        swept_w = solved(problem, other)
+        if problem.error(swept_w) < problem.error(w):
+            return swept_w, other
+    return w, keep
 
 
 def _dearest(score: Tensor) -> Tensor:
