@@ -34,6 +34,8 @@ from . import fashion
 OUT = Path("out/one_shot")
 IMAGES, BATCH = 1024, 128
 ZEROS = (0.5, 0.7, 0.8, 0.9, 0.95)
+#: The patterns "N:M" at the shares of zeros that are their own.
+RUNS = {0.5: "2:4", 0.75: "1:4"}
 #: What may be lost at most, in points.
 REACH = {"resnet": {0.8: 0.9, 0.9: 3.5, 0.95: 20.0}, "vgg": {0.8: 0.3, 0.9: 1.0}}
 
@@ -41,18 +43,18 @@ Batches = tuple[Tensor, ...]
 Method = Callable[[nn.Module, nn.Module, Batches, float], None]
 
 
-def by(make: Callable[[float], Any], pattern: str = "1x1") -> Method:
+def by(make: Callable[[float], Any], pattern: str = "1x1", solve: bool = False) -> Method:
+    """``pattern`` "N:M": the one of ``RUNS``. ``solve``: by ``restore`` afterwards."""
+
     def prune(model: nn.Module, dense: nn.Module, batches: Batches, share: float) -> None:
         rule = make(share)
         data = None if rule.needs is None else batches
-        secateur.prune(model, rule, data=data, pattern=pattern, exclude=["0"], progress=False)
+        where = RUNS[share] if pattern == "N:M" else pattern
+        secateur.prune(model, rule, data=data, pattern=where, exclude=["0"], progress=False)
+        if solve:
+            secateur.restore(model, dense, batches, progress=False)
 
     return prune
-
-
-def restored(model: nn.Module, dense: nn.Module, batches: Batches, share: float) -> None:
-    secateur.prune(model, MeanStd(sparsity=share), exclude=["0"])
-    secateur.restore(model, dense, batches, progress=False)
 
 
 METHODS: dict[str, Method] = {
@@ -60,10 +62,14 @@ METHODS: dict[str, Method] = {
     "Magnitude, global": by(lambda s: Magnitude(s, "global")),
     "MeanStd": by(lambda s: MeanStd(sparsity=s)),
     "Wanda": by(Wanda),
-    "MeanStd, restored": restored,
+    "MeanStd, restored": by(lambda s: MeanStd(sparsity=s), solve=True),
     "OptimalBrain": by(OptimalBrain),
     "OptimalBrain, global": by(lambda s: OptimalBrain(s, "global")),
     "OptimalBrain, global, 1x4": by(lambda s: OptimalBrain(s, "global"), "1x4"),
+    "Magnitude, N:M": by(Magnitude, "N:M"),
+    "Wanda, N:M": by(Wanda, "N:M"),
+    "Magnitude, N:M, restored": by(Magnitude, "N:M", solve=True),
+    "OptimalBrain, N:M": by(OptimalBrain, "N:M"),
 }
 QUICK = ("Magnitude, global", "OptimalBrain, global")
 
@@ -83,6 +89,8 @@ def measure(names: list[str], methods: list[str], zeros: list[float], repeats: i
         print(f"{name}: dense {dense_accuracy[name]:.2f}", flush=True)
         for share in zeros:
             for method in methods:
+                if "N:M" in method and share not in RUNS:
+                    continue
                 found, seconds = [], []
                 for repeat in range(repeats):
                     model, batches = copy.deepcopy(dense), sample(train, repeat)
