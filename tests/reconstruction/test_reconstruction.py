@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from secateur.pruning.criteria.optimal_brain import choose_lowest
-from secateur.reconstruction import curves, survivors
+from secateur.reconstruction import curves, surgeon, survivors
 from secateur.reconstruction.blocks import channel_blocks, channel_runs
 from secateur.reconstruction.curves import Curve, allocated
 from secateur.reconstruction.problem import Problem, problem
@@ -236,7 +236,10 @@ def test_runs_keep_as_many_as_may_stay(bound: float, gone: float, monkeypatch: p
     monkeypatch.setattr("secateur.reconstruction.surgeon.MOST_WORK", bound)
     task, _ = made(R=16, F=96, n=300)
     task = Problem(task.target, task.hessian, random_mask((1, 16, 96), gone))
+    priced = []
+    monkeypatch.setattr(surgeon, "_priced", lambda *given: priced.append(given) or _priced(*given))
     w, keep = pruned(task, channel_runs(12, 8, 2, 4, 0.5), choose_lowest, 0.5)
+    assert bool(priced) == (bound > 0)  # nothing is priced that may not go
     assert torch.equal(w != 0, keep)
     lives, stays = (each.reshape(16, 3, 4, 8).sum(2) for each in (task.alive, keep))
     assert torch.equal(stays, lives.clamp(max=2))

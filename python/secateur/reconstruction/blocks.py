@@ -78,6 +78,13 @@ class Blocks:
         """How many of ``count`` weights should go; at the runs' own share all, for they say themselves what stays."""
         return count if self.runs is not None and self.runs.reached_by(share) else round(share * count)
 
+    def left(self, alive: Tensor, share: float) -> int:
+        """How many of ``alive``, bool [..., F] in this order, should stay; what is gone counts in the share."""
+        if self.runs is None or not self.runs.reached_by(share):
+            return alive.numel() - round(share * alive.numel())
+        lives = torch.zeros(*alive.shape[:-1], int(self.runs.of[-1]) + 1, dtype=torch.int64, device=alive.device)
+        return int(lives.index_add_(-1, self.runs.of, alive.to(torch.int64)).clamp(max=self.runs.keep).sum())
+
     def offered(self, score: Tensor) -> Tensor:
         """Scores [N, B] with inf for those that the runs hold back."""
         return score if self.runs is None else score.masked_fill(self.runs.best(score), math.inf)

@@ -40,8 +40,7 @@ def pruned(
     if keep is None:
         begin = first_share(G * R, F, share, stage)
         keep = swept(problem, blocks, choose, begin) if begin > 0 else problem.alive
-    total = keep.numel()
-    left, last = int(keep.sum()), total - blocks.goal(share, total)
+    left, last = int(keep.sum()), blocks.left(keep[:, :, blocks.order], share)
     while left > last:
         score, cost = _priced(problem, blocks, keep)
         drop = choose(blocks.offered(score), cost, left - max(last, int(left * stage)))
@@ -50,7 +49,7 @@ def pruned(
         if now == 0 and last > 0:  # the last block is larger than what should stay
             fewer = keep & _unordered(blocks, _dearest(score), keep.shape)
             now = int(fewer.sum())
-        if now == left:  # the blocks that are left are larger than what should go, or held back
+        if now == left:  # the blocks that are left are larger than what should go
             break
         keep, left = fewer, now
     w = solved(problem, keep)
