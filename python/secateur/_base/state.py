@@ -55,11 +55,14 @@ def random_state_kept() -> Iterator[None]:
     """Restores the random state of torch (the CPU's, and the GPUs' in use), Python, and NumPy where it is loaded."""
     numpy = sys.modules.get("numpy.random")
     python, array = random.getstate(), numpy.get_state() if numpy is not None else None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    on_cpu = torch.default_generator.get_state()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
+        yield
     finally:
+        torch.default_generator.set_state(on_cpu)
+        if on_gpus:
+            torch.cuda.set_rng_state_all(on_gpus)
         random.setstate(python)
         if numpy is not None:
             numpy.set_state(array)
