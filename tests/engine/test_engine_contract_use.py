@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -285,3 +286,36 @@ def test_a_hook_that_changes_what_is_written(register: str) -> None:
     getattr(model.relu, register)(change)
     with torch.no_grad():
         near(compiled(model, X)(X), model(X))
+
+
+class Replaced(nn.Module):
+    """Its forward hangs on the object; the class's computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 4)
+        self.forward = self.other  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def other(self, x: Tensor) -> Tensor:
+        return self.conv(x) * 2
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_forward_on_the_object_stays(hooked: bool, inside: bool) -> None:
+    part = Replaced().eval()
+    model = nn.Sequential(part, nn.ReLU()) if inside else part
+    if hooked:
+        part.register_forward_hook(lambda *_: None)
+    fast = compiled(model, X)
+    with torch.no_grad():
+        wanted = model(X)
+        near(fast(X), wanted)
+        for made in (fast.refresh(), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)) if not hooked else fast):
+            near(made(X), wanted)
+        fast.get_submodule("0.conv" if inside else "conv").register_forward_hook(lambda *_: None)
+        near(fast(X), wanted)
+        near(copy.deepcopy(fast)(X), wanted)

@@ -100,11 +100,20 @@ class CompiledForward(StandIn):
         return self.state(args, key).forward(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of a module runs as its class does."""
+        """A copy of a module runs as its class does, or as the forward that replaced its class's."""
+        if self._replaced is not None:
+            return copy.deepcopy(self._replaced, memo)
         return ClassForward(copy.deepcopy(self.module, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._replaced is not None:
+            return _itself, (self._replaced,)
         return ClassForward, (self.module,)
+
+    @property
+    def replaced(self) -> Any:
+        """The forward that hung on the module itself; None: it has its class's."""
+        return self._replaced
 
     def _own(self, *args: Any, **kwargs: Any) -> Any:
         if self._replaced is not None:
@@ -278,6 +287,10 @@ class CompiledForward(StandIn):
         return state
 
 
+def _itself(forward: Any) -> Any:
+    return forward
+
+
 class ClassForward(StandIn):
     """What a copied module has in place of its unit: the forward of its class."""
 
@@ -314,8 +327,11 @@ def _only_segment(assembled: Assembled) -> Callable[..., Any] | None:
 def undressed(module: nn.Module) -> nn.Module:
     """The model, its units taken off."""
     for each in module.modules():
-        if isinstance(vars(each).get("forward"), StandIn):
+        forward = vars(each).get("forward")
+        if isinstance(forward, StandIn):
             del each.__dict__["forward"]
+            if isinstance(forward, CompiledForward) and forward.replaced is not None:
+                each.__dict__["forward"] = forward.replaced
     return module
 
 
