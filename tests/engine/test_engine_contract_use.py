@@ -319,3 +319,30 @@ def test_a_forward_on_the_object_stays(hooked: bool, inside: bool) -> None:
         fast.get_submodule("0.conv" if inside else "conv").register_forward_hook(lambda *_: None)
         near(fast(X), wanted)
         near(copy.deepcopy(fast)(X), wanted)
+
+
+class WritesAndForgets(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 4), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.second(y)
+        z -= y  # nobody but a hook holds it
+        with torch.autocast("cpu", torch.bfloat16):
+            self.second(y)
+        return y
+
+
+def test_what_only_a_hook_sees() -> None:
+    model = WritesAndForgets().eval()
+    seen: list[Tensor] = []
+    model.second.register_forward_hook(lambda m, args, out: seen.append(out))
+    fast = compiled(model, X)
+    assert not seen
+    with torch.no_grad():
+        near(fast(X), model(X))
+    ours, theirs = seen[:2], seen[2:]
+    near(ours[0], theirs[0])
+    assert ours[1].dtype == theirs[1].dtype == torch.bfloat16
