@@ -10,7 +10,8 @@ from torch import nn
 from .copies import is_ours
 from .errors import Error
 
-_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+#: Where a module holds the hooks of its calls.
+CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class RefusedHooks(OrderedDict[int, Any]):
@@ -33,8 +34,8 @@ class RefusedHooks(OrderedDict[int, Any]):
 
 
 def refuse_hooks(module: nn.Module, why: str) -> None:
-    for name in _TABLES:
+    for name in CALL_HOOKS:
         module.__dict__[name] = RefusedHooks(why)
 
 
-__all__ = ["RefusedHooks", "refuse_hooks"]
+__all__ = ["CALL_HOOKS", "RefusedHooks", "refuse_hooks"]

@@ -276,10 +276,10 @@ def rewrite(module: nn.Module, path: str, calls: list[Calls], make: Make) -> Rew
             kind = relu_kind(child)
             if kind is None:
                 continue
-            if node.target not in used or hooks_of(child):  # what hooks keep on it belongs to its last call
-                used.add(str(node.target))
+            if child_name not in used or hooks_of(child):  # what hooks keep on it belongs to its last call
+                used.add(child_name)
                 continue
-            name = _free_name(module, str(node.target).replace(".", "_"))
+            name = _free_name(module, child_name.replace(".", "_"))
             module.add_module(name, make(f"{path}.{name}" if path else name, *kind, child).train(module.training))
             node.target = name
             arguments.why_not = f"the calls of {child_name} have thresholds of their own"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
-from .._base.drawing import RUST, STYLE, TEAL
-from .._base.errors import Error
+from .._base.drawing import RUST, TEAL, written_figure
 from ..report import Column, Report
 
 COLUMNS = (
@@ -57,33 +56,15 @@ class SensitivityReport(Report):
 
 
 _LINE, _CHOSEN = TEAL, RUST
-_KINDS = (".png", ".svg", ".pdf")
 
 
 def draw(report: SensitivityReport, path: str | PathLike[str]) -> None:
     """Write the picture; see :meth:`SensitivityReport.picture`."""
-    name = fspath(path)
-    if not name.lower().endswith(_KINDS):
-        raise Error(f"picture: path must end in {', '.join(_KINDS)}, got {name!r}")
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise Error("picture: it needs matplotlib, which is not installed: pip install matplotlib") from missing
-
     layers = report.layers
     columns = min(6, math.ceil(math.sqrt(len(layers) * 1.5)))
     lines = math.ceil(len(layers) / columns)
-    style = STYLE | {
-        "font.size": 8.5,
-        "axes.titlesize": 9,
-        "svg.fonttype": "none",  # text that can be searched
-        "svg.hashsalt": "secateur",  # the same report, the same file
-    }
-    with matplotlib.rc_context(style):  # type: ignore[arg-type,unused-ignore]
-        figure = Figure(figsize=(max(2.3 * columns, 5.5), 1.75 * lines + 1.1), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    size = (max(2.3 * columns, 5.5), 1.75 * lines + 1.1)
+    with written_figure(path, size, font_size=8.5, axes_titlesize=9) as figure:
         grid: Any = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         every = [row["accuracy"] for row in report.rows] + [report.baseline]
         spread = max(max(every) - min(every), 0.005)
@@ -106,7 +87,6 @@ def draw(report: SensitivityReport, path: str | PathLike[str]) -> None:
         )
         figure.supxlabel("zeros (%), from those that ReLU makes by itself", fontsize=9)
         figure.supylabel("accuracy (%)", fontsize=9)
-        figure.savefig(name, metadata={"Date": None} if name.lower().endswith(".svg") else None)
 
 
 def _panel(axes: Any, layer: str, rows: list[dict[str, Any]], report: SensitivityReport) -> None:

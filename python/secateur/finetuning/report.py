@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
-from .._base.drawing import FAINT, RUST, STYLE, TEAL
-from .._base.errors import Error
+from .._base.drawing import FAINT, RUST, TEAL, written_figure
 from ..report import Column, Report
 
 _MEASURES = (
@@ -22,7 +21,6 @@ WORDS = {
     "evaluate": "evaluate", "kl": "held-out KL", "cross_entropy": "held-out cross-entropy",
     "held_out_loss": "held-out loss",
 }  # fmt: skip
-_KINDS = (".png", ".svg", ".pdf")
 
 
 class FinetuneReport(Report):
@@ -77,20 +75,7 @@ class FinetuneReport(Report):
 
 def draw(report: FinetuneReport, path: str | PathLike[str]) -> None:
     """Write the picture; see :meth:`FinetuneReport.picture`."""
-    name = fspath(path)
-    if not name.lower().endswith(_KINDS):
-        raise Error(f"picture: path must end in {', '.join(_KINDS)}, got {name!r}")
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise Error("picture: it needs matplotlib, which is not installed: pip install matplotlib") from missing
-
-    style = STYLE | {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "secateur"}
-    with matplotlib.rc_context(style):  # type: ignore[arg-type,unused-ignore]
-        figure = Figure(figsize=(6.4, 4.4), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with written_figure(path, (6.4, 4.4), font_size=9) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         trained = [row for row in report.rows if row.get("loss") is not None]
         upper.plot([r["step"] for r in trained], [r["loss"] for r in trained], "o-", color=FAINT, markersize=3)
@@ -102,7 +87,6 @@ def draw(report: FinetuneReport, path: str | PathLike[str]) -> None:
         lower.set_title(f"{WORDS[report.judged_by]} (line: the start; the red one is kept)", fontsize=9)
         lower.set_xlabel("step")
         figure.suptitle(report.title, fontsize=10, x=0.01, ha="left")
-        figure.savefig(name, metadata={"Date": None} if name.lower().endswith(".svg") else None)
 
 
 __all__ = ["FinetuneReport"]

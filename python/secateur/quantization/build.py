@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._base.copies import own_copy
+from .._base.refused_hooks import CALL_HOOKS
 from ..graph.own_forward import Arguments
 from ..graph.rewritten import as_graph_module
 from ..masks import attach, strip
@@ -135,7 +136,7 @@ def _with_graph(
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     graph.lint()
     top = shells(network, {name: held[name] for name in held if name in used}, memo)
-    result = as_graph_module(top, graph, stock=True, arguments=_arguments(given, network, built))
+    result = as_graph_module(top, graph, stock=True, arguments=_arguments(given, network))
     type(result).__name__ = network.class_name
     result.__dict__["_graphmodule_cls_name"] = network.class_name  # read when it is unpickled
     return result
@@ -143,11 +144,11 @@ def _with_graph(
 
 def _share_hooks(module: nn.Module, first: nn.Module) -> None:
     """Another call of one layer: hooks are called at each."""
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+    for name in CALL_HOOKS:
         module.__dict__[name] = first.__dict__[name]
 
 
-def _arguments(graph: fx.Graph, network: Network, built: Built) -> Arguments:
+def _arguments(graph: fx.Graph, network: Network) -> Arguments:
     """What the graph takes. The model's own forward can take more where each layer that it calls is there once."""
     why = ""
     for node, layer in network.layers.items():
